@@ -1,0 +1,105 @@
+"""The whole config: one TOML file, parsed once at the edge, every section beside the code that it drives."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from longtail.codes import CodesSettings
+from longtail.embeddings import EmbeddingsSettings
+from longtail.evaluation import EvaluateSettings
+from longtail.groups import GroupsSettings
+from longtail.item_encoder import ItemEncoderSettings
+from longtail.logs import LogsSettings
+from longtail.profiles import ProfilesSettings
+from longtail.rankers.settings import RankersSettings
+from longtail.samples import SamplesSettings
+from longtail.serving import ServeSettings
+from longtail.settings import Settings
+from longtail.sweeping import SweepSettings
+from longtail.tracking import TrackingSettings
+from longtail.training import TrainSettings
+
+
+class RunSettings(Settings):
+    """The run: where its artifacts lie and what it is called."""
+
+    uri: str = Field("runs/demo", description="a local path or any pyarrow file system, s3://…")
+    name: str = "demo"
+    seed: int = 7
+
+
+class ClusterSettings(Settings):
+    """The Ray that a pipeline uses when it is not submitted as a job."""
+
+    address: str = Field("local", description='"local" starts one of its own and stops it at the end; "auto" or ray:// joins one')
+    num_cpus: int | None = Field(None, ge=1)
+    object_store_mb: int = Field(1024, ge=80)
+    dashboard: bool = True
+
+
+class Config(Settings):
+    """Every section of a run."""
+
+    run: RunSettings = RunSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    logs: LogsSettings = LogsSettings()
+    profiles: ProfilesSettings = ProfilesSettings()
+    embeddings: EmbeddingsSettings = EmbeddingsSettings()
+    item_encoder: ItemEncoderSettings = ItemEncoderSettings()
+    codes: CodesSettings = CodesSettings()
+    groups: GroupsSettings = GroupsSettings()
+    samples: SamplesSettings = SamplesSettings()
+    rankers: RankersSettings = RankersSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    serve: ServeSettings = ServeSettings()
+    sweep: SweepSettings = SweepSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file (None: all defaults) and apply `--set a.b=value` overrides.
+
+    Raises:
+        ValueError: the file is missing or not TOML, an override has no '=', a key is unknown or a value breaks its rule.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        try:
+            raw = tomllib.loads(Path(path).read_text())
+        except FileNotFoundError as error:
+            raise ValueError(f"--config {path}: no such file. The repository's own configs lie in pipelines/configs/.") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"--config {path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(raw, override)
+    return parse(raw, str(path or "defaults"))
+
+
+def parse(raw: dict[str, Any], where: str) -> Config:
+    """Validate a nested dict; raises ValueError with one line per broken setting."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(part) for part in e['loc'])} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise ValueError(f"{where}: {len(lines)} setting(s) refused:\n" + "\n".join(lines)) from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"--set {override}: expected a.b=value, with value as in TOML (text without quotes is taken as text).")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = name.strip().split(".")
+    section = raw
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ValueError(f"--set {override}: {parent!r} is a value, not a section.")
+    section[last] = value

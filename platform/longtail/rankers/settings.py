@@ -1,0 +1,57 @@
+"""The rankers' settings; each part of a published method can be switched off."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from longtail.settings import Settings
+
+Head = Literal["outcome", "cvr", "conversion"]
+
+
+class TowerSettings(Settings):
+    """What all rankers share: the DIN-style individual side."""
+
+    heads: tuple[Head, ...] | None = Field(None, description="None: the ranker's own choice of those that the source allows")
+    id_dim: int = Field(16, ge=1)
+    attribute_dim: int = Field(4, ge=1)
+    hidden_dims: tuple[int, ...] = (128, 64)
+    attention_dims: tuple[int, ...] = (32,)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class BaseSettings(TowerSettings):
+    """The DIN-style base."""
+
+
+class ChoirRecSettings(TowerSettings):
+    """ChoirRec's parts (group-aware hierarchical representation, group-aware multi-granularity module)."""
+
+    group_id_fusion: bool = True
+    attribute_completion: bool = True
+    group_sequence: bool = True
+    injection: bool = True
+    adaptive_fusion: bool = Field(True, description="off: both channels weigh one half")
+    distillation: bool = True
+    group_dim: int = Field(16, ge=1)
+    distill_weight: float = Field(0.005, ge=0, description="the paper's lambda")
+    distill_margin: float = Field(0.1, ge=0)
+    distill_teacher: Literal["individual", "group"] = "individual"
+    min_purchases: float = Field(2.0, ge=0, description="hard gate theta_act")
+    min_confidence: float = Field(0.1, ge=0, le=0.5, description="hard gate theta_conf")
+    low_activity_purchases: float = Field(5.0, ge=0, description="below it the low-activity flag is 1")
+
+
+class SaviorRecSettings(TowerSettings):
+    """SaviorRec's parts."""
+
+    semantic_vector: bool = True
+    alignment: bool = Field(True, description="MBA: zero-initialised codebooks added to the frozen vector")
+    semantic_to_behaviour: bool = Field(True, description="attention branch (a): semantic scores pool ID embeddings")
+    behaviour_to_semantic: bool = Field(True, description="attention branch (b): ID scores pool semantic vectors")
+
+
+class RankersSettings(Settings):
+    base: BaseSettings = BaseSettings()
+    choirrec: ChoirRecSettings = ChoirRecSettings()
+    saviorrec: SaviorRecSettings = SaviorRecSettings()

@@ -1,0 +1,31 @@
+"""Samples: labelled examples with features as known at their time; serving builds a request's features with the same function."""
+
+from pydantic import Field
+
+from longtail.settings import Compute, Settings
+
+
+class SamplesSettings(Settings):
+    """The `samples` stage."""
+
+    history_length: int = Field(50, ge=1)
+    snapshot_days: int = Field(7, ge=1, description="popularity and item counts are as of the last such boundary")
+    numeric_bins: int = Field(8, ge=2, description="quantile bins of numeric user attributes")
+    rows_per_file: int = Field(65_536, ge=1_024, description="training reads one such file at a time")
+    compute: Compute = Compute(num_actors=2, num_cpus=0.5)
+
+
+class FeatureSpec(Settings):
+    """Widths and vocabulary sizes of a sample row; it stands in the samples' manifest and in every checkpoint."""
+
+    num_users: int  # user_row runs from 1; 0 is a user nobody knows
+    num_items: int  # item_row runs from 1; 0 is padding or an item nobody knows
+    history_length: int
+    group_history_length: int
+    attributes: tuple[str, ...]
+    attribute_sizes: tuple[int, ...]  # codes of each attribute, 0 (unknown) included
+    user_stats: tuple[str, ...]
+    cross_stats: tuple[str, ...]
+    item_stats: tuple[str, ...]
+    code_sizes: tuple[int, ...]  # codebook size of each stage; codes are stored plus one, 0 is no group
+    has_conversion: bool

@@ -1,0 +1,24 @@
+"""Training: one loop for every ranker, on global batches that do not depend on the number of workers; checkpoints in safetensors."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from longtail.settings import Compute, Settings
+
+
+class TrainSettings(Settings):
+    """The `train` stage; every ranker gets the same."""
+
+    rankers: tuple[Literal["base", "choirrec", "saviorrec"], ...] = ("base", "choirrec", "saviorrec")
+    batch_size: int = Field(1024, ge=1, description="global, over all workers")
+    epochs: int = Field(2, ge=1)
+    optimizer: Literal["adagrad", "adam"] = Field("adagrad", description="the paper's is Adagrad")
+    learning_rate: float = Field(0.05, gt=0)
+    final_learning_rate: float = Field(0.005, gt=0, description="reached linearly at the last step")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(10.0, gt=0)
+    id_dropout: float = Field(0.1, ge=0, lt=1, description="share of user and item IDs shown as out-of-vocabulary while training")
+    checkpoint_every_epochs: int = Field(1, ge=1)
+    max_failures: int = Field(2, ge=0, description="restarts of the worker group; it resumes from its last checkpoint")
+    compute: Compute = Compute(num_actors=1)
