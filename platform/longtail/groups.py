@@ -1,8 +1,22 @@
-"""Groups: what the members of a code prefix have in common at one as_of (ChoirRec, group attribute completion and group behaviour sequence)."""
+"""Groups: what the members of a code prefix have in common at one as_of (ChoirRec, group attribute completion and group behaviour sequence).
 
+Reads user codes, users and the events before each as_of; writes one row per (as_of, prefix). Run: python -m pipelines.groups --config …
+
+Letters: R users with codes, S code stages, A attributes, U statistics.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 from pydantic import Field
 
+from longtail import schema
+from longtail.behaviour import Behaviour
+from longtail.entities import Entities
 from longtail.settings import Settings
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
 
 class GroupsSettings(Settings):
@@ -12,4 +26,114 @@ class GroupsSettings(Settings):
     min_size: int = Field(3, ge=1, description="a user whose leaf group is smaller borrows from the parent prefix")
     sequence_categories: int = Field(6, ge=1, description="top categories over all purchases of the group")
     items_per_category: int = Field(3, ge=1)
-    weight_by_lift: bool = Field(False, description="order categories by lift over the whole instead of by count (ours, not the paper's)")
+    weight_by_lift: bool = Field(False, description="rank categories by lift over everyone instead of by count (ours, not the paper's)")
+
+    @property
+    def sequence_length(self) -> int:
+        """Longest group sequence."""
+        return self.sequence_categories * self.items_per_category
+
+
+def build_groups(
+    codes_RS: Ints,
+    user_row_R: Ints,
+    stats_RU: Floats,
+    behaviour: Behaviour,
+    entities: Entities,
+    as_of_us: int,
+    settings: GroupsSettings,
+) -> pa.Table:
+    """One row per prefix of the codes at one as_of, the empty prefix (everyone) first; rows as in schema.GROUPS.
+
+    `behaviour` may reach beyond `as_of_us`; only what lies strictly before it is used.
+    """
+    past = behaviour.before(as_of_us)
+    purchases = past.is_strongest if past.is_strongest.any() else np.ones(len(past.time_E), bool)
+    tables = []
+    for depth in range(codes_RS.shape[1] + 1):
+        prefixes, group_R = np.unique(codes_RS[:, :depth], axis=0, return_inverse=True) if depth else (np.zeros((1, 0), np.int64), np.zeros(len(codes_RS), int))
+        group_R = group_R.reshape(-1)
+        num_groups = len(prefixes)
+        size = np.bincount(group_R, minlength=num_groups)
+        majority, support = _majority(group_R, entities.attribute_codes_MA[user_row_R], [a.size for a in entities.attributes], num_groups, settings)
+        stats = np.stack([np.bincount(group_R, column, num_groups) / np.maximum(size, 1) for column in stats_RU.T], 1)
+        group_M = np.full(len(entities.users) + 1, -1, np.int64)
+        group_M[user_row_R] = group_R
+        sequences, weights = _sequences(group_M[past.user_row_E[purchases]], past.item_row_E[purchases], past.time_E[purchases], entities, num_groups, settings)
+        tables.append(
+            pa.table(
+                {
+                    "as_of": pa.array([as_of_us] * num_groups, pa.int64()).cast(schema.TIMESTAMP),
+                    "depth": pa.array([depth] * num_groups, pa.int8()),
+                    "prefix": pa.array(prefixes.tolist(), pa.list_(pa.int32())),
+                    "size": pa.array(size, pa.int32()),
+                    "attributes": pa.array(majority.tolist(), pa.list_(pa.int32())),
+                    "support": pa.array(support.tolist(), pa.list_(pa.float32())),
+                    "stats": pa.array(stats.tolist(), pa.list_(pa.float32())),
+                    "sequence": pa.array(sequences, pa.list_(pa.string())),
+                    "sequence_weight": pa.array(weights, pa.list_(pa.float32())),
+                },
+                schema=schema.GROUPS,
+            )
+        )
+    return pa.concat_tables(tables)
+
+
+def _majority(
+    group_R: Ints, attribute_codes_RA: npt.NDArray[np.int32], sizes: list[int], num_groups: int, settings: GroupsSettings
+) -> tuple[npt.NDArray[np.int32], Floats]:
+    """Majority code [groups, A] over the members that have one (0 where fewer than min_support do), and the share of those that agree with it."""
+    majority = np.zeros((num_groups, len(sizes)), np.int32)
+    support = np.zeros((num_groups, len(sizes)), np.float32)
+    for column, size in enumerate(sizes):
+        counts = np.bincount(group_R * size + attribute_codes_RA[:, column], minlength=num_groups * size).reshape(num_groups, size)
+        counts[:, 0] = 0  # a missing value has no vote
+        known = counts.sum(1)
+        best = counts.argmax(1)
+        enough = known >= settings.min_support
+        majority[:, column] = np.where(enough, best, 0)
+        support[:, column] = np.where(enough, counts.max(1) / np.maximum(known, 1), 0)
+    return majority, support
+
+
+def _sequences(
+    group_E: Ints, item_row_E: Ints, time_E: Ints, entities: Entities, num_groups: int, settings: GroupsSettings
+) -> tuple[list[list[str]], list[list[float]]]:
+    """Top categories of each group's purchases, in each the head items, ordered by mean purchase time; weights are shares of the group's purchases."""
+    kept = group_E >= 0
+    group_E, item_row_E, time_E = group_E[kept], item_row_E[kept], time_E[kept]
+    leaf_E = entities.leaf_codes_N[item_row_E].astype(np.int64)
+    num_leaves, num_items = int(entities.leaf_codes_N.max(initial=0)) + 1, len(entities.items) + 1
+    leaf_key, leaf_count = np.unique(group_E * num_leaves + leaf_E, return_counts=True)
+    leaf_group, leaf = leaf_key // num_leaves, leaf_key % num_leaves
+    total_G = np.bincount(group_E, minlength=num_groups)
+    score = leaf_count.astype(np.float64)
+    if settings.weight_by_lift:
+        overall = np.bincount(leaf_E, minlength=num_leaves) / max(len(leaf_E), 1)
+        # One pseudo-purchase at the overall rate keeps a single odd purchase from topping the list.
+        score = (leaf_count + overall[leaf]) / (total_G[leaf_group] + 1) / np.maximum(overall[leaf], 1e-12)
+    chosen_leaves = _top_per_group(leaf_group, score, leaf, settings.sequence_categories)
+    chosen = np.isin(group_E * num_leaves + leaf_E, leaf_key[chosen_leaves])
+    item_key, inverse, item_count = np.unique(group_E[chosen] * num_items + item_row_E[chosen], return_inverse=True, return_counts=True)
+    mean_time = np.bincount(inverse.reshape(-1), (time_E[chosen] - time_E.min(initial=0)).astype(np.float64)) / np.maximum(item_count, 1)
+    item_group, item_row = item_key // num_items, item_key % num_items
+    cell = item_group * num_leaves + entities.leaf_codes_N[item_row]
+    head = _top_per_group(cell, item_count.astype(np.float64), item_row, settings.items_per_category)
+    head = head[np.lexsort((item_row[head], mean_time[head], item_group[head]))]
+    sequences: list[list[str]] = [[] for _ in range(num_groups)]
+    weights: list[list[float]] = [[] for _ in range(num_groups)]
+    ids = entities.items.values
+    for place in head:
+        group = int(item_group[place])
+        sequences[group].append(ids[int(item_row[place]) - 1].as_py())
+        weights[group].append(float(item_count[place] / total_G[group]))
+    return sequences, weights
+
+
+def _top_per_group(group: Ints, score: npt.NDArray[np.float64], tie: Ints, count: int) -> Ints:
+    """Places of the `count` best-scored rows of each group; ties go to the smaller `tie`."""
+    order = np.lexsort((tie, -score, group))
+    _, starts = np.unique(group[order], return_index=True)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    kept: Ints = order[rank < count]
+    return kept

@@ -1,4 +1,7 @@
-"""Samples: labelled examples with features as known at their time; serving builds a request's features with the same function."""
+"""Samples: the settings of the stage and the shape of its rows. The features themselves are in longtail.features, which serving shares.
+
+Reads logs, user codes and groups; writes samples.parquet/part-*.parquet, one part per part of the examples. Run: python -m pipelines.samples --config …
+"""
 
 from pydantic import Field
 

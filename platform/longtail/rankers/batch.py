@@ -47,15 +47,32 @@ class Batch:
     def from_table(table: pa.Table, spec: FeatureSpec) -> "Batch":
         """Tensors from sample rows (longtail.samples writes them); label columns may be missing (serving) and are then 0 and -1."""
         table = table.combine_chunks()
+        widths = {
+            "history": spec.history_length,
+            "history_days": spec.history_length,
+            "attributes": len(spec.attributes),
+            "completed": len(spec.attributes),
+            "user_stats": len(spec.user_stats),
+            "cross_stats": len(spec.cross_stats),
+            "item_stats": len(spec.item_stats),
+            "group_stats": len(spec.user_stats),
+            "user_codes": len(spec.code_sizes),
+            "group_history": spec.group_history_length,
+            "group_weight": spec.group_history_length,
+            "activity": 3,
+        }
 
         def ints(name: str) -> torch.Tensor:
             return torch.from_numpy(table.column(name).to_numpy().astype(np.int64))
 
         def wide(name: str, dtype: type) -> torch.Tensor:
-            column = table.column(name)
-            width = column.type.list_size
-            values = column.chunk(0).flatten() if column.num_chunks else column.combine_chunks().flatten()
-            return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype(dtype).reshape(len(table), width))
+            width = widths[name]
+            if width == 0 or len(table) == 0:  # Parquet cannot hold lists of width 0, so such a column may be missing
+                return torch.from_numpy(np.zeros((len(table), width), dtype))
+            values = table.column(name).chunk(0).flatten().to_numpy(zero_copy_only=False)
+            if len(values) != len(table) * width:
+                raise ValueError(f"samples: {name!r} is {len(values) // len(table)} wide, the spec says {width}. Rebuild the samples with this config.")
+            return torch.from_numpy(values.astype(dtype).reshape(len(table), width))
 
         def label(name: str, missing: float) -> torch.Tensor:
             if name not in table.column_names:

@@ -1,0 +1,122 @@
+"""Codes: RQ-KMeans over Ray for users and for items.
+
+Reads user_vectors/vectors and item_z/z; writes user_codes and item_codes, each with codes.parquet and codebook.safetensors ([S, k, d] float32); the quality
+report stands in the manifest. Users are fitted on their first snapshot; later snapshots are encoded with that codebook.
+Run: python -m pipelines.codes --config …
+"""
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from longtail import schema
+from longtail.artifacts import Draft
+from longtail.codes import BlockSums, CodebookSettings, Floats, block_ranges, check_rows, codebook_bytes, fit_codebook, gather_rows, quality
+from longtail.vectors import VectorTable
+from numpy.typing import NDArray
+
+from actors.kmeans import KMeansShard
+from pipelines.embeddings import USER_VECTORS
+from pipelines.item_encoder import ITEM_Z
+from pipelines.stage import Context, Result, Stage, main_for
+
+logger = logging.getLogger(__name__)
+
+
+class RayShards:
+    """The rows in actors, `num_actors` of them at most; each owns neighbouring blocks."""
+
+    def __init__(self, table: VectorTable, rows_N: NDArray[np.int64], settings: CodebookSettings) -> None:
+        compute = settings.compute
+        parts = block_ranges(len(rows_N), settings.block_rows, compute.num_actors)
+        remote = ray.remote(KMeansShard).options(num_cpus=compute.num_cpus, num_gpus=compute.num_gpus, max_restarts=3, max_task_retries=3)
+        self.actors: list[Any] = [remote.remote(table, [(start, rows_N[start:stop]) for start, stop in part]) for part in parts]
+        self._owners = np.array([number for number, part in enumerate(parts) for _ in part])
+        self._block_rows = settings.block_rows
+
+    def step(self, fixed_SKD: Floats, centroids_KD: Floats) -> Iterator[BlockSums]:
+        fixed, centroids = ray.put(fixed_SKD), ray.put(centroids_KD)
+        for pending in [actor.step.remote(fixed, centroids) for actor in self.actors]:
+            yield from ray.get(pending)
+
+    def residuals(self, fixed_SKD: Floats, rows_R: NDArray[np.int64]) -> Floats:
+        fixed = ray.put(fixed_SKD)
+        owner_R = self._owners[rows_R // self._block_rows]
+        pending = {int(owner): self.actors[owner].residuals.remote(fixed, rows_R[owner_R == owner]) for owner in np.unique(owner_R)}
+        return gather_rows(rows_R, owner_R, lambda owner, rows: ray.get(pending[owner]))
+
+    def encode(self, num_rows: int, codebook_SKD: Floats) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+        """Codes and fingerprints of all rows of the table, in its order, each actor its share."""
+        codebook = ray.put(codebook_SKD)
+        cuts = [num_rows * number // len(self.actors) for number in range(len(self.actors) + 1)]
+        parts = ray.get([actor.encode.remote(low, high, codebook) for actor, low, high in zip(self.actors, cuts, cuts[1:], strict=False)])
+        return np.concatenate([codes for codes, _ in parts]), np.concatenate([prints for _, prints in parts])
+
+    def close(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def fit_order(keys: pa.Table) -> NDArray[np.int64]:
+    """Row numbers of the first snapshot (of all rows, where there are no snapshots), in key order: the order does not hang on how the table was written."""
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names]).to_numpy()
+    if "as_of" in keys.column_names:
+        first = pc.equal(keys["as_of"], pc.min(keys["as_of"])).to_numpy()
+        order = order[first[order]]
+    rows: NDArray[np.int64] = order.astype(np.int64)
+    return rows
+
+
+def build(context: Context, draft: Draft, *, upstream: str, table: str, key: pa.Schema, section: str) -> Result:
+    """Fit on the first snapshot's rows, encode all rows, write codes and codebook."""
+    settings: CodebookSettings = getattr(context.config.codes, section)
+    source = context.inputs[upstream]
+    vectors = VectorTable(source.fs, source.path(f"{table}.parquet"))
+    keys = schema.check(vectors.keys(key), key, upstream)
+    rows = fit_order(keys)
+    check_rows(settings, len(rows), f"codes.{section}", f"stage {upstream!r}" + (" at its first as_of" if "as_of" in key.names else ""))
+    shards = RayShards(vectors, rows, settings)
+    try:
+        fit = fit_codebook(shards, len(rows), vectors.dim(), settings, context.seed)
+        codes, prints = shards.encode(len(keys), fit.codebook_SKD)
+    finally:
+        shards.close()
+    report = quality(fit, codes[rows], prints[rows])
+    if any(report["dead_codes"]):
+        logger.warning("codes.%s: dead codes by stage %s; %d distinct vectors among %d rows", section, report["dead_codes"], report["distinct_vectors"], len(rows))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), settings.num_stages)
+    draft.write("codes", schema.check(keys.append_column("codes", column), schema.codes(key, settings.num_stages), "codes"))
+    with draft.fs.open_output_stream(draft.path("codebook.safetensors")) as stream:
+        stream.write(codebook_bytes(fit.codebook_SKD))
+    return Result(rows_in=len(keys), rows_out=len(keys), info={"quality": report, "shape": list(fit.codebook_SKD.shape)})
+
+
+USER_CODES = Stage(
+    name="user_codes",
+    version=1,
+    inputs=(USER_VECTORS,),
+    settings=lambda config: config.codes.user.key_fields(),
+    build=partial(build, upstream="user_vectors", table="vectors", key=schema.USER_KEY, section="user"),
+    command="pipelines.codes",
+)
+ITEM_CODES = Stage(
+    name="item_codes",
+    version=1,
+    inputs=(ITEM_Z,),
+    settings=lambda config: config.codes.item.key_fields(),
+    build=partial(build, upstream="item_z", table="z", key=schema.ITEM_KEY, section="item"),
+    command="pipelines.codes",
+)
+
+
+def main() -> None:
+    main_for(__doc__ or "", lambda config: [USER_CODES, ITEM_CODES])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The whole line, from logs to the evaluation report; this page is the table of contents.
+
+     logs ─┬─► profiles ──► user_vectors ─────────► user_codes ─► groups ─┐
+           │                                                              ├─► samples ─► base, choirrec, saviorrec ─► evaluation
+           └──────────────► item_vectors ─► item_z ─► item_codes ─────────┘
+
+Run: python -m pipelines.full --config my.toml. Finished stages are skipped; an interrupted one is redone. Last stdout line: one JSON object.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from longtail.artifacts import Store
+from longtail.config import Config
+from pipelines.cluster import ray_session
+from pipelines.codes import ITEM_CODES, USER_CODES
+from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
+from pipelines.evaluate import evaluation_stage
+from pipelines.groups import GROUPS
+from pipelines.item_encoder import ITEM_Z
+from pipelines.logs import LOGS
+from pipelines.profiles import PROFILES
+from pipelines.samples import SAMPLES
+from pipelines.stage import Outcome, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
+from pipelines.train import RANKER_STAGES
+
+
+def stages(config: Config) -> list[Stage]:
+    """Every stage in the order of the data."""
+    rankers = [RANKER_STAGES[name] for name in config.train.rankers]
+    return [LOGS, PROFILES, USER_VECTORS, ITEM_VECTORS, ITEM_Z, USER_CODES, ITEM_CODES, GROUPS, SAMPLES, *rankers, evaluation_stage(config)]
+
+
+def run(config: Config, store: Store, say: Callable[[str], None] = lambda line: None) -> Iterator[Outcome]:
+    """Build what is not finished, stage by stage; needs a running Ray."""
+    line = stages(config)
+    for number, stage in enumerate(line, start=1):
+        say(f"[{number:2d}/{len(line)}] {stage.name} …")
+        outcome = ensure(stage, config, store)
+        state = "finished before" if outcome.skipped else f"{outcome.seconds:.1f} s"
+        say(f"[{number:2d}/{len(line)}] {stage.name}: {outcome.artifact.manifest['rows']['out']:,} rows, {state}")
+        yield outcome
+
+
+def time_table(outcomes: Sequence[Outcome]) -> str:
+    """Stage times and rows as text."""
+    lines = [f"{'stage':<14} {'seconds':>8} {'rows in':>11} {'rows out':>11} {'dropped':>9}"]
+    for outcome in outcomes:
+        rows = outcome.artifact.manifest["rows"]
+        seconds = "cached" if outcome.skipped else f"{outcome.seconds:.1f}"
+        lines.append(f"{outcome.artifact.stage:<14} {seconds:>8} {rows['in']:>11,} {rows['out']:>11,} {sum(rows['dropped'].values()):>9,}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    with clear_errors():
+        config = config_from(arguments(__doc__ or ""))
+        store = open_store(config)
+        with ray_session(config.cluster):
+            outcomes = list(run(config, store, lambda line: print(line, file=sys.stderr, flush=True)))
+        print(time_table(outcomes))
+        print(f"report: {outcomes[-1].artifact.path('report.html')}")
+        print(json.dumps({outcome.artifact.stage: summary(outcome) for outcome in outcomes}, default=str))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Groups: per group prefix and as_of, what the members have in common.
+
+Reads logs and user codes; writes the table `groups` (schema.GROUPS). Run: python -m pipelines.groups --config pipelines/configs/demo.toml
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from longtail import schema
+from longtail.artifacts import Artifact, Draft
+from longtail.config import Config
+from longtail.features import ActivityIndex
+from longtail.groups import build_groups
+from longtail.run_state import load_behaviour, load_entities
+from pipelines.codes import USER_CODES
+from pipelines.logs import LOGS
+from pipelines.stage import Context, Result, Stage, main_for
+
+
+def _one_snapshot(logs: Artifact, user_codes: Artifact, as_of_us: int, config: Config) -> pa.Table:
+    """All groups of one as_of."""
+    entities = load_entities(logs, config.samples.numeric_bins)
+    behaviour = load_behaviour(logs, entities)
+    codes = user_codes.read("codes")
+    codes = codes.filter(pc.equal(pc.cast(codes.column("as_of"), pa.int64()), as_of_us))
+    user_row = entities.users.encode(codes.column("user_id")).astype(np.int64)
+    codes_RS = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(len(codes), -1).astype(np.int64)
+    stats, _ = ActivityIndex.build(behaviour).statistics(user_row, np.full(len(user_row), as_of_us))
+    return build_groups(codes_RS, user_row, stats, behaviour, entities, as_of_us, config.groups)
+
+
+def _build(context: Context, draft: Draft) -> Result:
+    logs, user_codes = context.inputs["logs"], context.inputs["user_codes"]
+    as_of = pc.cast(user_codes.read("codes", ["as_of"]).column("as_of"), pa.int64()).to_numpy()
+    task = ray.remote(_one_snapshot)
+    pending = [task.remote(logs, user_codes, int(time), context.config) for time in np.unique(as_of)]
+    tables = ray.get(pending)
+    table = schema.check(pa.concat_tables(tables), schema.GROUPS, "groups")
+    draft.write("groups", table)
+    depth, size = table.column("depth").to_numpy(), table.column("size").to_numpy()
+    info = {
+        "num_groups": len(table),
+        "sizes_by_depth": {
+            str(d): {"groups": int((depth == d).sum()), "median_size": float(np.median(size[depth == d])), "max_size": int(size[depth == d].max())}
+            for d in np.unique(depth)
+        },
+    }
+    return Result(rows_in=len(table), rows_out=len(table), info=info)
+
+
+def _settings(config: Config) -> dict[str, object]:
+    return {"groups": config.groups.key_fields(), "numeric_bins": config.samples.numeric_bins}
+
+
+GROUPS = Stage("groups", 1, (LOGS, USER_CODES), _settings, _build, "pipelines.groups")
+
+
+def main() -> None:
+    main_for(__doc__ or "", lambda config: [GROUPS])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Layers that the rankers share: item embeddings, DIN's target attention, feed-forward towers, fixed normalisation.
+
+Letters: B rows, L history length, D item width, K attention width, W any width, A attributes.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from longtail.rankers.catalogue import OOV, Catalogue
+
+EMBEDDING_STD = 0.05  # of the order of one Adagrad step, so that a few rows of data outweigh the draw
+CLIP = 5.0  # standard deviations
+DAYS_SCALE = 0.25  # log1p(days) runs to about 6; attention's other inputs are of order one
+
+
+def embedding_table(num: int, dim: int) -> nn.Embedding:
+    """Normal entries; row 0 (padding, unknown) is zero and stays so, row OOV starts at zero and is trained."""
+    table = nn.Embedding(num, dim, padding_idx=0)
+    with torch.no_grad():
+        table.weight.normal_(std=EMBEDDING_STD)
+        table.weight[: OOV + 1] = 0
+    return table
+
+
+class ItemEmbedding(nn.Module):
+    """An item as the ranker sees it: ID, category by level, brand; [.., D].
+
+    IDs without a training row share one out-of-vocabulary embedding, in histories too. It is trained by ID dropout and by history items that were never
+    a candidate; an ID of their own would have learnt from histories alone, and as a candidate it would be noise.
+    """
+
+    def __init__(self, catalogue: Catalogue, id_dim: int, attribute_dim: int) -> None:
+        super().__init__()
+        sizes = catalogue.sizes
+        self.ids = embedding_table(sizes.item_ids, id_dim)
+        self.categories = nn.ModuleList(_small_table(size, attribute_dim) for size in sizes.categories)
+        self.brands = _small_table(sizes.brands, attribute_dim)
+        self.id_dim = id_dim
+        self.dim = id_dim + attribute_dim * (len(sizes.categories) + 1)
+
+    def forward(self, catalogue: Catalogue, rows: torch.Tensor, id_index: torch.Tensor | None = None) -> torch.Tensor:
+        """Vectors [.., D] of item rows [..]; `id_index` replaces the catalogue's ID index (targets hide some IDs)."""
+        parts = [self.ids(catalogue.item_id_N[rows] if id_index is None else id_index)]
+        categories = catalogue.category_NC[rows]
+        parts += [table(categories[..., level]) for level, table in enumerate(self.categories)]
+        parts.append(self.brands(catalogue.brand_N[rows]))
+        return torch.cat(parts, dim=-1)
+
+
+def target_id_index(index: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
+    """ID index of targets or users: out of vocabulary instead of padding, and where `hidden`."""
+    index = index.clamp(min=OOV)
+    return index if hidden is None else index.masked_fill(hidden, OOV)
+
+
+class AttributeEmbedding(nn.Module):
+    """A categorical attributes as one vector [B, A * dim]; 0 (unknown) has an embedding of its own."""
+
+    def __init__(self, sizes: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.dim = len(sizes) * dim
+        self.register_buffer("offset_A", torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], dtype=torch.int64), persistent=False)
+        if sizes:
+            self.table = nn.Embedding(sum(sizes), dim)
+            nn.init.normal_(self.table.weight, std=EMBEDDING_STD)
+
+    def forward(self, attributes_BA: torch.Tensor) -> torch.Tensor:
+        if self.dim == 0:
+            return torch.zeros(len(attributes_BA), 0, device=attributes_BA.device)
+        vectors: torch.Tensor = self.table(attributes_BA + self.offset_A)
+        return vectors.flatten(1)
+
+
+class Normaliser(nn.Module):
+    """Standardises W statistics with a mean and deviation that are fitted once and then fixed.
+
+    Fixed buffers, not batch norm: a row's score must not depend on the rows beside it, nor on the number of workers. Unknown (NaN) becomes the mean.
+    """
+
+    mean_W: torch.Tensor
+    std_W: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_W", torch.zeros(width))
+        self.register_buffer("std_W", torch.ones(width))
+
+    def fit(self, values_BW: torch.Tensor) -> None:
+        """Mean and deviation of the known values; a constant column keeps deviation 1."""
+        values = values_BW.double()
+        known = ~torch.isnan(values)
+        count = known.sum(dim=0).clamp(min=1)
+        mean = values.nan_to_num(0.0).sum(dim=0) / count
+        std = (((values - mean).nan_to_num(0.0) ** 2).sum(dim=0) / count).sqrt()
+        self.mean_W.copy_(mean)
+        self.std_W.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+
+    def forward(self, values_BW: torch.Tensor) -> torch.Tensor:
+        return ((values_BW - self.mean_W) / self.std_W).clamp(-CLIP, CLIP).nan_to_num(0.0)
+
+
+class TargetAttention(nn.Module):
+    """DIN's target attention: an MLP on [h, t, h * t] and recency scores each history item, softmax pools; an empty history gives zeros.
+
+    DIN also feeds h - t; before a linear layer that is already in the span of h and t, so it is left out. The first layer is one product of the history
+    with a matrix per row, Wh + diag(t) Wht: [h, t, h * t] of every history item is never written down.
+    """
+
+    def __init__(self, dim: int, hidden_dims: Sequence[int]) -> None:
+        super().__init__()
+        widths = [*hidden_dims, 1]
+        bound = 1 / math.sqrt(3 * dim + 1)
+        self.history_DK = nn.Parameter(torch.empty(dim, widths[0]).uniform_(-bound, bound))
+        self.target_DK = nn.Parameter(torch.empty(dim, widths[0]).uniform_(-bound, bound))
+        self.product_DK = nn.Parameter(torch.empty(dim, widths[0]).uniform_(-bound, bound))
+        self.recency_K = nn.Parameter(torch.empty(widths[0]).uniform_(-bound, bound))
+        self.bias_K = nn.Parameter(torch.zeros(widths[0]))
+        self.later = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+
+    def forward(
+        self,
+        target_BD: torch.Tensor,
+        history_BLD: torch.Tensor,
+        mask_BL: torch.Tensor,
+        days_BL: torch.Tensor | None = None,
+        prior_BL: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled history [B, D] and attention weights [B, L].
+
+        Args:
+            target_BD: what attends.
+            history_BLD: what is attended to.
+            mask_BL: True where there is an item.
+            days_BL: age in days, None where the sequence has no times.
+            prior_BL: weights that the softmax starts from, None for equal ones.
+        """
+        matrix_BDK = self.history_DK + target_BD.unsqueeze(2) * self.product_DK
+        shift_BK = target_BD @ self.target_DK + self.bias_K
+        hidden = torch.baddbmm(shift_BK.unsqueeze(1), history_BLD, matrix_BDK)
+        if days_BL is not None:
+            hidden = hidden + (torch.log1p(days_BL) * DAYS_SCALE).unsqueeze(2) * self.recency_K
+        for layer in self.later:
+            hidden = layer(torch.relu(hidden))
+        weights_BL = masked_softmax(hidden.squeeze(2), mask_BL, prior_BL)
+        return torch.bmm(weights_BL.unsqueeze(1), history_BLD).squeeze(1), weights_BL
+
+
+def masked_softmax(scores_BL: torch.Tensor, mask_BL: torch.Tensor, prior_BL: torch.Tensor | None = None) -> torch.Tensor:
+    """Softmax over the masked-in places, times a prior if given; a row without any gets zeros."""
+    if prior_BL is not None:
+        scores_BL = scores_BL + torch.log(prior_BL.clamp(min=1e-6))
+    weights_BL = torch.softmax(scores_BL.masked_fill(~mask_BL, torch.finfo(scores_BL.dtype).min), dim=1)
+    return weights_BL * mask_BL
+
+
+class Tower(nn.Module):
+    """Feed-forward layers with ReLU; `added` joins one of them before its ReLU (ChoirRec's injection)."""
+
+    def __init__(self, in_dim: int, hidden_dims: Sequence[int], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip([in_dim, *hidden_dims], hidden_dims))
+        self.dropout = nn.Dropout(dropout)
+        self.out_dim = hidden_dims[-1]
+
+    def first(self, x: torch.Tensor) -> torch.Tensor:
+        """Output of the first hidden layer."""
+        hidden: torch.Tensor = self.dropout(torch.relu(self.layers[0](x)))
+        return hidden
+
+    def rest(self, hidden: torch.Tensor, added: torch.Tensor | None = None, added_at: int = -1) -> torch.Tensor:
+        """Output of the last hidden layer from the first's; `added` is summed into layer number `added_at` (from 0) before its ReLU."""
+        for number, layer in enumerate(self.layers[1:], start=1):
+            hidden = layer(hidden)
+            if added is not None and number == added_at:
+                hidden = hidden + added
+            hidden = self.dropout(torch.relu(hidden))
+        return hidden
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rest(self.first(x))
+
+
+def _small_table(num: int, dim: int) -> nn.Embedding:
+    """A table whose row 0 (unknown) is zero and fixed; there is no out-of-vocabulary row."""
+    table = nn.Embedding(max(num, 1), dim, padding_idx=0)
+    with torch.no_grad():
+        table.weight.normal_(std=EMBEDDING_STD)
+        table.weight[0] = 0
+    return table

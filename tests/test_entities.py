@@ -1,0 +1,56 @@
+"""Entities: numbering by sorted id, attribute codes, category levels."""
+
+import numpy as np
+import pyarrow as pa
+
+from longtail.entities import UNKNOWN_TIME, Vocabulary
+from tests import small_world
+
+
+def test_rows_follow_sorted_ids_and_unknown_is_zero() -> None:
+    entities = small_world.entities()
+    assert entities.users.encode(["a", "d", "nobody", None]).tolist() == [1, 4, 0, 0]
+    assert entities.items.values.to_pylist() == ["book", "milk", "odd", "soap", "tea"]
+
+
+def test_attributes_are_coded_by_value_and_by_quantile() -> None:
+    entities = small_world.entities()
+    city, age = entities.attributes
+    assert (city.size, age.size) == (3, 4)
+    # rows 1.. are a, b, c, d; ages 20, 30, 40 fall into three bins; d has neither
+    assert entities.attribute_codes_MA[1:].tolist() == [[1, 1], [1, 2], [2, 3], [0, 0]]
+    assert entities.attribute_codes({"city": "Ulm", "age": 25, "shoe": 43}).tolist() == [2, 1]
+    assert (city.label(2), city.label(0)) == ("Ulm", "unknown")
+    assert age.label(1).startswith("[-inf, 26")
+
+
+def test_category_levels_are_prefixes_and_leaf_is_the_deepest() -> None:
+    entities = small_world.entities()
+    assert [level.values.to_pylist() for level in entities.categories] == [["food", "home"], ["food > drinks", "home > paper"]]
+    # book, milk, odd, soap, tea
+    assert entities.category_codes_NC[1:].tolist() == [[2, 2], [1, 1], [0, 0], [2, 0], [1, 1]]
+    assert entities.leaf_codes_N[1:].tolist() == [4, 3, 0, 2, 3]
+    assert entities.category_codes(["food", "drinks"]).tolist() == [1, 1]
+    assert entities.leaf_code(entities.category_codes(["home"])) == 2
+    assert entities.category_codes(["toys"]).tolist() == [0, 0]
+
+
+def test_prices_and_first_sight_keep_the_unknown_apart() -> None:
+    entities = small_world.entities()
+    assert np.isnan(entities.log_price_N[0])
+    assert np.isnan(entities.log_price_N[1])
+    assert np.isclose(entities.log_price_N[5], np.log1p(2.0))
+    assert entities.first_seen_N[1] == small_world.us(10)
+    assert entities.first_seen_N[4] == UNKNOWN_TIME
+
+
+def test_tables_without_optional_columns_are_all_unknown() -> None:
+    info = small_world.INFO.model_copy(update={"categorical_attributes": (), "numeric_attributes": ()})
+    bare = small_world.Entities.build(pa.table({"user_id": ["a"]}), pa.table({"item_id": ["i"], "title": ["I"]}), info, 4)
+    assert bare.attribute_codes_MA.shape == (2, 0)
+    assert bare.category_codes_NC.shape == (2, 0)
+    assert bare.leaf_codes_N.tolist() == [0, 0]
+
+
+def test_vocabulary_drops_nulls() -> None:
+    assert Vocabulary.of(pa.array(["b", None, "a", "b"])).values.to_pylist() == ["a", "b"]
