@@ -6,9 +6,10 @@ A thin shell over longtail.codes.VectorShard. A restarted shard reads its rows a
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
 from longtail.codes import BlockSums, Floats, VectorShard, encode
 from longtail.vectors import VectorTable, fingerprints
-from numpy.typing import NDArray
 
 
 class KMeansShard:

@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from numpy.typing import NDArray
+
+from actors.kmeans import KMeansShard
 from longtail import schema
 from longtail.artifacts import Draft
 from longtail.codes import BlockSums, CodebookSettings, Floats, block_ranges, check_rows, codebook_bytes, fit_codebook, gather_rows, quality
 from longtail.vectors import VectorTable
-from numpy.typing import NDArray
-
-from actors.kmeans import KMeansShard
 from pipelines.embeddings import USER_VECTORS
 from pipelines.item_encoder import ITEM_Z
 from pipelines.stage import Context, Result, Stage, main_for
@@ -88,7 +88,9 @@ def build(context: Context, draft: Draft, *, upstream: str, table: str, key: pa.
         shards.close()
     report = quality(fit, codes[rows], prints[rows])
     if any(report["dead_codes"]):
-        logger.warning("codes.%s: dead codes by stage %s; %d distinct vectors among %d rows", section, report["dead_codes"], report["distinct_vectors"], len(rows))
+        logger.warning(
+            "codes.%s: dead codes by stage %s; %d distinct vectors among %d rows", section, report["dead_codes"], report["distinct_vectors"], len(rows)
+        )
     column = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), settings.num_stages)
     draft.write("codes", schema.check(keys.append_column("codes", column), schema.codes(key, settings.num_stages), "codes"))
     with draft.fs.open_output_stream(draft.path("codebook.safetensors")) as stream:

@@ -32,14 +32,14 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 
 # torch==x.y.z+cpu is not on PyPI. If pip is not told where else to look, it comes from TORCH_INDEX.
 torch=$(grep -E '^torch==.*\+cpu$' "$lock" || true)
-if [[ -n $torch ]] && ! "${pip[@]}" install --quiet --no-deps "$torch" 2>/dev/null; then
+if [[ -n $torch ]] && ! "${pip[@]}" install -qq --no-deps "$torch" 2>/dev/null; then
   say "$torch from $torch_index"
   if [[ -d $torch_index ]]; then source=(--no-index --find-links "$torch_index"); else source=(--index-url "$torch_index"); fi
-  "${pip[@]}" install --quiet --no-deps "${source[@]}" "$torch" || fail "$torch is neither on pip's own indexes nor at TORCH_INDEX = $torch_index. Name an index or a folder that has it: make setup TORCH_INDEX=…"
+  "${pip[@]}" install -qq --no-deps "${source[@]}" "$torch" || fail "$torch is neither on pip's own indexes nor at TORCH_INDEX = $torch_index. Name an index or a folder that has it: make setup TORCH_INDEX=…"
 fi
 
 say "installing $(grep -cE '^[A-Za-z]' "$lock") packages from $lock (a few minutes, about 4 GB)"
-"${pip[@]}" install --quiet --no-deps --requirement "$lock"
-"${pip[@]}" install --quiet --no-deps --no-build-isolation --editable .
+"${pip[@]}" install -qq --no-deps --requirement "$lock"
+"${pip[@]}" install -qq --no-deps --no-build-isolation --editable .
 touch "$venv/.installed"
 say "done: $venv"

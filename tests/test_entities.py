@@ -35,6 +35,15 @@ def test_category_levels_are_prefixes_and_leaf_is_the_deepest() -> None:
     assert entities.category_codes(["toys"]).tolist() == [0, 0]
 
 
+def test_a_path_deeper_than_the_levels_keeps_its_true_leaf_in_tables_and_in_requests_alike() -> None:
+    deep = ["a", "b", "c", "d", "e"]
+    items = pa.table({"item_id": ["i", "j"], "title": ["I", "J"], "category": pa.array([deep, ["a", "b", "c"]], pa.list_(pa.string()))})
+    entities = small_world.Entities.build(small_world.USERS, items, small_world.INFO, 4)
+    assert [len(level) for level in entities.categories] == [1, 1, 2]
+    assert entities.category_codes(deep).tolist() == entities.category_codes_NC[1].tolist()
+    assert entities.category_codes(deep[:3]).tolist() == entities.category_codes_NC[2].tolist()
+
+
 def test_prices_and_first_sight_keep_the_unknown_apart() -> None:
     entities = small_world.entities()
     assert np.isnan(entities.log_price_N[0])

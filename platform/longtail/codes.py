@@ -9,6 +9,7 @@ Letters: N rows, B rows of a block, R rows asked for, K centroids, D vector widt
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -156,7 +157,7 @@ def gather_rows(rows_R: NDArray[np.int64], owner_R: NDArray[np.int64], ask: Any)
     owners = np.unique(owner_R)
     parts = [ask(int(owner), rows_R[owner_R == owner]) for owner in owners]
     out = np.concatenate(parts)
-    result = np.empty_like(out)
+    result: Floats = np.empty_like(out)
     result[order] = out
     return result
 
@@ -166,7 +167,7 @@ def block_ranges(num_rows: int, block_rows: int, num_shards: int) -> list[list[t
     blocks = [(start, min(start + block_rows, num_rows)) for start in range(0, num_rows, block_rows)]
     num_shards = min(num_shards, len(blocks))
     cuts = [len(blocks) * number // num_shards for number in range(num_shards + 1)]
-    return [blocks[low:high] for low, high in zip(cuts, cuts[1:], strict=False)]
+    return [blocks[low:high] for low, high in pairwise(cuts)]
 
 
 def nearest(rows_BD: Floats, centroids_KD: Floats) -> NDArray[np.int64]:
@@ -174,7 +175,8 @@ def nearest(rows_BD: Floats, centroids_KD: Floats) -> NDArray[np.int64]:
     scores_BK = rows_BD @ centroids_KD.T
     scores_BK *= -2.0
     scores_BK += np.einsum("kd,kd->k", centroids_KD, centroids_KD)
-    return scores_BK.argmin(axis=1)
+    codes: NDArray[np.int64] = scores_BK.argmin(axis=1)
+    return codes
 
 
 def encode(vectors_ND: Floats, codebook_SKD: Floats) -> NDArray[np.int32]:
@@ -184,7 +186,9 @@ def encode(vectors_ND: Floats, codebook_SKD: Floats) -> NDArray[np.int32]:
         ValueError: the vectors' width is not the codebook's.
     """
     if vectors_ND.ndim != 2 or vectors_ND.shape[1] != codebook_SKD.shape[2]:
-        raise ValueError(f"vectors of shape {vectors_ND.shape} do not fit a codebook of width {codebook_SKD.shape[2]}. Encode with the model that it was fitted on.")
+        raise ValueError(
+            f"vectors of shape {vectors_ND.shape} do not fit a codebook of width {codebook_SKD.shape[2]}. Encode with the model that it was fitted on."
+        )
     codes_NS = np.empty((len(vectors_ND), len(codebook_SKD)), np.int32)
     for start in range(0, len(vectors_ND), _ENCODE_ROWS):
         rows = np.array(vectors_ND[start : start + _ENCODE_ROWS], dtype=np.float32)
@@ -225,7 +229,7 @@ def fit_codebook(shards: Shards, num_rows: int, dim: int, settings: CodebookSett
         else:
             sample = np.sort(rng.choice(num_rows, size=min(num_rows, settings.init_rows), replace=False))
             centroids = kmeans_plus_plus(shards.residuals(fixed, sample), size, rng)
-        for iteration in range(1, settings.iterations + 1):
+        for num_iterations in range(1, settings.iterations + 1):  # noqa: B007  # read after the loop
             merged = _merge(shards.step(fixed, centroids))
             moved, num_dead = _move(shards, fixed, centroids, merged)
             reseeded += num_dead
@@ -233,12 +237,12 @@ def fit_codebook(shards: Shards, num_rows: int, dim: int, settings: CodebookSett
             centroids = moved
             if settled:
                 break
-        iterations.append(iteration)
+        iterations.append(num_iterations)
         final = _merge(shards.step(fixed, centroids))
         counts.append(final.counts_K)
         mse.append(final.objective / num_rows)
         fixed = np.concatenate([fixed, centroids[None]])
-        logger.info("stage %d of %d: %d iterations, mean squared residual %.5f", stage + 1, settings.num_stages, iteration, mse[-1])
+        logger.info("stage %d of %d: %d iterations, mean squared residual %.5f", stage + 1, settings.num_stages, num_iterations, mse[-1])
     return Fit(fixed, np.stack(counts), np.array(mse), max(variance, 0.0), iterations, reseeded)
 
 

@@ -135,7 +135,7 @@ class Entities:
 
     def category_codes(self, category: Sequence[str]) -> Ints:
         """Codes [C] of a category path; levels that no item of the run has are 0."""
-        path = [" > ".join(category[: level + 1]) if level < len(category) else None for level in range(len(self.categories))]
+        path = _path_prefixes(category, len(self.categories))
         return np.array([vocabulary.encode([prefix])[0] for vocabulary, prefix in zip(self.categories, path, strict=True)], np.int32)
 
     def leaf_code(self, category_codes_C: Ints) -> int:
@@ -161,17 +161,19 @@ def _category_levels(paths: pa.Array) -> tuple[tuple[Vocabulary, ...], Ints]:
     lists = paths.to_pylist()
     depth = min(max((len(path) for path in lists if path), default=0), MAX_CATEGORY_LEVELS)
     vocabularies, columns = [], []
+    by_row = [_path_prefixes(path, depth) if path else [None] * depth for path in lists]
     for level in range(depth):
-        # A path deeper than the levels we keep ends in its true leaf, not in a middle node.
-        prefixes = pa.array(
-            [None if not path or len(path) <= level else " > ".join(path if level == depth - 1 else path[: level + 1]) for path in lists],
-            pa.string(),
-        )
+        prefixes = pa.array([row[level] for row in by_row], pa.string())
         vocabulary = Vocabulary.of(prefixes)
         vocabularies.append(vocabulary)
         columns.append(np.concatenate([[0], vocabulary.encode(prefixes)]))
     codes = np.stack(columns, 1).astype(np.int32) if columns else np.zeros((len(lists) + 1, 0), np.int32)
     return tuple(vocabularies), codes
+
+
+def _path_prefixes(path: Sequence[str], depth: int) -> list[str | None]:
+    """A path's prefix at each of `depth` levels, None below its end; one that is deeper than the levels we keep ends in its true leaf, not in a middle node."""
+    return [None if level >= len(path) else " > ".join(path if level == depth - 1 else path[: level + 1]) for level in range(depth)]
 
 
 def _leaf_codes(category_codes_NC: Ints, sizes: Sequence[int]) -> Ints:

@@ -262,7 +262,7 @@ def _measure(rule: SliceRule, rows: HeadRows, mask: Mask, rankers: tuple[str, ..
     positives = int(label.sum())
     scores = {name: _score(rows, name, mask, settings.num_bins) for name in (*rankers, POPULARITY)}
     differences = {}
-    base = rows.scores.get(settings.baseline)
+    base = rows.scores[settings.baseline] if settings.baseline in rankers else None
     for name in rankers:
         if base is None or name == settings.baseline:
             continue

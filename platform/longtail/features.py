@@ -3,7 +3,7 @@
 Letters: B rows, L history length, G group history length, A attributes, U user, X user-by-item and I item statistics, S code stages.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,24 @@ NEVER_DAYS = 1000.0  # stands for "not yet": recency features are 1 / (1 + days)
 
 
 @dataclass(frozen=True)
+class ItemFacts:
+    """What is known of each row's item beside its events: looked up by item_row, or stated in a request."""
+
+    leaf_B: Ints  # 0 unknown, as root and brand
+    root_B: Ints
+    brand_B: Ints
+    log_price_B: Floats  # log1p, NaN unknown
+    first_seen_B: Ints  # microseconds since the epoch, UNKNOWN_TIME where nobody knows
+
+
+@dataclass(frozen=True)
 class Rows:
     """What features are asked for, by row numbers (0 unknown)."""
 
     user_row_B: Ints
     item_row_B: Ints
     time_B: Ints  # microseconds since the epoch
+    stated: ItemFacts | None = None  # what a request says of items that the run does not know; read where item_row is 0
 
     def __len__(self) -> int:
         return len(self.time_B)
@@ -214,7 +226,8 @@ class FeatureState:
         group_attributes = np.where(lent[:, None], self.groups.attributes_PA[place], 0)
         history, history_days = self._history(user, time)
         item_events = self.by_item.count(item, snapshot)
-        age_days = self.item_age_days(item, time)
+        facts = self._item_facts(rows)
+        age_days = _age_days(facts.first_seen_B, time)
         columns = {
             "user_row": pa.array(user.astype(np.int32)),
             "item_row": pa.array(item.astype(np.int32)),
@@ -223,8 +236,8 @@ class FeatureState:
             "attributes": _fixed(own, pa.int32()),
             "completed": _fixed(np.where(own > 0, own, group_attributes), pa.int32()),
             "user_stats": _fixed(user_stats, pa.float32()),
-            "cross_stats": _fixed(self._cross(user, item, time), pa.float32()),
-            "item_stats": _fixed(self._item(item, time, snapshot, age_days), pa.float32()),
+            "cross_stats": _fixed(self._cross(user, item, time, facts), pa.float32()),
+            "item_stats": _fixed(self._item(item, snapshot, facts, age_days), pa.float32()),
             "group_stats": _fixed(np.where(lent[:, None], self.groups.stats_PU[place], 0), pa.float32()),
             "user_codes": _fixed(codes_BS, pa.int32()),
             "group_history": _fixed(np.where(lent[:, None], self.groups.sequence_PG[place], 0), pa.int32()),
@@ -242,10 +255,19 @@ class FeatureState:
         period = self.settings.snapshot_days * DAY_US
         return self.start_us + (time_B - self.start_us) // period * period
 
-    def item_age_days(self, item_B: Ints, time_B: Ints) -> npt.NDArray[np.float64]:
-        """Days since the item was first seen; NaN where nobody knows."""
-        first = self.entities.first_seen_N[item_B]
-        return np.where(first == UNKNOWN_TIME, np.nan, np.maximum(time_B - first, 0) / DAY_US)
+    def _item_facts(self, rows: Rows) -> ItemFacts:
+        """The run's facts of each row's item, or the request's where the run does not know the item."""
+        item = rows.item_row_B
+        facts = ItemFacts(
+            leaf_B=self.entities.leaf_codes_N[item].astype(np.int64),
+            root_B=_root_codes(self.entities)[item].astype(np.int64),
+            brand_B=self.entities.brand_codes_N[item].astype(np.int64),
+            log_price_B=self.entities.log_price_N[item],
+            first_seen_B=self.entities.first_seen_N[item],
+        )
+        if rows.stated is None:
+            return facts
+        return ItemFacts(**{f.name: np.where(item == 0, getattr(rows.stated, f.name), getattr(facts, f.name)) for f in fields(ItemFacts)})
 
     def _history(self, user_B: Ints, time_B: Ints) -> tuple[Ints, Floats]:
         """The last L items before each time, most recent first, and how many days ago."""
@@ -259,17 +281,14 @@ class FeatureState:
         days = np.where(there, (time_B[:, None] - self.activity.by_user.times_E[safe]) / DAY_US, 0)
         return items, days.astype(np.float32)
 
-    def _cross(self, user_B: Ints, item_B: Ints, time_B: Ints) -> Floats:
+    def _cross(self, user_B: Ints, item_B: Ints, time_B: Ints, facts: ItemFacts) -> Floats:
         """CROSS_STATS [B, X]: what this user did with the item, its categories and its brand."""
-        leaf = self.entities.leaf_codes_N[item_B].astype(np.int64)
-        root = _root_codes(self.entities)[item_B].astype(np.int64)
-        brand = self.entities.brand_codes_N[item_B].astype(np.int64)
+        leaf, root, brand, price = facts.leaf_B, facts.root_B, facts.brand_B, facts.log_price_B
         same_item = self.by_user_item.count(_pair(user_B, item_B), time_B)
         same_leaf = np.where(leaf > 0, self.by_user_leaf.count(_pair(user_B, leaf), time_B), 0)
         same_root = np.where(root > 0, self.by_user_root.count(_pair(user_B, root), time_B), 0)
         same_brand = np.where(brand > 0, self.by_user_brand.count(_pair(user_B, brand), time_B), 0)
         total = self.activity.by_user.count(user_B, time_B)
-        price = self.entities.log_price_N[item_B]
         gap = np.where((total > 0) & ~np.isnan(price), np.nan_to_num(price) - self.activity.mean_log_price(user_B, time_B), 0.0)
         return np.stack(
             [
@@ -285,10 +304,9 @@ class FeatureState:
             1,
         ).astype(np.float32)
 
-    def _item(self, item_B: Ints, time_B: Ints, snapshot_B: Ints, age_days_B: npt.NDArray[np.float64]) -> Floats:
+    def _item(self, item_B: Ints, snapshot_B: Ints, facts: ItemFacts, age_days_B: npt.NDArray[np.float64]) -> Floats:
         """ITEM_STATS [B, I], counts as of the snapshot."""
-        leaf = self.entities.leaf_codes_N[item_B].astype(np.int64)
-        price = self.entities.log_price_N[item_B]
+        leaf, price = facts.leaf_B, facts.log_price_B
         return np.stack(
             [
                 np.log1p(self.by_item.count(item_B, snapshot_B, snapshot_B - 7 * DAY_US)),
@@ -332,6 +350,11 @@ def sample_rows(state: FeatureState, examples: pa.Table) -> pa.Table:
 def _recency(days: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     recency: npt.NDArray[np.float64] = 1.0 / (1.0 + np.nan_to_num(days, nan=NEVER_DAYS))
     return recency
+
+
+def _age_days(first_seen_B: Ints, time_B: Ints) -> npt.NDArray[np.float64]:
+    """Days since each item was first seen; NaN where nobody knows."""
+    return np.where(first_seen_B == UNKNOWN_TIME, np.nan, np.maximum(time_B - first_seen_B, 0) / DAY_US)
 
 
 def _root_codes(entities: Entities) -> npt.NDArray[np.int32]:

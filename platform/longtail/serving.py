@@ -1,4 +1,8 @@
-"""Serving without Ray: one request's rows, its features by the training function, and the scores of a loaded ranker."""
+"""Serving: the settings of stage 10. A request is answered by longtail.ranking, what it says of the unknown is encoded by longtail.newcomers, and
+serve_apps puts both on Ray Serve. Run: python -m serve_apps.up --config …
+"""
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -9,10 +13,13 @@ class ServeSettings(Settings):
     """The Serve application."""
 
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, description="0: any free port")
-    route_prefix: str = "/"
-    default_ranker: str = "choirrec"
-    num_replicas: int = Field(1, ge=1)
-    num_cpus: float = Field(0.3, ge=0, description="per replica")
-    max_ongoing_requests: int = Field(32, ge=1)
+    port: int = Field(8000, ge=0, le=65535, description="0: any free port")
+    route_prefix: str = Field("/", pattern=r"^/([^/]+/)*[^/]*$")
+    default_ranker: Literal["base", "choirrec", "saviorrec"] = "choirrec"
+    num_replicas: int = Field(1, ge=1, description="of the rankers, which hold the checkpoints and the feature state")
+    num_cpus: float = Field(0.3, ge=0, description="per replica of the rankers")
+    num_encoder_replicas: int = Field(1, ge=1, description="of the text encoder, which loads its model with the first request that needs it")
+    num_encoder_cpus: float = Field(0.1, ge=0, description="per replica of the encoder")
+    num_threads: int = Field(1, ge=1, description="torch threads of a replica")
+    max_ongoing_requests: int = Field(32, ge=1, description="per replica; the rest waits")
     max_items: int = Field(1000, ge=1, description="candidates in one request")

@@ -1,4 +1,7 @@
-"""Training: one loop for every ranker, on global batches that do not depend on the number of workers; checkpoints in safetensors."""
+"""Training: what every ranker's training run is told. The loop itself is in longtail.training_loop, so that reading a config does not load torch.
+
+Run: python -m pipelines.train --config …
+"""
 
 from typing import Literal
 
@@ -19,6 +22,13 @@ class TrainSettings(Settings):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(10.0, gt=0)
     id_dropout: float = Field(0.1, ge=0, lt=1, description="share of user and item IDs shown as out-of-vocabulary while training")
+    keep: Literal["auc", "gauc", "log_loss", "last"] = Field("auc", description="the epoch that is kept: the best by this, primary head, validation split")
     checkpoint_every_epochs: int = Field(1, ge=1)
     max_failures: int = Field(2, ge=0, description="restarts of the worker group; it resumes from its last checkpoint")
     compute: Compute = Compute(num_actors=1)
+
+
+def learning_rate(settings: TrainSettings, step: int, num_steps: int) -> float:
+    """The rate of a step (from 0): linear from learning_rate at the first to final_learning_rate at the last (ChoirRec, training)."""
+    done = step / max(num_steps - 1, 1)
+    return settings.learning_rate + (settings.final_learning_rate - settings.learning_rate) * done

@@ -6,8 +6,13 @@ Letters: N item rows, C category levels, D vector width, S code stages.
 
 from dataclasses import dataclass, fields
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import nn
+
+from longtail.entities import Entities
 
 OOV = 1
 
@@ -16,12 +21,12 @@ OOV = 1
 class CatalogueSizes:
     """Embedding table sizes that go with a catalogue."""
 
-    user_ids: int
-    item_ids: int
-    categories: tuple[int, ...]
-    brands: int
+    user_ids: int  # padding and out of vocabulary included
+    item_ids: int  # padding and out of vocabulary included
+    categories: tuple[int, ...]  # by level, unknown included
+    brands: int  # unknown included
     vector_dim: int
-    codes: tuple[int, ...]
+    codes: tuple[int, ...]  # by stage, "none" included
 
 
 class Catalogue(nn.Module):
@@ -70,6 +75,48 @@ class Catalogue(nn.Module):
             torch.zeros(items, len(sizes.codes), dtype=torch.int64),
         )
 
+    @staticmethod
+    def build(
+        entities: Entities,
+        z: pa.Table,
+        codes: pa.Table,
+        code_sizes: tuple[int, ...],
+        trained_users: npt.NDArray[np.integer],
+        trained_items: npt.NDArray[np.integer],
+    ) -> "Catalogue":
+        """The catalogue of one ranker on one run.
+
+        Args:
+            entities: numbering, categories and brands.
+            z: frozen vectors, schema.vectors(ITEM_KEY, D); items without one get zeros.
+            codes: code tuples, schema.codes(ITEM_KEY, S); items without one get none.
+            code_sizes: codebook size of each stage.
+            trained_users: user rows with at least one training row; only these have an ID of their own.
+            trained_items: item rows that are the target of at least one training row; only these have an ID of their own.
+        """
+        num_users, num_items = len(entities.users), len(entities.items)
+        user_id_M, user_ids = _id_index(num_users, trained_users)
+        item_id_N, item_ids = _id_index(num_items, trained_items)
+        dim = z.column("vector").type.list_size
+        category_NC = torch.from_numpy(entities.category_codes_NC.astype(np.int64))
+        sizes = CatalogueSizes(
+            user_ids=user_ids,
+            item_ids=item_ids,
+            categories=tuple(len(level) + 1 for level in entities.categories),
+            brands=len(entities.brands) + 1,
+            vector_dim=dim,
+            codes=tuple(size + 1 for size in code_sizes),
+        )
+        return Catalogue(
+            sizes,
+            user_id_M,
+            item_id_N,
+            category_NC,
+            torch.from_numpy(entities.brand_codes_N.astype(np.int64)),
+            torch.from_numpy(_by_item(entities, z, "vector", dim).astype(np.float32)),
+            torch.from_numpy(_by_item(entities, codes, "codes", len(code_sizes), plus=1).astype(np.int64)),
+        )
+
     def add_spare_rows(self, count: int) -> int:
         """Append `count` empty item rows for items that only a request describes; returns the first one's row."""
         first = len(self.item_id_N)
@@ -77,6 +124,25 @@ class Catalogue(nn.Module):
             old = getattr(self, name)
             self.register_buffer(name, torch.cat([old, old.new_zeros(count, *old.shape[1:])]))
         return first
+
+
+def _id_index(num: int, trained: npt.NDArray[np.integer]) -> tuple[torch.Tensor, int]:
+    """ID index by row (0 for row 0, OOV without a training row), and the size of the table that goes with it."""
+    rows = np.unique(trained)
+    rows = rows[rows > 0]
+    index = np.full(num + 1, OOV, np.int64)
+    index[0] = 0
+    index[rows] = np.arange(len(rows)) + OOV + 1
+    return torch.from_numpy(index), len(rows) + OOV + 1
+
+
+def _by_item(entities: Entities, table: pa.Table, name: str, width: int, plus: int = 0) -> npt.NDArray[np.generic]:
+    """A fixed-size list column as [N, width] by item row, plus `plus`; zeros for items that the table lacks."""
+    rows = entities.items.encode(table.column("item_id"))
+    values = table.column(name).combine_chunks().flatten().to_numpy().reshape(len(table), width)
+    placed = np.zeros((len(entities.items) + 1, width), values.dtype)
+    placed[rows[rows > 0]] = values[rows > 0] + plus
+    return placed
 
 
 def sizes_to_json(sizes: CatalogueSizes) -> dict[str, object]:

@@ -41,7 +41,7 @@ def resolve_heads(ranker: str, chosen: Sequence[Head] | None, spec: FeatureSpec)
     return tuple(chosen)
 
 
-def has_label(heads: Sequence[Head], outcome_N: npt.NDArray[np.generic], conversion_N: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+def has_label(heads: Sequence[Head], outcome_N: npt.NDArray[np.signedinteger], conversion_N: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.bool_]:
     """Rows [N] on which at least one head has a label; conversion is -1 where it is unknown."""
     known_N = np.zeros(len(outcome_N), dtype=np.bool_)
     for head in heads:

@@ -5,6 +5,7 @@ Letters: B rows, L history length, D item width, K attention width, W any width,
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -59,6 +60,8 @@ def target_id_index(index: torch.Tensor, hidden: torch.Tensor | None) -> torch.T
 class AttributeEmbedding(nn.Module):
     """A categorical attributes as one vector [B, A * dim]; 0 (unknown) has an embedding of its own."""
 
+    offset_A: torch.Tensor
+
     def __init__(self, sizes: Sequence[int], dim: int) -> None:
         super().__init__()
         self.dim = len(sizes) * dim
@@ -109,16 +112,16 @@ class TargetAttention(nn.Module):
     with a matrix per row, Wh + diag(t) Wht: [h, t, h * t] of every history item is never written down.
     """
 
-    def __init__(self, dim: int, hidden_dims: Sequence[int]) -> None:
+    def __init__(self, dim: int, hidden_dims: Sequence[int], recency: bool = True) -> None:
         super().__init__()
         widths = [*hidden_dims, 1]
         bound = 1 / math.sqrt(3 * dim + 1)
         self.history_DK = nn.Parameter(torch.empty(dim, widths[0]).uniform_(-bound, bound))
         self.target_DK = nn.Parameter(torch.empty(dim, widths[0]).uniform_(-bound, bound))
         self.product_DK = nn.Parameter(torch.empty(dim, widths[0]).uniform_(-bound, bound))
-        self.recency_K = nn.Parameter(torch.empty(widths[0]).uniform_(-bound, bound))
+        self.recency_K = nn.Parameter(torch.empty(widths[0]).uniform_(-bound, bound)) if recency else None
         self.bias_K = nn.Parameter(torch.zeros(widths[0]))
-        self.later = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.later = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(
         self,
@@ -134,13 +137,14 @@ class TargetAttention(nn.Module):
             target_BD: what attends.
             history_BLD: what is attended to.
             mask_BL: True where there is an item.
-            days_BL: age in days, None where the sequence has no times.
+            days_BL: age in days; only where the layer was built with recency.
             prior_BL: weights that the softmax starts from, None for equal ones.
         """
         matrix_BDK = self.history_DK + target_BD.unsqueeze(2) * self.product_DK
         shift_BK = target_BD @ self.target_DK + self.bias_K
         hidden = torch.baddbmm(shift_BK.unsqueeze(1), history_BLD, matrix_BDK)
-        if days_BL is not None:
+        if self.recency_K is not None:
+            assert days_BL is not None
             hidden = hidden + (torch.log1p(days_BL) * DAYS_SCALE).unsqueeze(2) * self.recency_K
         for layer in self.later:
             hidden = layer(torch.relu(hidden))

@@ -15,7 +15,7 @@ class TowerSettings(Settings):
     heads: tuple[Head, ...] | None = Field(None, description="None: the ranker's own choice of those that the source allows")
     id_dim: int = Field(16, ge=1)
     attribute_dim: int = Field(4, ge=1)
-    hidden_dims: tuple[int, ...] = (128, 64)
+    hidden_dims: tuple[int, ...] = Field((128, 64), min_length=1)
     attention_dims: tuple[int, ...] = (32,)
     dropout: float = Field(0.0, ge=0, lt=1)
 
@@ -45,7 +45,8 @@ class ChoirRecSettings(TowerSettings):
 class SaviorRecSettings(TowerSettings):
     """SaviorRec's parts."""
 
-    semantic_vector: bool = True
+    semantic_vector: bool = Field(True, description="off: the frozen vector is not used, only what MBA learns on the codes")
+    semantic_dim: int = Field(32, ge=1, description="width to which the aligned vector is projected for the tower")
     alignment: bool = Field(True, description="MBA: zero-initialised codebooks added to the frozen vector")
     semantic_to_behaviour: bool = Field(True, description="attention branch (a): semantic scores pool ID embeddings")
     behaviour_to_semantic: bool = Field(True, description="attention branch (b): ID scores pool semantic vectors")

@@ -1,0 +1,169 @@
+"""Evaluation: scores the test split with every trained ranker, measures it by slice, and writes the report.
+
+Reads samples and the rankers' checkpoints for the numbers; logs, profiles, item_z, codes and groups for the report's figures. Writes
+predictions.parquet/<ranker>-<part>.parquet (schema.PREDICTIONS), metrics.json (longtail.evaluation) and report.html.
+Run: python -m pipelines.evaluate --config pipelines/configs/demo.toml
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import ray
+from ray.util.actor_pool import ActorPool
+from tqdm import tqdm
+
+from actors.score import Scorer
+from longtail import schema
+from longtail.artifacts import Artifact, Draft, Store, parquet_files, source_commit
+from longtail.config import Config
+from longtail.evaluation import evaluate
+from longtail.report import CodeUse, Hits, Report, StageRecord, page
+from longtail.run_state import logs_info
+from pipelines.codes import ITEM_CODES, USER_CODES
+from pipelines.groups import GROUPS
+from pipelines.item_encoder import ITEM_Z
+from pipelines.logs import LOGS
+from pipelines.profiles import PROFILES
+from pipelines.samples import SAMPLES
+from pipelines.stage import Context, Result, Stage, main_for
+from pipelines.train import RANKER_STAGES
+
+SPLIT = "test"
+
+#: What an epoch's record in a checkpoint calls each curve of the report.
+CURVES = {"train/loss": "training loss", "log_loss": "validation log loss", "auc": "validation AUC", "gauc": "validation GAUC"}
+
+HIT_SLICES = {"all": "all pairs", "hidden_target": "partner not seen in training"}
+
+
+def evaluation_stage(config: Config) -> Stage:
+    """The stage for `config`: it reads as many rankers as the config trains."""
+    rankers = tuple(RANKER_STAGES[name] for name in config.train.rankers)
+    return Stage(
+        name="evaluation",
+        version=1,
+        inputs=(LOGS, PROFILES, USER_CODES, ITEM_CODES, GROUPS, ITEM_Z, SAMPLES, *rankers),
+        settings=lambda given: {"evaluate": given.evaluate.key_fields(), "rankers": list(given.train.rankers), "run": given.run.name},
+        build=_build,
+        command="pipelines.evaluate",
+    )
+
+
+def _build(context: Context, draft: Draft) -> Result:
+    rankers = context.config.train.rankers
+    rows_in, rows_out = _score_all(context, draft, rankers)
+    if rows_in == 0:
+        raise ValueError(
+            "no test rows were scored: the test window holds no example. Move logs.split.train_frac (or train_end) so that events remain after it."
+        )
+    parts = Artifact("evaluation", draft.key, {}, draft.fs, draft.root)
+    predictions = schema.check(parts.read("predictions"), schema.PREDICTIONS, "predictions")
+    metrics = evaluate(predictions, context.config.evaluate, seed=context.seed, rankers=tuple(rankers))
+    draft.write_json("metrics.json", metrics.model_dump(mode="json"))
+    report = Report(
+        run=context.config.run.name,
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        commit=source_commit(),
+        seed=context.seed,
+        logs=logs_info(context.inputs["logs"]),
+        metrics=metrics,
+        stages=lineage(context.store, context.inputs),
+        profile_outcomes=dict(Counter(context.inputs["profiles"].read("profiles", ["outcome"]).column("outcome").to_pylist())),
+        group_sizes=_group_sizes(context.inputs["groups"]),
+        codes={"users": _code_use(context.inputs["user_codes"]), "items": _code_use(context.inputs["item_codes"])},
+        hits=_hits(context.inputs["item_z"].info),
+        training=_training({name: context.inputs[name] for name in rankers}),
+    )
+    with draft.fs.open_output_stream(draft.path("report.html")) as stream:
+        stream.write(page(report).encode())
+    return Result(rows_in=rows_in, rows_out=rows_out, dropped={"no label for any of the ranker's heads": rows_in - rows_out})
+
+
+def _score_all(context: Context, draft: Draft, rankers: Sequence[str]) -> tuple[int, int]:
+    """Every ranker over every sample file, in a pool of actors of each; returns test rows times rankers, and how many of them got a prediction."""
+    samples, compute = context.inputs["samples"], context.config.evaluate.compute
+    sources = parquet_files(samples.fs, samples.path("samples.parquet"))
+    remote = ray.remote(num_cpus=compute.num_cpus, num_gpus=compute.num_gpus, max_restarts=2, max_task_retries=2)(Scorer)
+    rows_in = rows_out = 0
+    for ranker in rankers:
+        actors = [remote.remote(context.inputs[ranker], samples, compute.batch_size) for _ in range(min(compute.num_actors, len(sources)))]  # type: ignore[attr-defined]
+        jobs = [(source, draft.path(f"predictions.parquet/{ranker}-{source.rsplit('/', 1)[1]}")) for source in sources]
+        done = ActorPool(actors).map_unordered(lambda actor, job: actor.score.remote(*job, SPLIT), jobs)
+        for rows, predicted in tqdm(done, total=len(jobs), desc=f"evaluation: {ranker}", unit="file", mininterval=1):
+            rows_in, rows_out = rows_in + rows, rows_out + predicted
+        for actor in actors:
+            ray.kill(actor)
+    return rows_in, rows_out
+
+
+def lineage(store: Store, inputs: Mapping[str, Artifact]) -> list[StageRecord]:
+    """Every artifact that `inputs` come from, each after what it reads, by the links between manifests."""
+    found: dict[str, StageRecord] = {}
+
+    def visit(artifact: Artifact | None) -> None:
+        if artifact is None or artifact.key in found:
+            return
+        for given in artifact.manifest["inputs"].values():
+            visit(store.find(given["stage"], given["key"]))
+        found[artifact.key] = StageRecord.of(artifact.manifest)
+
+    for artifact in inputs.values():
+        visit(artifact)
+    return list(found.values())
+
+
+def _group_sizes(groups: Artifact) -> dict[int, list[int]]:
+    """Group sizes by depth, at the last snapshot."""
+    table = groups.read("groups", ["as_of", "depth", "size"])
+    table = table.filter(pc.equal(table.column("as_of"), pc.max(table.column("as_of"))))
+    depth, size = table.column("depth").to_numpy(), table.column("size").to_numpy()
+    return {int(one): size[depth == one].tolist() for one in np.unique(depth)}
+
+
+def _code_use(codes: Artifact) -> CodeUse:
+    """Use of every code, at the last snapshot where there are several."""
+    table = codes.read("codes")
+    if "as_of" in table.column_names:
+        table = table.filter(pc.equal(table.column("as_of"), pc.max(table.column("as_of"))))
+    num_stages, size, _ = codes.info["shape"]
+    codes_NS = table.column("codes").combine_chunks().flatten().to_numpy().reshape(-1, num_stages)
+    counts_SK = [np.bincount(codes_NS[:, stage], minlength=size) for stage in range(num_stages)]
+    shares = [counts[counts > 0] / counts.sum() for counts in counts_SK]
+    _, inverse, together = np.unique(codes_NS, axis=0, return_inverse=True, return_counts=True)
+    return CodeUse(
+        counts_SK=[counts.tolist() for counts in counts_SK],
+        perplexity_S=[float(np.exp(-(share * np.log(share)).sum())) for share in shares],
+        collision_rate=float((together[inverse.reshape(-1)] > 1).mean()),
+    )
+
+
+def _hits(info: Mapping[str, Any]) -> Hits | None:
+    """Hit@k of the item encoder, None where it had no later pairs to be measured on."""
+    found = info["hits"]
+    slices = [
+        (title, found[name]["queries"], {method: found[name].get(method) for method in ("trained", "frozen", "popularity")})
+        for name, title in HIT_SLICES.items()
+        if found[name]["queries"]
+    ]
+    return Hits(found["k"], slices) if slices else None
+
+
+def _training(rankers: Mapping[str, Artifact]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """What each checkpoint recorded by epoch, by curve and ranker; epochs without a value are left out."""
+    epochs = {name: artifact.read_json("checkpoint/ranker.json")["metrics"] for name, artifact in rankers.items()}
+    return {
+        title: {name: [(one["epoch"], one[key]) for one in found if one.get(key) is not None] for name, found in epochs.items()}
+        for key, title in CURVES.items()
+    }
+
+
+def main() -> None:
+    main_for(__doc__ or "", lambda config: [evaluation_stage(config)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""What is done with a model's answer: parse it, hold it against the facts, or replace it by a deterministic text of the same three fields.
+
+A language model's output is untrusted. Every refusal has a reason, which the profile's outcome names ("fallback:<reason>"); the raw text is kept.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longtail.profile_facts import PRICE_LEVELS, UNKNOWN
+from longtail.profiles import FIELDS, SYSTEM_PROMPT, field_chars
+
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_NUMBER = re.compile(r"\d+")
+ECHO_WORDS = 5  # a run of so many words that the shared prompt has too counts as copied
+MAX_ECHO_FRAC = 0.5
+MIN_NAME_CHARS = 4  # shorter names ("deli" is four) are also common words
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The three paragraphs of a profile."""
+
+    identity: str
+    interests: str
+    philosophy: str
+
+    @property
+    def text(self) -> str:
+        """The paragraphs as they are embedded."""
+        return "\n".join((self.identity, self.interests, self.philosophy))
+
+
+class Refused(Exception):
+    """The answer cannot stand; `reason` is the word that is counted."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers of a text."""
+    return _WORD.findall(text.lower())
+
+
+def parse(raw: str, max_output_tokens: int) -> Fields:
+    """The three fields of a raw answer, each without the half word that a length bound left at its end.
+
+    Raises:
+        Refused: empty, unclosed, not_json, missing_field, empty_field.
+    """
+    text = raw.strip()
+    if not text:
+        raise Refused("empty")
+    if not text.endswith("}"):
+        raise Refused("unclosed")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        raise Refused("not_json") from None
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in FIELDS):
+        raise Refused("missing_field")
+    tidy = [_whole_words(" ".join(value[name].split()), limit) for name, limit in zip(FIELDS, field_chars(max_output_tokens), strict=True)]
+    if any(len(words(part)) < 2 for part in tidy):
+        raise Refused("empty_field")
+    return Fields(*tidy)
+
+
+def _whole_words(text: str, limit: int) -> str:
+    if len(text) >= limit and " " in text and text[-1] not in ".!?":
+        text = text.rsplit(" ", 1)[0].rstrip(" ,;:-")
+    return text
+
+
+class KnownNames:
+    """Every category name and attribute value of the run, to find those that a text names and its facts do not."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        shared = " " + " ".join(words(SYSTEM_PROMPT)) + " "
+        phrases = {" ".join(words(name)) for name in names}
+        self._phrases = {phrase for phrase in phrases if len(phrase) >= MIN_NAME_CHARS and f" {phrase} " not in shared and not phrase.isdigit()}
+        self._longest = max((phrase.count(" ") + 1 for phrase in self._phrases), default=0)
+
+    def within(self, text: str) -> list[str]:
+        """The names that occur in `text` as whole words; of names that overlap, the longest."""
+        found, own = [], words(text)
+        place = 0
+        while place < len(own):
+            for length in range(min(self._longest, len(own) - place), 0, -1):
+                phrase = " ".join(own[place : place + length])
+                if phrase in self._phrases:
+                    found.append(phrase)
+                    place += length - 1
+                    break
+            place += 1
+        return found
+
+
+def check(fields: Fields, facts: str, names: Sequence[str], known: KnownNames) -> None:
+    """Hold a parsed answer against the facts that it was given.
+
+    Args:
+        facts: the user's part of the prompt.
+        names: leaf and first-level categories on its lines, as they stand there.
+        known: every name of the run.
+
+    Raises:
+        Refused: echo_prompt, repetition, foreign_number, foreign_name, ungrounded.
+    """
+    text = fields.text
+    own = words(text)
+    if _copied_frac(own) > MAX_ECHO_FRAC:
+        raise Refused("echo_prompt")
+    if _repeats(fields, own):
+        raise Refused("repetition")
+    if not set(_NUMBER.findall(text)) <= set(_NUMBER.findall(facts)):
+        raise Refused("foreign_number")
+    given = " " + " ".join(words(facts)) + " "
+    if any(f" {name} " not in given for name in known.within(text)):
+        raise Refused("foreign_name")
+    goods = {word for name in names for word in words(name) if len(word) > 2}
+    if goods and not goods & set(words(fields.interests)):
+        raise Refused("ungrounded")
+
+
+_PROMPT_RUNS = frozenset(tuple(run) for own in [words(SYSTEM_PROMPT)] for run in zip(*(own[shift:] for shift in range(ECHO_WORDS)), strict=False))
+
+
+def _copied_frac(own: Sequence[str]) -> float:
+    """Share of the answer's runs of ECHO_WORDS words that stand in the shared prompt."""
+    runs = list(zip(*(own[shift:] for shift in range(ECHO_WORDS)), strict=False))
+    return sum(run in _PROMPT_RUNS for run in runs) / max(len(runs), 1)
+
+
+def _repeats(fields: Fields, own: Sequence[str]) -> bool:
+    if len({fields.identity.lower(), fields.interests.lower(), fields.philosophy.lower()}) < len(FIELDS):
+        return True
+    runs = list(zip(own, own[1:], own[2:], strict=False))
+    return len(set(own)) < 0.4 * len(own) or any(runs.count(run) >= 3 for run in set(runs))
+
+
+def fallback(facts: Mapping[str, Any]) -> Fields:
+    """The three fields without a model, from a row of structured facts (profile_facts.FACTS)."""
+    known = [attribute for attribute in facts["attributes"] if not attribute.endswith(f": {UNKNOWN}")]
+    by_window: dict[int, list[Mapping[str, Any]]] = {}
+    for line in facts["lines"]:
+        by_window.setdefault(line["window"], []).append(line)
+    longest = max(by_window, default=0)
+    stable = sorted(by_window.get(longest, []), key=lambda line: -line["count"])
+    identity = f"Shopper with {', '.join(known)}." if known else "Shopper of whom no attribute is known."
+    return Fields(identity, _interests(stable, by_window, longest, facts["searches"]), _philosophy(stable))
+
+
+def _interests(stable: Sequence[Mapping[str, Any]], by_window: Mapping[int, Sequence[Mapping[str, Any]]], longest: int, searches: Sequence[str]) -> str:
+    if not stable:
+        queries = [search.split(" ", 1)[1] for search in searches[:3] if " " in search]
+        return f"Searches for {', '.join(queries)}." if queries else "Interests are not known yet."
+    parts = ["Mostly " + ", ".join(f"{line['leaf']} ({line['l1']}, {line['price_power']} price)" for line in stable[:3])]
+    if stable[3:]:
+        parts.append("also " + ", ".join(line["leaf"] for line in stable[3:8]))
+    total = {(line["l1"], line["leaf"]): line["count"] for line in stable}
+    recent = by_window.get(min(by_window), []) if min(by_window) < longest else []
+    rare = [line["leaf"] for line in recent if total.get((line["l1"], line["leaf"]), 0) <= 2 * line["count"]]
+    if rare:
+        parts.append("lately " + ", ".join(rare[:3]))
+    return "; ".join(parts) + "."
+
+
+def _philosophy(stable: Sequence[Mapping[str, Any]]) -> str:
+    if not stable:
+        return "Little is known of how this shopper decides."
+    total = sum(line["count"] for line in stable)
+    priced = [line for line in stable if line["price_power"] in PRICE_LEVELS]
+    top = stable[0]["count"] / total
+    habit = "returns to few kinds of goods" if top > 0.4 else "buys in many categories" if len(stable) > 10 else "buys in some categories"
+    if not priced:
+        return f"Prices are not known; {habit}."
+    weight = sum(line["count"] for line in priced)
+    mean = sum(PRICE_LEVELS.index(line["price_power"]) * line["count"] for line in priced) / weight
+    return f"Takes {PRICE_LEVELS[round(mean)]} prices within a category; {habit}; {'often' if total >= 50 else 'now and then' if total >= 10 else 'seldom'} active."

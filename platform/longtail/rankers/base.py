@@ -1,0 +1,87 @@
+"""The base: a DIN-style ranker on a user's own signals. Its individual side is also the first half of ChoirRec and SaviorRec.
+
+Letters: B rows, H heads, L history length, D item width, F width of the concatenated features.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from longtail.rankers.batch import Batch
+from longtail.rankers.catalogue import Catalogue
+from longtail.rankers.layers import AttributeEmbedding, ItemEmbedding, Normaliser, TargetAttention, Tower, embedding_table, target_id_index
+from longtail.rankers.ranker import Ranker, RankerOutput
+from longtail.rankers.settings import BaseSettings, TowerSettings
+from longtail.samples import FeatureSpec
+
+
+@dataclass(frozen=True)
+class IndividualView:
+    """The individual side's features, and the pieces of them that other parts use again."""
+
+    x_BF: torch.Tensor
+    target_BD: torch.Tensor
+    item_stats_BI: torch.Tensor  # normalised
+    history_BLD: torch.Tensor
+    history_mask_BL: torch.Tensor
+    attention_BL: torch.Tensor
+
+
+class IndividualSide(nn.Module):
+    """User ID, own attributes and statistics, own history under target attention, the item."""
+
+    def __init__(self, spec: FeatureSpec, catalogue: Catalogue, settings: TowerSettings) -> None:
+        super().__init__()
+        self.users = embedding_table(catalogue.sizes.user_ids, settings.id_dim)
+        self.items = ItemEmbedding(catalogue, settings.id_dim, settings.attribute_dim)
+        self.attributes = AttributeEmbedding(spec.attribute_sizes, settings.attribute_dim)
+        self.user_stats = Normaliser(len(spec.user_stats))
+        self.cross_stats = Normaliser(len(spec.cross_stats))
+        self.item_stats = Normaliser(len(spec.item_stats))
+        self.attention = TargetAttention(self.items.dim, settings.attention_dims)
+        self.out_dim = settings.id_dim + self.attributes.dim + len(spec.user_stats) + len(spec.cross_stats) + len(spec.item_stats) + 2 * self.items.dim
+
+    def fit_statistics(self, batch: Batch) -> None:
+        self.user_stats.fit(batch.user_stats_BU)
+        self.cross_stats.fit(batch.cross_stats_BX)
+        self.item_stats.fit(batch.item_stats_BI)
+
+    def forward(self, catalogue: Catalogue, batch: Batch, hidden_B2: torch.Tensor | None) -> IndividualView:
+        user_index_B = target_id_index(catalogue.user_id_M[batch.user_row_B], None if hidden_B2 is None else hidden_B2[:, 0])
+        item_index_B = target_id_index(catalogue.item_id_N[batch.item_row_B], None if hidden_B2 is None else hidden_B2[:, 1])
+        target_BD = self.items(catalogue, batch.item_row_B, item_index_B)
+        history_BLD = self.items(catalogue, batch.history_BL)
+        mask_BL = batch.history_BL > 0
+        pooled_BD, attention_BL = self.attention(target_BD, history_BLD, mask_BL, days_BL=batch.history_days_BL)
+        item_stats_BI = self.item_stats(batch.item_stats_BI)
+        parts = [
+            self.users(user_index_B),
+            self.attributes(batch.attributes_BA),
+            self.user_stats(batch.user_stats_BU),
+            self.cross_stats(batch.cross_stats_BX),
+            item_stats_BI,
+            target_BD,
+            pooled_BD,
+        ]
+        return IndividualView(torch.cat(parts, dim=1), target_BD, item_stats_BI, history_BLD, mask_BL, attention_BL)
+
+
+class Base(Ranker):
+    """DIN-style base: the individual side, a tower, a linear head per label."""
+
+    name: ClassVar[str] = "base"
+
+    def __init__(self, spec: FeatureSpec, catalogue: Catalogue, settings: BaseSettings) -> None:
+        super().__init__(spec, catalogue, settings)
+        self.individual = IndividualSide(spec, catalogue, settings)
+        self.tower = Tower(self.individual.out_dim, settings.hidden_dims, settings.dropout)
+        self.out = nn.Linear(self.tower.out_dim, len(self.heads))
+
+    def fit_statistics(self, batch: Batch) -> None:
+        self.individual.fit_statistics(batch)
+
+    def forward(self, batch: Batch, hidden_B2: torch.Tensor | None = None) -> RankerOutput:
+        view = self.individual(self.catalogue, batch, hidden_B2)
+        return RankerOutput(self.out(self.tower(view.x_BF)), self.heads, attention_BL=view.attention_BL)

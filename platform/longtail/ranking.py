@@ -1,0 +1,269 @@
+"""Ranking one request: its rows, their features by the function that made the training samples, and a loaded ranker's scores.
+
+Reads nothing and writes nothing: it is given a FeatureState and rankers; serve_apps keeps it alive in a Ray Serve replica. Nobody and nothing unknown is an
+error here: an unknown user gets the group of what the request states, or everyone's; an unknown item is ranked by the content that the request states.
+
+Letters: B candidates, H heads, N described items, D semantic width, S code stages, C category levels.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from longtail.entities import UNKNOWN_TIME, Entities
+from longtail.features import FeatureState, ItemFacts, Rows
+from longtail.rankers.batch import Batch
+from longtail.rankers.catalogue import OOV
+from longtail.rankers.ranker import Ranker, predict_rows
+
+ItemBasis = Literal["catalogue", "content", "none"]
+GroupBasis = Literal["published", "request", "everyone"]
+
+
+@dataclass(frozen=True)
+class StatedUser:
+    """What a request says of its user."""
+
+    attributes: Mapping[str, str | float | bool | None] = field(default_factory=dict)
+    profile: str | None = None  # in words; None: the deterministic profile of the attributes
+
+
+@dataclass(frozen=True)
+class StatedItem:
+    """A candidate, and what the request says of it; read only where the run does not know the item."""
+
+    item_id: str
+    title: str | None = None
+    category: tuple[str, ...] = ()  # root -> leaf
+    brand: str | None = None
+    price: float | None = None
+    first_seen: datetime | None = None
+
+    @property
+    def described(self) -> bool:
+        """True where there is a text to encode."""
+        return bool(self.title or self.category or self.brand)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request."""
+
+    user_id: str
+    items: tuple[StatedItem, ...]
+    ranker: str
+    now: datetime | None = None  # None: the end of the run's logs
+    user: StatedUser | None = None
+
+
+@dataclass(frozen=True)
+class Unknowns:
+    """What of a request must be encoded from text before it can be ranked."""
+
+    user: StatedUser | None
+    items: tuple[StatedItem, ...]  # in the order of the request
+
+    def __bool__(self) -> bool:
+        return self.user is not None or bool(self.items)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Unknowns as the text encoder and the run's codebooks see them."""
+
+    user_codes: tuple[int, ...] | None  # by stage, from 0
+    item_z_ND: npt.NDArray[np.float32]
+    item_codes_NS: npt.NDArray[np.int32]  # from 0
+
+
+@dataclass(frozen=True)
+class RankedItem:
+    """One candidate in the answer."""
+
+    item_id: str
+    scores: tuple[float, ...]  # probabilities by head, the ranker's primary head first
+    basis: ItemBasis
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The answer: candidates by the primary head's probability, best first; equal ones in the request's order."""
+
+    heads: tuple[str, ...]
+    items: tuple[RankedItem, ...]
+    now: datetime
+    user_known: bool
+    group: tuple[int, ...]  # the codes that the ranker saw, from 0; empty: none
+    group_basis: GroupBasis
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a caller may ask for."""
+
+    heads: Mapping[str, tuple[str, ...]]  # by ranker
+    attributes: Mapping[str, tuple[str, ...]]  # some of each attribute's values; () for a numeric one
+    now: datetime
+    num_users: int
+    num_items: int
+    user_ids: tuple[str, ...]  # a few of them, for examples
+    item_ids: tuple[str, ...]
+
+
+class RequestRanker:
+    """Answers requests from one run's feature state and rankers; safe to call from several threads.
+
+    Raises:
+        ValueError: a ranker was trained on features of another shape than the state's.
+    """
+
+    def __init__(self, state: FeatureState, rankers: Mapping[str, Ranker], now: datetime, max_items: int) -> None:
+        for name, ranker in rankers.items():
+            if ranker.spec != state.spec:
+                differ = [key for key, value in state.spec.model_dump().items() if getattr(ranker.spec, key) != value]
+                raise ValueError(f"ranker {name!r} was trained on other features than this run's: {differ} differ. Serve it from the run that trained it.")
+        self.state = state
+        self.rankers = dict(rankers)
+        self.now = now
+        # Described items are written into rows behind the catalogue's for the length of one request.
+        self._spare = {name: ranker.catalogue.add_spare_rows(max_items) for name, ranker in rankers.items()}
+        self._max_items = max_items
+        self._lock = threading.Lock()
+
+    def knowledge(self, examples: int = 5) -> Knowledge:
+        """What this run knows, with a few ids and values to start from."""
+        entities = self.state.entities
+        return Knowledge(
+            heads={name: tuple(ranker.heads) for name, ranker in self.rankers.items()},
+            attributes={
+                coding.name: tuple(coding.vocabulary.values[:examples].to_pylist()) if coding.vocabulary is not None else () for coding in entities.attributes
+            },
+            now=self.now,
+            num_users=len(entities.users),
+            num_items=len(entities.items),
+            user_ids=tuple(entities.users.values[:examples].to_pylist()),
+            item_ids=tuple(entities.items.values[:examples].to_pylist()),
+        )
+
+    def unknowns(self, question: Question) -> Unknowns:
+        """What of `question` needs the text encoder: a described user without a published group, described items that the run does not know."""
+        found = self._find(question)
+        user = question.user
+        if user is not None and (found.published or not (user.attributes or user.profile)):
+            user = None
+        return Unknowns(user, tuple(item for item, row in zip(question.items, found.item_row_B, strict=True) if row == 0 and item.described))
+
+    def rank(self, question: Question, encoded: Encoded | None = None) -> Ranking:
+        """Score all candidates as one batch; `encoded` answers `unknowns(question)`, None where there were none.
+
+        Raises:
+            ValueError: more unknown items than the ranker was given spare rows for.
+        """
+        state, found = self.state, self._find(question)
+        num = len(question.items)
+        rows = Rows(
+            user_row_B=np.full(num, found.user_row, np.int64),
+            item_row_B=found.item_row_B,
+            time_B=np.full(num, found.time_us, np.int64),
+            stated=stated_facts(question.items, state.entities),
+        )
+        attributes = None
+        codes: list[tuple[int, ...] | None] | None = None
+        if question.user is not None and question.user.attributes:
+            attributes = np.tile(state.entities.attribute_codes(question.user.attributes), (num, 1))
+        if encoded is not None and encoded.user_codes is not None:
+            codes = [encoded.user_codes for _ in question.items]
+        batch = Batch.from_table(state.features(rows, attributes, codes), state.spec)
+        ranker = self.rankers[question.ranker]
+        places = np.flatnonzero(found.item_row_B == 0)
+        spare = [self._spare_item(question.items[place]) for place in places]
+        described = [number for number, place in enumerate(places) if encoded is not None and question.items[place].described]
+        for row, number in enumerate(described):
+            assert encoded is not None
+            spare[number] = replace(spare[number], vector_D=encoded.item_z_ND[row], codes_S=encoded.item_codes_NS[row] + 1)
+        probabilities_BH = self._score(question.ranker, batch, places, spare)
+        basis: list[ItemBasis] = ["catalogue"] * num
+        for number, place in enumerate(places):
+            basis[place] = "none" if spare[number].vector_D is None else "content"
+        order = np.argsort(-probabilities_BH[:, 0], kind="stable")
+        group = tuple(int(code) - 1 for code in batch.user_codes_BS[0] if code > 0)
+        return Ranking(
+            heads=tuple(ranker.heads),
+            items=tuple(RankedItem(question.items[place].item_id, tuple(probabilities_BH[place].tolist()), basis[place]) for place in order),
+            now=question.now or self.now,
+            user_known=found.user_row > 0,
+            group=group,
+            group_basis="everyone" if not group else "published" if found.published else "request",
+        )
+
+    def _find(self, question: Question) -> "_Found":
+        entities, groups = self.state.entities, self.state.groups
+        user = int(entities.users.encode([question.user_id])[0])
+        time = _microseconds(question.now or self.now)
+        snapshot = int(groups.snapshot(np.array([time]))[0])
+        return _Found(user, entities.items.encode([item.item_id for item in question.items]).astype(np.int64), time, (snapshot, user) in groups.place)
+
+    def _spare_item(self, item: StatedItem) -> "_SpareItem":
+        entities = self.state.entities
+        return _SpareItem(entities.category_codes(item.category).astype(np.int64), int(entities.brands.encode([item.brand])[0]))
+
+    def _score(self, name: str, batch: Batch, places: npt.NDArray[np.int64], spare: Sequence["_SpareItem"]) -> npt.NDArray[np.float64]:
+        """Probabilities [B, H], with the items at `places` described by `spare`."""
+        if len(places) > self._max_items:
+            raise ValueError(f"{len(places)} unknown items in one request, and serve.max_items = {self._max_items}. Send fewer, or raise it.")
+        first, catalogue = self._spare[name], self.rankers[name].catalogue
+        rows = batch.item_row_B.clone()
+        rows[torch.from_numpy(places)] = first + torch.arange(len(places))
+        with self._lock:
+            for row, item in enumerate(spare, start=first):
+                catalogue.item_id_N[row] = OOV
+                catalogue.category_NC[row] = torch.from_numpy(item.category_C)
+                catalogue.brand_N[row] = item.brand
+                catalogue.vector_ND[row] = 0.0 if item.vector_D is None else torch.from_numpy(item.vector_D)
+                catalogue.codes_NS[row] = 0 if item.codes_S is None else torch.from_numpy(item.codes_S.astype(np.int64))
+            output = predict_rows(self.rankers[name], replace(batch, item_row_B=rows))
+        probabilities: npt.NDArray[np.float64] = output.probabilities_BH.double().numpy()
+        return probabilities
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A request in row numbers."""
+
+    user_row: int
+    item_row_B: npt.NDArray[np.int64]
+    time_us: int
+    published: bool  # the user has group codes in the snapshot that holds at the request's time
+
+
+@dataclass(frozen=True)
+class _SpareItem:
+    """What the catalogue is told of an item that the run does not know."""
+
+    category_C: npt.NDArray[np.int64]
+    brand: int
+    vector_D: npt.NDArray[np.float32] | None = None
+    codes_S: npt.NDArray[np.int32] | None = None  # code plus one
+
+
+def stated_facts(items: Sequence[StatedItem], entities: Entities) -> ItemFacts:
+    """What a request says of its items, as features ask for it; categories and brands that the run has not met are unknown."""
+    category_BC = np.stack([entities.category_codes(item.category) for item in items]).astype(np.int32) if items else np.zeros((0, 0), np.int32)
+    prices = [np.nan if item.price is None else np.log1p(max(item.price, 0.0)) for item in items]
+    return ItemFacts(
+        leaf_B=np.array([entities.leaf_code(codes) for codes in category_BC], np.int64),
+        root_B=category_BC[:, 0].astype(np.int64) if category_BC.shape[1] else np.zeros(len(items), np.int64),
+        brand_B=entities.brands.encode([item.brand for item in items]).astype(np.int64),
+        log_price_B=np.array(prices, np.float32),
+        first_seen_B=np.array([UNKNOWN_TIME if item.first_seen is None else _microseconds(item.first_seen) for item in items], np.int64),
+    )
+
+
+def _microseconds(time: datetime) -> int:
+    return round(time.astimezone(UTC).timestamp() * 1e6)

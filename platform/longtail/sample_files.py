@@ -1,0 +1,161 @@
+"""The samples as training reads them: one file at a time, in an order that neither the number of workers nor a restart changes.
+
+Reads samples.parquet/part-*.parquet. Per epoch the files are permuted, and the training rows within each file; global batch t is a contiguous slice of
+that order within one file, and worker r takes its contiguous share of every global batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import torch
+
+from longtail.artifacts import parquet_files
+from longtail.rankers.batch import Batch
+from longtail.rankers.heads import has_label
+from longtail.rankers.settings import Head
+from longtail.samples import FeatureSpec
+
+Split = Literal["train", "validation", "test"]
+
+LABEL_COLUMNS = ("split", "outcome", "conversion")
+FEATURE_COLUMNS = ("user_row", "item_row", "history", "history_days", "user_stats", "cross_stats", "item_stats", "group_stats", "user_codes", "activity")
+SLICE_COLUMNS = ("num_purchases", "item_events")
+
+
+class Purpose(IntEnum):
+    """What random numbers are drawn for; part of every key, so that no two uses share their numbers."""
+
+    FILES = 1
+    ROWS = 2
+    HIDE = 3
+    DROPOUT = 4
+    WEIGHTS = 5
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among those that share a training run."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, num: int) -> tuple[int, int]:
+        """Start and end of this worker's contiguous share of `num` rows; it may be empty."""
+        return num * self.rank // self.size, num * (self.rank + 1) // self.size
+
+
+ALONE = Workers()
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """One worker's share of one global batch."""
+
+    batch: Batch
+    num_rows: int  # of the global batch
+    start: int  # of this share within it
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """The parts of a samples table, and how many rows of each have a label for a ranker's heads."""
+
+    fs: pafs.FileSystem
+    paths: tuple[str, ...]
+    spec: FeatureSpec
+    heads: tuple[Head, ...]
+    labelled: dict[str, tuple[int, ...]]  # split -> rows with a label, by file
+    num_rows: int  # of all splits, labelled or not
+
+    @staticmethod
+    def scan(fs: pafs.FileSystem, folder: str, spec: FeatureSpec, heads: Sequence[Head]) -> "SampleFiles":
+        """Count the rows below `folder`; reads three small columns.
+
+        Raises:
+            ValueError: no row of the train split has a label for `heads`.
+        """
+        paths = tuple(parquet_files(fs, folder))
+        counts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+        num_rows = 0
+        for path in paths:
+            table = pq.read_table(path, columns=list(LABEL_COLUMNS), filesystem=fs)
+            num_rows += len(table)
+            labelled = table.column("split").filter(pa.array(_has_label(table, heads)))
+            for split, count in counts.items():
+                count.append(pc.sum(pc.equal(labelled, split)).as_py() or 0)
+        if not sum(counts["train"]):
+            raise ValueError(
+                f"samples: none of {num_rows} rows in {len(paths)} file(s) is in the train split and has a label for heads {list(heads)}. "
+                "Widen logs.split.train_frac, or choose other heads for this ranker."
+            )
+        return SampleFiles(fs, paths, spec, tuple(heads), {split: tuple(count) for split, count in counts.items()}, num_rows)
+
+    def trained_rows(self) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
+        """Distinct user rows and item rows of the training rows with a label."""
+        users, items = [], []
+        for path in self.paths:
+            table = pq.read_table(path, columns=[*LABEL_COLUMNS, "user_row", "item_row"], filesystem=self.fs)
+            table = self._pick(table, "train")
+            users.append(np.unique(table.column("user_row").to_numpy()))
+            items.append(np.unique(table.column("item_row").to_numpy()))
+        return np.unique(np.concatenate(users)), np.unique(np.concatenate(items))
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Global batches per epoch; each file ends with a short one."""
+        return sum(-(-rows // batch_size) for rows in self.labelled["train"])
+
+    def load(self, index: int, split: Split, extra: Sequence[str] = ()) -> pa.Table:
+        """The labelled rows of one file and split, in file order, with the columns that a batch needs and `extra` ones."""
+        columns = [*FEATURE_COLUMNS, *LABEL_COLUMNS, *extra]
+        columns += ["attributes", "completed"] if self.spec.attributes else []
+        columns += ["group_history", "group_weight"] if self.spec.group_history_length else []
+        return self._pick(pq.read_table(self.paths[index], columns=columns, filesystem=self.fs), split)
+
+    def first_batch(self) -> Batch:
+        """Training rows of the first file that has any, to fit the normalisers on."""
+        index = next(i for i, rows in enumerate(self.labelled["train"]) if rows)
+        return Batch.from_table(self.load(index, "train"), self.spec)
+
+    def epoch(self, epoch: int, batch_size: int, seed: int, workers: Workers, device: torch.device | str = "cpu") -> Iterator[GlobalBatch]:
+        """This worker's shares of an epoch's global batches, in order; the next file is read while the last one is used."""
+        order = torch.randperm(len(self.paths), generator=generator(Purpose.FILES, seed, epoch)).tolist()
+        files = [index for index in order if self.labelled["train"][index]]
+
+        def read(index: int) -> Batch:
+            return Batch.from_table(self.load(index, "train"), self.spec).to(device)
+
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            coming = pool.submit(read, files[0])
+            for place, index in enumerate(files):
+                rows = coming.result()
+                if place + 1 < len(files):
+                    coming = pool.submit(read, files[place + 1])
+                permutation = torch.randperm(len(rows), generator=generator(Purpose.ROWS, seed, epoch, index)).to(device)
+                for start in range(0, len(rows), batch_size):
+                    picked = permutation[start : start + batch_size]
+                    first, last = workers.share(len(picked))
+                    yield GlobalBatch(rows.rows(picked[first:last]), len(picked), first)
+
+    def _pick(self, table: pa.Table, split: Split) -> pa.Table:
+        in_split = pc.equal(table.column("split"), split).to_numpy()
+        return table.filter(pa.array(in_split & _has_label(table, self.heads)))
+
+
+def generator(purpose: Purpose, *key: int) -> torch.Generator:
+    """A generator whose draws depend on `purpose` and `key` alone."""
+    state = np.random.SeedSequence((purpose, *key)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def _has_label(table: pa.Table, heads: Sequence[Head]) -> npt.NDArray[np.bool_]:
+    conversion = pc.fill_null(table.column("conversion"), -1).to_numpy()
+    return has_label(heads, table.column("outcome").to_numpy(), conversion)

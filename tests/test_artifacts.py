@@ -1,0 +1,159 @@
+"""Artifacts: they exist once their manifest does, and only then."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+
+from longtail.artifacts import Artifact, Draft, Store, parquet_files, read_parquet
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "a run"))
+
+
+def commit(draft: Draft, inputs: Mapping[str, Artifact] | None = None, **overrides: Any) -> Artifact:
+    values: dict[str, Any] = {"config": {"k": 8}, "seed": 7, "rows_in": 3, "rows_out": 2, "dropped": {"empty": 1}, "info": {"mse": 0.5}}
+    return draft.commit(inputs=inputs or {}, **(values | overrides))
+
+
+def table(*values: int) -> pa.Table:
+    return pa.table({"row": pa.array(values, pa.int64())})
+
+
+def test_nothing_exists_before_the_manifest(store: Store) -> None:
+    draft = store.create("codes", "k1")
+    draft.write("codes", table(1, 2))
+    assert store.find("codes", "k1") is None
+    committed = commit(draft)
+    found = store.find("codes", "k1")
+    assert found is not None
+    assert found.manifest == committed.manifest
+    assert found.read("codes").equals(table(1, 2))
+
+
+def test_manifest_is_the_last_file_written(store: Store) -> None:
+    draft = store.create("codes", "k1")
+    draft.write("codes", table(1))
+    draft.write_json("quality.json", {"dead": 0})
+    commit(draft)
+    files = [entry for entry in store.fs.get_file_info(pafs.FileSelector(f"{store.root}/codes/k1", recursive=True)) if entry.type == pafs.FileType.File]
+    assert {entry.base_name for entry in files} == {"codes.parquet", "quality.json", "manifest.json"}
+    manifest = next(entry for entry in files if entry.base_name == "manifest.json")
+    assert all(entry.mtime_ns <= manifest.mtime_ns for entry in files)
+
+
+def test_manifest_tells_what_made_it(store: Store) -> None:
+    upstream = commit(store.create("logs", "k0"))
+    manifest = commit(store.create("codes", "k1"), {"logs": upstream}).manifest
+    assert manifest["config"] == {"k": 8}
+    assert manifest["seed"] == 7
+    assert manifest["rows"] == {"in": 3, "out": 2, "dropped": {"empty": 1}}
+    assert manifest["inputs"] == {"logs": {"stage": "logs", "key": "k0", "content_hash": upstream.content_hash}}
+    assert manifest["commit"]
+    assert manifest["info"] == {"mse": 0.5}
+
+
+@pytest.mark.parametrize(("rows_in", "rows_out", "dropped"), [(3, 3, {"empty": 1}), (3, 1, {}), (3, 2, {})])
+def test_rows_must_add_up(store: Store, rows_in: int, rows_out: int, dropped: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=rf"'codes': {rows_in} rows in, {rows_out} out"):
+        commit(store.create("codes", "k1"), rows_in=rows_in, rows_out=rows_out, dropped=dropped)
+    assert store.find("codes", "k1") is None
+
+
+def test_interrupted_attempt_is_invisible_and_removed(store: Store) -> None:
+    interrupted = store.create("codes", "k1")
+    interrupted.write("codes", table(1))
+    assert store.find("codes", "k1") is None
+    assert store.clear_interrupted("codes", "k1", older_than_s=3600) == 0, "it may still be running"
+    assert store.clear_interrupted("codes", "k1", older_than_s=-2) == 1
+    assert not Path(interrupted.root).exists()
+    assert store.clear_interrupted("codes", "never started") == 0
+
+
+def test_clearing_never_touches_a_finished_artifact(store: Store) -> None:
+    finished = store.create("codes", "k1")
+    finished.write("codes", table(1))
+    commit(finished)
+    assert store.clear_interrupted("codes", "k1", older_than_s=-2) == 0
+    assert Path(finished.root).exists()
+
+
+def test_first_of_two_concurrent_attempts_stays(store: Store) -> None:
+    first, second = store.create("codes", "k1"), store.create("codes", "k1")
+    assert first.root != second.root
+    first.write("codes", table(1))
+    second.write("codes", table(2))
+    kept = commit(first)
+    later = commit(second)
+    assert later.manifest == kept.manifest
+    assert later.read("codes").equals(table(1))
+    assert not Path(second.root).exists()
+
+
+def test_discarded_draft_leaves_nothing(store: Store) -> None:
+    draft = store.create("codes", "k1")
+    draft.discard()
+    draft.write("codes", table(1))
+    draft.discard()
+    assert not Path(draft.root).exists()
+
+
+def content_hash(store: Store, key: str, files: dict[str, pa.Table]) -> str:
+    draft = store.create("codes", key)
+    for name, rows in files.items():
+        draft.write(name, rows)
+    return commit(draft).content_hash
+
+
+def test_content_hash_follows_the_bytes_and_not_the_names(store: Store) -> None:
+    one = content_hash(store, "a", {"codes.parquet/part-0": table(1), "codes.parquet/part-1": table(2)})
+    assert content_hash(store, "b", {"codes.parquet/x": table(2), "codes.parquet/y": table(1)}) == one
+    assert content_hash(store, "c", {"codes.parquet/part-0": table(1), "codes.parquet/part-1": table(3)}) != one
+    assert content_hash(store, "d", {"codes.parquet/part-0": table(1)}) != one
+
+
+def test_parts_are_read_in_name_order(store: Store) -> None:
+    draft = store.create("samples", "k1")
+    draft.write("samples.parquet/part-00001", table(3, 4))
+    draft.write("samples.parquet/part-00000", table(1, 2))
+    assert commit(draft).read("samples").column("row").to_pylist() == [1, 2, 3, 4]
+    assert read_parquet(draft.fs, draft.path("samples.parquet/part-00001.parquet")).num_rows == 2
+
+
+def test_folder_without_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("")
+    with pytest.raises(ValueError, match=r"no Parquet file under .*Point the setting at"):
+        parquet_files(pafs.LocalFileSystem(), str(tmp_path))
+
+
+def test_unknown_file_system_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"run\.uri = 'gopher://runs'.*Use a local path"):
+        Store.open("gopher://runs")
+
+
+def test_any_pyarrow_file_system_will_do(tmp_path: Path) -> None:
+    memory = pafs._MockFileSystem()
+    store = Store("mock://run", memory, "run")
+    draft = store.create("codes", "k1")
+    draft.write("codes", table(1))
+    draft.write_json("quality.json", {"dead": 0})
+    artifact = commit(draft)
+    assert artifact.read_json("quality.json") == {"dead": 0}
+    copied = artifact.local_path("quality.json", tmp_path)
+    assert json.loads(copied.read_text()) == {"dead": 0}
+    assert str(tmp_path) in str(copied)
+    assert artifact.local_path("quality.json", tmp_path) == copied
+
+
+def test_local_artifacts_are_read_in_place(store: Store, tmp_path: Path) -> None:
+    draft = store.create("codes", "k1")
+    draft.write_json("quality.json", {})
+    artifact = commit(draft)
+    assert artifact.local_path("quality.json", tmp_path / "copies") == Path(artifact.path("quality.json"))
+    assert not (tmp_path / "copies").exists()

@@ -1,0 +1,210 @@
+"""RQ-KMeans: a hand-worked case, its properties, its refusals, and faiss beside it."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from sklearn.metrics import adjusted_mutual_info_score
+
+from longtail.codes import (
+    CodebookSettings,
+    Fit,
+    LocalShards,
+    VectorShard,
+    check_rows,
+    codebook_bytes,
+    encode,
+    fit_codebook,
+    gini,
+    kmeans_plus_plus,
+    load_codebook,
+    quality,
+)
+from longtail.vectors import fingerprints
+
+Floats = NDArray[np.float32]
+
+
+def fit(vectors: Floats, *, shards: int = 1, seed: int = 7, initial: Floats | None = None, **settings: object) -> Fit:
+    chosen = CodebookSettings.model_validate({"block_rows": 64, **settings})
+    return fit_codebook(LocalShards.split(vectors, chosen.block_rows, shards), len(vectors), vectors.shape[1], chosen, seed, initial)
+
+
+def planted(num_rows: int = 1200, num_clusters: int = 8, dim: int = 16, noise: float = 0.25, seed: int = 0) -> tuple[Floats, NDArray[np.int64]]:
+    """Unit vectors around `num_clusters` random directions, and which one each is of."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(num_clusters, dim))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    truth = rng.integers(0, num_clusters, num_rows)
+    vectors = centres[truth] + noise * rng.normal(size=(num_rows, dim)) / np.sqrt(dim)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), truth
+
+
+def test_six_points_with_known_centroids() -> None:
+    points = np.array([[0, 0], [0, 3], [0, 6], [10, 0], [10, 3], [10, 6]], np.float32)
+    result = fit(points, num_stages=2, codebook_size=2, block_rows=4, initial=np.array([[[1, 1], [9, 1]], [[0, -2], [0, 2]]], np.float32))
+    np.testing.assert_array_equal(result.codebook_SKD[0], [[0, 3], [10, 3]])
+    # What is left is (0, -3), (0, 0), (0, 3), twice; 0 is as near to both centroids, and the lower number takes it.
+    np.testing.assert_array_equal(result.codebook_SKD[1], [[0, -1.5], [0, 3]])
+    np.testing.assert_allclose(result.mse_S, [(9 + 0 + 9) / 3, (2.25 + 2.25 + 0) / 3])
+    assert result.variance == pytest.approx(25 + 6)
+    np.testing.assert_array_equal(result.counts_SK, [[3, 3], [4, 2]])
+    np.testing.assert_array_equal(encode(points, result.codebook_SKD), [[0, 0], [0, 0], [0, 1], [1, 0], [1, 0], [1, 1]])
+
+
+@pytest.mark.parametrize("shards", [2, 4, 19])
+def test_any_number_of_shards_gives_the_same_bits(shards: int) -> None:
+    vectors, _ = planted(1200)
+    one = fit(vectors, num_stages=3, codebook_size=24)
+    many = fit(vectors, num_stages=3, codebook_size=24, shards=shards)
+    assert one.codebook_SKD.tobytes() == many.codebook_SKD.tobytes()
+    np.testing.assert_array_equal(one.counts_SK, many.counts_SK)
+    np.testing.assert_array_equal(one.mse_S, many.mse_S)
+
+
+def test_the_seed_decides() -> None:
+    vectors, _ = planted()
+    assert fit(vectors, codebook_size=24, seed=1).codebook_SKD.tobytes() == fit(vectors, codebook_size=24, seed=1).codebook_SKD.tobytes()
+    assert fit(vectors, codebook_size=24, seed=1).codebook_SKD.tobytes() != fit(vectors, codebook_size=24, seed=2).codebook_SKD.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_residual_never_grows(seed: int) -> None:
+    vectors = np.random.default_rng(seed).normal(size=(500, 8)).astype(np.float32)
+    result = fit(vectors, num_stages=6, codebook_size=8, iterations=1 + seed, seed=seed)
+    norms = [result.variance, *result.mse_S]
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(norms)), norms
+
+
+def test_mse_and_counts_are_those_of_encode() -> None:
+    vectors, _ = planted()
+    result = fit(vectors, num_stages=3, codebook_size=16)
+    codes = encode(vectors, result.codebook_SKD)
+    left = vectors - sum(result.codebook_SKD[stage][codes[:, stage]] for stage in range(3))
+    assert float((left**2).sum(axis=1).mean()) == pytest.approx(result.mse_S[-1], rel=1e-4)
+    for stage in range(3):
+        np.testing.assert_array_equal(np.bincount(codes[:, stage], minlength=16), result.counts_SK[stage])
+    assert result.variance == pytest.approx(float(vectors.var(axis=0).sum()), rel=1e-4)
+
+
+def test_equal_to_faiss_from_the_same_start() -> None:
+    vectors, _ = planted(2000, num_clusters=12)
+    initial = vectors[np.random.default_rng(3).choice(len(vectors), 12, replace=False)]
+    reference = faiss.Kmeans(vectors.shape[1], 12, niter=25, nredo=1, max_points_per_centroid=10**6)
+    reference.train(vectors, init_centroids=initial)
+    ours = fit(vectors, num_stages=1, codebook_size=12, iterations=25, initial=initial[None])
+    np.testing.assert_allclose(ours.codebook_SKD[0], reference.centroids, atol=1e-4)
+
+
+def test_as_good_as_stacked_faiss() -> None:
+    vectors, _ = planted(4000, num_clusters=40, dim=24, noise=0.8)
+    left = vectors.copy()
+    for stage in range(3):
+        reference = faiss.Kmeans(24, 32, niter=20, seed=stage + 1, max_points_per_centroid=10**6)
+        reference.train(left)
+        left -= reference.centroids[reference.index.search(left, 1)[1][:, 0]]
+    theirs = float((left**2).sum(axis=1).mean())
+    ours = fit(vectors, num_stages=3, codebook_size=32, block_rows=512)
+    assert ours.mse_S[-1] <= 1.03 * theirs
+
+
+def test_planted_clusters_are_recovered_and_shuffled_codes_lose_them() -> None:
+    vectors, truth = planted(1500, num_clusters=8, noise=0.7)
+    codes = encode(vectors, fit(vectors, num_stages=1, codebook_size=8).codebook_SKD)[:, 0]
+    assert adjusted_mutual_info_score(truth, codes) > 0.9
+    assert abs(adjusted_mutual_info_score(truth, np.random.default_rng(0).permutation(codes))) < 0.02
+
+
+def test_dead_centroids_move_to_far_rows() -> None:
+    vectors, _ = planted(800, num_clusters=6, noise=0.1)
+    lost = np.full((1, 6, 16), 50.0, np.float32)
+    lost[0, 0] = vectors[0]
+    result = fit(vectors, num_stages=1, codebook_size=6, initial=lost)
+    assert result.num_reseeded >= 5
+    assert (result.counts_SK > 0).all()
+    assert result.mse_S[0] < 0.9 * result.variance
+    assert fit(vectors, num_stages=1, codebook_size=6, initial=lost, shards=4).codebook_SKD.tobytes() == result.codebook_SKD.tobytes()
+
+
+@pytest.mark.parametrize("distinct", [1, 3])
+def test_fewer_distinct_vectors_than_codes(distinct: int) -> None:
+    vectors = np.repeat(planted(distinct)[0], 40, axis=0)
+    result = fit(vectors, num_stages=2, codebook_size=8)
+    np.testing.assert_array_equal((result.counts_SK > 0).sum(axis=1), [distinct, 1])
+    np.testing.assert_allclose(result.mse_S, 0, atol=1e-10)
+    assert np.isfinite(result.codebook_SKD).all()
+    report = quality(result, encode(vectors, result.codebook_SKD), fingerprints(vectors))
+    assert report["dead_codes"] == [8 - distinct, 7]
+    assert report["distinct_vectors"] == distinct
+    assert report["collision_rate"] == 1.0
+    assert report["median_leaf_size"] == 40
+
+
+def test_kmeans_plus_plus_takes_every_distinct_row_there_is() -> None:
+    rows = np.repeat(planted(5)[0], 30, axis=0)
+    chosen = kmeans_plus_plus(rows, 5, np.random.default_rng(0))
+    assert len(np.unique(chosen, axis=0)) == 5
+
+
+def test_a_shard_made_anew_goes_on_where_the_lost_one_was() -> None:
+    vectors, _ = planted(300)
+    blocks = [(0, vectors[:100]), (100, vectors[100:200])]
+    codebook = fit(vectors, num_stages=3, codebook_size=8).codebook_SKD
+    old = VectorShard(blocks)
+    old.step(codebook[:0], codebook[0])
+    old.step(codebook[:1], codebook[1])
+    for ours, theirs in zip(old.step(codebook[:2], codebook[2]), VectorShard(blocks).step(codebook[:2], codebook[2]), strict=True):
+        np.testing.assert_array_equal(ours.sums_KD, theirs.sums_KD)
+    rows = np.array([150, 3, 99, 100])
+    np.testing.assert_array_equal(old.residuals(codebook[:2], rows), VectorShard(blocks).residuals(codebook[:2], rows))
+
+
+def test_too_few_rows_are_refused_with_a_size_that_passes() -> None:
+    settings = CodebookSettings(codebook_size=256)
+    with pytest.raises(ValueError, match=r"codes\.user\.codebook_size = 256 .* = 1024 rows .* has 300\. Lower codes\.user\.codebook_size to at most 75"):
+        check_rows(settings, 300, "codes.user", "user_vectors")
+    check_rows(settings, 1024, "codes.user", "user_vectors")
+    check_rows(CodebookSettings(codebook_size=75), 300, "codes.user", "user_vectors")
+
+
+def test_a_codebook_wider_than_its_sample_is_refused() -> None:
+    with pytest.raises(ValidationError, match="codebook_size = 64 must not exceed init_rows = 32"):
+        CodebookSettings(codebook_size=64, init_rows=32)
+
+
+def test_encoding_vectors_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="width 16"):
+        encode(np.zeros((2, 8), np.float32), np.zeros((1, 4, 16), np.float32))
+
+
+def test_quality_by_hand() -> None:
+    counts = np.array([[2, 2, 0, 0], [3, 1, 0, 0]])
+    result = Fit(np.zeros((2, 4, 1), np.float32), counts, np.array([0.5, 0.25]), 1.0, [3, 2], 1)
+    report = quality(result, np.array([[0, 0], [0, 0], [1, 0], [1, 1]], np.int32), np.array([1, 1, 2, 3], np.uint64))
+    assert report["collision_rate"] == 0.5
+    assert report["num_leaves"] == 3
+    assert report["median_leaf_size"] == 1
+    assert report["largest_leaf_size"] == 2
+    assert report["dead_codes"] == [2, 2]
+    assert report["distinct_vectors"] == 3
+    assert report["mse_frac"] == [0.5, 0.25]
+    assert report["perplexity"][0] == pytest.approx(2.0)
+    assert report["gini"][0] == pytest.approx(0.5)
+    assert quality(replace(result, variance=0.0), np.zeros((4, 2), np.int32), np.zeros(4, np.uint64))["mse_frac"] == [0.0, 0.0]
+
+
+def test_gini_is_the_mean_difference_over_all_pairs() -> None:
+    counts = np.random.default_rng(5).integers(0, 50, 20)
+    slow = np.abs(counts[:, None] - counts[None, :]).mean() / (2 * counts.mean())
+    assert gini(counts) == pytest.approx(slow)
+
+
+def test_the_codebook_survives_its_file(tmp_path: Path) -> None:
+    codebook = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    (tmp_path / "codebook.safetensors").write_bytes(codebook_bytes(codebook))
+    np.testing.assert_array_equal(load_codebook(tmp_path / "codebook.safetensors"), codebook)

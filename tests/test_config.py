@@ -1,0 +1,102 @@
+"""Config files and overrides: what is taken, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from longtail.config import Config, load
+from longtail.settings import Compute, Settings
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_without_a_file_everything_has_its_default() -> None:
+    assert load(None) == Config()
+
+
+def test_file_then_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, '[run]\nseed = 1\nname = "a"\n[codes.user]\ncodebook_size = 4\n')
+    config = load(path, ["run.seed=5", "codes.user.num_stages=3"])
+    assert (config.run.seed, config.run.name) == (5, "a")
+    assert (config.codes.user.codebook_size, config.codes.user.num_stages) == (4, 3)
+    assert config.codes.item == Config().codes.item
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "field", "value"),
+    [
+        ("run.name=plain words", "run", "name", "plain words"),
+        ('run.name="quoted"', "run", "name", "quoted"),
+        ("run.name=a=b", "run", "name", "a=b"),
+        ("run.uri=s3://bucket/prefix", "run", "uri", "s3://bucket/prefix"),
+        (" run.seed = 11", "run", "seed", 11),
+        ("train.learning_rate=0.25", "train", "learning_rate", 0.25),
+        ("cluster.dashboard=false", "cluster", "dashboard", False),
+        ('train.rankers=["base", "saviorrec"]', "train", "rankers", ("base", "saviorrec")),
+    ],
+)
+def test_override_forms(override: str, section: str, field: str, value: object) -> None:
+    assert getattr(getattr(load(None, [override]), section), field) == value
+
+
+def test_last_override_wins() -> None:
+    assert load(None, ["run.seed=1", "run.seed=2"]).run.seed == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run.seed"], r"--set run\.seed: expected a\.b=value"),
+        (["run.sede=1"], r"run\.sede = 1: Extra inputs are not permitted"),
+        (["training.epochs=1"], r"training = .*: Extra inputs are not permitted"),
+        (["run.seed=many"], r"run\.seed = 'many': .*valid integer"),
+        (["codes.user.codebook_size=1"], r"codes\.user\.codebook_size = 1: .*greater than or equal to 2"),
+        (["run.seed=1", "run.seed.low=2"], r"--set run\.seed\.low=2: 'seed' is a value, not a section"),
+    ],
+)
+def test_refusals_name_the_setting(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(None, overrides)
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "[run]\nsede = 1\n[train]\nepochs = 0\n")
+    with pytest.raises(ValueError, match="2 setting") as caught:
+        load(path)
+    text = str(caught.value)
+    assert text.startswith(str(path))
+    assert "run.sede" in text
+    assert "train.epochs" in text
+
+
+def test_missing_file_and_broken_toml(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no such file.*pipelines/configs/"):
+        load(tmp_path / "absent.toml")
+    with pytest.raises(ValueError, match="not valid TOML"):
+        load(write(tmp_path, "[run\n"))
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().run.seed = 3  # type: ignore[misc]
+
+
+def test_key_fields_leave_out_where_a_stage_runs() -> None:
+    class Inner(Settings):
+        width: int = 1
+        compute: Compute = Compute()
+
+    class Outer(Settings):
+        inner: Inner = Inner()
+        compute: Compute = Compute()
+        label: str = "a"
+
+    assert Outer().key_fields() == {"inner": {"width": 1}, "label": "a"}
+    other = Outer(compute=Compute(num_actors=8), inner=Inner(compute=Compute(batch_size=1)))
+    assert other != Outer()
+    assert other.key_fields() == Outer().key_fields()
