@@ -34,7 +34,9 @@ def main() -> None:
         after = resolve(name, before)
         if args.check and after != before:
             sys.stderr.writelines(difflib.unified_diff(before.splitlines(True), after.splitlines(True), f"{name}.lock", "resolved now"))
-            raise SystemExit(f"lock: requirements/{name}.lock is not what pyproject.toml resolves to. Run python scripts/lock.py {name} and look at the change.")
+            raise SystemExit(
+                f"lock: requirements/{name}.lock is not what pyproject.toml resolves to. Run python scripts/lock.py {name} and look at the change."
+            )
         if not args.check:
             lock.write_text(after)
         print(f"lock: {name}: {sum('==' in line for line in after.splitlines())} packages resolve, {'as locked' if after == before else 'written'}")

@@ -49,8 +49,11 @@ def test_manifest_is_the_last_file_written(store: Store) -> None:
 
 
 def test_manifest_tells_what_made_it(store: Store) -> None:
-    upstream = commit(store.create("logs", "k0"))
-    manifest = commit(store.create("codes", "k1"), {"logs": upstream}).manifest
+    logs, codes = store.create("logs", "k0"), store.create("codes", "k1")
+    logs.write("events", table(1))
+    codes.write("codes", table(1))
+    upstream = commit(logs)
+    manifest = commit(codes, {"logs": upstream}).manifest
     assert manifest["config"] == {"k": 8}
     assert manifest["seed"] == 7
     assert manifest["rows"] == {"in": 3, "out": 2, "dropped": {"empty": 1}}

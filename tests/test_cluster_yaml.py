@@ -56,10 +56,9 @@ def test_setup_installs_files_that_exist() -> None:
 def test_gpu_nodes_install_the_gpu_lock_and_all_others_the_cpu_lock() -> None:
     config = prepare_config(read())
     for name, node in config["available_node_types"].items():
-        if name == config["head_node_type"]:
-            setup = config["head_setup_commands"]
-        else:  # Ray merges setup_commands into the global worker_setup_commands; a node type's own list replaces both
-            setup = node.get("worker_setup_commands", config["worker_setup_commands"])
+        # Ray merges setup_commands into the two lists below; a node type's own list replaces both.
+        common = config["head_setup_commands" if name == config["head_node_type"] else "worker_setup_commands"]
+        setup = node.get("worker_setup_commands", common)
         locks = re.findall(r"requirements/(\w+)\.lock", "\n".join(setup))
         assert locks == (["gpu"] if "GPU" in node["resources"] else ["cpu"]), name
 

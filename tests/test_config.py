@@ -44,6 +44,21 @@ def test_override_forms(override: str, section: str, field: str, value: object) 
     assert getattr(getattr(load(None, [override]), section), field) == value
 
 
+def test_a_section_given_in_part_keeps_the_rest_of_its_default(tmp_path: Path) -> None:
+    class Codebook(Settings):
+        stages: int = 1
+        width: int = 2
+        compute: Compute = Compute()
+
+    class Codes(Settings):
+        item: Codebook = Codebook(stages=3, width=32, compute=Compute(num_actors=2, num_cpus=0.5))
+
+    codes = Codes.model_validate({"item": {"width": 8, "compute": {"num_actors": 4}}})
+    assert codes.item == Codebook(stages=3, width=8, compute=Compute(num_actors=4, num_cpus=0.5))
+    assert Codes.model_validate({"item": Codebook()}).item == Codebook()
+    assert load(write(tmp_path, "[codes.item]\niterations = 5\n")).codes.item == Config().codes.item.model_copy(update={"iterations": 5})
+
+
 def test_last_override_wins() -> None:
     assert load(None, ["run.seed=1", "run.seed=2"]).run.seed == 2
 

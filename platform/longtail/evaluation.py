@@ -227,8 +227,8 @@ def _slices(rows: HeadRows, activity: Activity, settings: EvaluateSettings) -> I
     cold, days = settings.cold_item_events, settings.new_item_days
     low, high = activity.low_max, activity.high_min
     yield SliceRule("all", "main", "all rows", "every test row"), np.ones(len(events), dtype=bool)
-    yield SliceRule("low_activity", "main", "low-activity users", f"at most {low} purchases before the first test row"), purchases <= low
-    yield SliceRule("high_activity", "main", "high-activity users", f"at least {high} purchases before the first test row"), purchases >= high
+    yield SliceRule("low_activity", "main", "low-activity users", f"at most {_purchases(low)} before the first test row"), purchases <= low
+    yield SliceRule("high_activity", "main", "high-activity users", f"at least {_purchases(high)} before the first test row"), purchases >= high
     yield SliceRule("cold", "main", "cold items", f"fewer than {cold} events before the row's snapshot"), events < cold
     yield SliceRule("warm", "main", "warm items", f"at least {cold} events before the row's snapshot"), events >= cold
     yield SliceRule("zero_shot", "main", "zero-shot items", "no event before the row's snapshot"), events == 0
@@ -237,6 +237,10 @@ def _slices(rows: HeadRows, activity: Activity, settings: EvaluateSettings) -> I
         yield SliceRule(f"purchases_{name}", "activity", name, f"users with {name} purchases before the first test row"), mask
     for name, mask in bins(events, quantile_edges(events, settings.num_bins)):
         yield SliceRule(f"item_events_{name}", "item_events", name, f"items with {name} events before the row's snapshot"), mask
+
+
+def _purchases(count: int) -> str:
+    return f"{count} purchase" if count == 1 else f"{count} purchases"
 
 
 def quantile_edges(values: Ints, num_bins: int) -> tuple[int, ...]:

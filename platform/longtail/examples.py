@@ -3,7 +3,8 @@
 Letters: E events, K examples, P positives, V visits.
 """
 
-from dataclasses import replace
+import logging
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,22 @@ from longtail.schema import SPLITS
 from longtail.sources.raw import Pools
 from longtail.windows import Windows
 
+logger = logging.getLogger(__name__)
+
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Examples with what the manifest says of them."""
+
+    examples: Examples
+    origin: str  # logged | sampled
+    exposure: str  # one sentence
+    visits: tuple[Ints, Ints] | None = None  # user and pool of each visit, where requests are visits and not the source's own
 
 
 def build_examples(
@@ -30,8 +43,8 @@ def build_examples(
     negatives: Negatives,
     max_positives_per_user: int | None,
     seed: int,
-) -> tuple[Examples, str, str]:
-    """The examples after the history window, their origin, and the sentence that declares how they came to be.
+) -> Labelled:
+    """The examples after the history window, and how they came to be.
 
     Args:
         events: the kept events.
@@ -44,14 +57,13 @@ def build_examples(
     """
     if labels.exposure is not None:
         examples = _capped(logged_examples(events, windows, labels), max_positives_per_user, seed)
-        return examples, "logged", f"logged {labels.exposure}s: every {labels.exposure} in the logs is an example"
+        return Labelled(examples, "logged", f"logged {labels.exposure}s: every {labels.exposure} in the logs is an example")
     if negatives.policy == "available":
         if pools is None:
             raise ValueError('logs.negatives.policy = "available" needs a source that knows what was on offer; this one does not. Set "popularity_matched".')
-        examples = _available(events, pools, item_kept, windows, labels, negatives, max_positives_per_user, seed)
-        return examples, "sampled", _available_sentence(pools, labels, negatives)
+        return _available(events, pools, item_kept, windows, labels, negatives, max_positives_per_user, seed)
     examples = _matched(events, kinds, windows, labels, negatives, len(item_kept), max_positives_per_user, seed)
-    return examples, "sampled", _matched_sentence(labels, negatives)
+    return Labelled(examples, "sampled", _matched_sentence(labels, negatives))
 
 
 def _matched(
@@ -80,6 +92,7 @@ def _matched(
         block = (rows.time_K - windows.start) // block_us if block_us else np.zeros(len(rows), np.int64)
         rng = np.random.default_rng([seed, 0xB0, place])
         source, item, keep = popularity_matched(rows.item_K, rows.group_K, block, forbidden, scope, num_items, negatives.per_positive, rng)
+        _log_thinned(SPLITS[place], keep)
         parts.append(rows.take(keep).joined(_as_negatives(rows.take(source), item)))
     return _concatenated(parts)
 
@@ -93,10 +106,10 @@ def _available(
     negatives: Negatives,
     max_positives_per_user: int | None,
     seed: int,
-) -> Examples:
+) -> Labelled:
     """One visit per user and pool, at its first event; what the pool offered is a positive where the user took it during the visit."""
-    outcomes = events.of_kind(labels.outcome)
-    pool_E = pools.event_pool[_rows_of_kind(events, outcomes, labels)]
+    is_outcome = events.is_kind(labels.outcome)
+    outcomes, pool_E = events.take(is_outcome), pools.event_pool[is_outcome]
     num_items = len(item_kept)
     visit_E = dense(outcomes.user_E, pool_E)
     by_visit = np.lexsort((outcomes.time_E, visit_E))
@@ -107,7 +120,7 @@ def _available(
     offered_item, offered_pool = pools.offered(np.unique(pool_V[split_V >= 0]))
     known = item_kept[offered_item]
     offered_item, offered_pool = offered_item[known], offered_pool[known]
-    pool_ids = np.unique(pool_V)
+    pool_ids, visits = np.unique(pool_V), (user_V, pool_V)
     offered_pool, pool_V = np.searchsorted(pool_ids, offered_pool), np.searchsorted(pool_ids, pool_V)
     bought = np.unique(visit_E * num_items + outcomes.item_E)
     in_time = outcomes.time_E < windows.ends[np.maximum(split_V[visit_E], 0)]
@@ -130,8 +143,9 @@ def _available(
             rows.group_K, rows.item_K, pool_V, bought, offered_item[now], offered_pool[now], num_items, negatives.per_positive, rng
         )
         made = _visit_examples(drawn, drawn_item, user_V, time_V, split_V)
+        _log_thinned(SPLITS[split], keep)
         parts.append(rows.take(keep).joined(replace(made, outcome_K=np.zeros(len(made), np.int8))))
-    return _concatenated(parts)
+    return Labelled(_concatenated(parts), "sampled", _available_sentence(pools, labels, negatives), visits)
 
 
 def _visit_examples(visit: Ints, item: Ints, user_V: Ints, time_V: Ints, split_V: npt.NDArray[np.int8]) -> Examples:
@@ -140,13 +154,13 @@ def _visit_examples(visit: Ints, item: Ints, user_V: Ints, time_V: Ints, split_V
     return Examples(user_V[visit], item, time_V[visit], split_V[visit], visit, visit, ones, -ones)
 
 
-def _rows_of_kind(events: CodedEvents, outcomes: CodedEvents, labels: Labels) -> Ints:
-    raise NotImplementedError
-
-
 def _as_negatives(rows: Examples, item: Ints) -> Examples:
     zeros = np.zeros(len(rows), np.int8)
     return replace(rows, item_K=item, outcome_K=zeros, conversion_K=np.minimum(rows.conversion_K, zeros))
+
+
+def _log_thinned(split: str, keep_P: Bools) -> None:
+    logger.info("%s: %d positives, %d of them thinned because their items found too few negatives", split, len(keep_P), int((~keep_P).sum()))
 
 
 def _concatenated(parts: list[Examples]) -> Examples:
@@ -195,7 +209,7 @@ def _matched_sentence(labels: Labels, negatives: Negatives) -> str:
 
 def _available_sentence(pools: Pools, labels: Labels, negatives: Negatives) -> str:
     return (
-        f"sampled candidates, not impressions: available, not necessarily seen. Candidates are a sample of {pools.sentence}; the outcome is {labels.outcome} there "
-        f"and then. Each item has {negatives.per_positive:g} negative(s) per positive within each split, its positives thinned where it has too few, "
-        "so that popularity alone tells nothing"
+        f"sampled candidates, not impressions: available, not necessarily seen. Candidates are a sample of {pools.sentence}; the outcome is "
+        f"{labels.outcome} there and then. Each item has {negatives.per_positive:g} negative(s) per positive within each split, its positives "
+        "thinned where it has too few, so that popularity alone tells nothing"
     )

@@ -8,7 +8,7 @@ An outcome counts only if it lies before the end of its example's split: a later
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +52,9 @@ class Labels:
         Raises:
             ValueError: exposure, outcome and conversion do not follow each other in the order impression, click, cart, purchase.
         """
-        given = {field.name: getattr(settings, field.name) for field in fields(self) if getattr(settings, field.name) is not None}
-        labels = replace(self, **{name: None if value == "none" else value for name, value in given.items()})
+        given: dict[str, Any] = {name: value for name, value in settings.model_dump().items() if value is not None}
+        chosen: dict[str, Any] = {name: None if value == "none" else value for name, value in given.items()}
+        labels = replace(self, **chosen)
         chain = [kind for kind in (labels.exposure, labels.outcome, labels.conversion) if kind is not None]
         places = [EVENT_KINDS.index(kind) for kind in chain]
         if places != sorted(set(places)):
@@ -80,9 +81,14 @@ class CodedEvents:
     def take(self, which: Bools | Ints) -> "CodedEvents":
         return CodedEvents(*(getattr(self, field.name)[which] for field in fields(self)))
 
+    def is_kind(self, *kinds: str) -> Bools:
+        """Which events [E] are of these kinds and name an item."""
+        which: Bools = np.isin(self.kind_E, [EVENT_KINDS.index(kind) for kind in kinds]) & (self.item_E >= 0)
+        return which
+
     def of_kind(self, *kinds: str) -> "CodedEvents":
         """The events of these kinds that name an item."""
-        return self.take(np.isin(self.kind_E, [EVENT_KINDS.index(kind) for kind in kinds]) & (self.item_E >= 0))
+        return self.take(self.is_kind(*kinds))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from longtail import schema
 from longtail.artifacts import Draft
-from longtail.examples import build_examples
+from longtail.examples import Labelled, build_examples
 from longtail.labels import CodedEvents, Examples, Labels, LabelSettings
 from longtail.log_check import check_tables
 from longtail.negatives import NegativeSettings
@@ -182,10 +182,10 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
     kept = events.take(keep)
 
     pools = None if raw.pools is None else replace(raw.pools, event_pool=raw.pools.event_pool[keep])
-    examples, origin, exposure = build_examples(kept, pools, item_kept, kinds, windows, labels, negatives, settings.sample.max_positives_per_user, seed)
-    _require_outcomes(examples, windows, labels)
-    order = np.random.default_rng([seed, 0xE8]).permutation(len(examples))
-    examples = examples.take(order)
+    labelled = build_examples(kept, pools, item_kept, kinds, windows, labels, negatives, settings.sample.max_positives_per_user, seed)
+    _require_outcomes(labelled.examples, windows, labels)
+    # Shuffled, so that any run of rows is a fair sample.
+    examples = labelled.examples.take(np.random.default_rng([seed, 0xE8]).permutation(len(labelled.examples)))
 
     sampled = settings.sample.num_users is not None
     met_U, met_I = _met(kept.user_E, examples.user_K, len(raw.users)), _met(kept.item_E, examples.item_K, len(raw.items))
@@ -197,7 +197,7 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
         "users": raw.users.filter(pa.array(whole_U)),
         "items": schema.check(tables.conformed(items, schema.ITEMS, "items").filter(pa.array(whole_I)), schema.ITEMS, "items"),
         "events": schema.check(raw.events.filter(pa.array(keep)), schema.EVENTS, "events"),
-        "examples": _example_table(examples, raw, origin),
+        "examples": _example_table(replace(labelled, examples=examples), raw),
     }
     info = LogsInfo(
         source=settings.source,
@@ -210,13 +210,13 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
         numeric_attributes=raw.numeric_attributes,
         has_conversion=labels.conversion is not None,
         behaviour_kinds=kinds,
-        exposure=exposure,
+        exposure=labelled.exposure,
         num_users=len(written["users"]),
         num_items=len(written["items"]),
         num_events=len(written["events"]),
         num_examples={name: int((examples.split_K == place).sum()) for place, name in enumerate(SPLITS)},
     )
-    logger.info("logs: %d events, %s examples; %s", info.num_events, info.num_examples, exposure)
+    logger.info("logs: %d events, %s examples; %s", info.num_events, info.num_examples, info.exposure)
     return Logs(written | _truth(raw, written), info, raw.rows_in, {reason: count for reason, count in dropped.items() if count})
 
 
@@ -235,7 +235,8 @@ def _coded(raw: RawLogs) -> CodedEvents:
 
     def places(column: str, values: pa.ChunkedArray | pa.Array) -> Ints:
         found = pc.index_in(raw.events.column(column), value_set=values, skip_nulls=True)
-        return pc.fill_null(found, -1).combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
+        rows: Ints = pc.fill_null(found, -1).combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
+        return rows
 
     requests = raw.events.column("request_id")
     return CodedEvents(
@@ -327,16 +328,22 @@ def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return table.set_column(table.column_names.index(name), name, values) if name in table.column_names else table.append_column(name, values)
 
 
-def _example_table(examples: Examples, raw: RawLogs, origin: str) -> pa.Table:
+def _example_table(labelled: Labelled, raw: RawLogs) -> pa.Table:
     """schema.EXAMPLES, numbered in the order of its rows."""
+    examples = labelled.examples
     requests = pc.unique(raw.events.column("request_id")).drop_null()
+    if labelled.visits is not None:
+        assert raw.pools is not None
+        user_V, pool_V = labelled.visits
+        users = raw.users.column("user_id").take(pa.array(user_V))
+        requests = pc.binary_join_element_wise(users, pa.array(raw.pools.names(pool_V), pa.string()), " ")
     columns = {
         "example_id": pa.array(np.arange(len(examples))),
         "user_id": raw.users.column("user_id").take(pa.array(examples.user_K)),
         "item_id": raw.items.column("item_id").take(pa.array(examples.item_K)),
         "ts": pa.array(examples.time_K).cast(pa.timestamp("us")).cast(schema.TIMESTAMP),
         "split": pa.array(SPLITS).take(pa.array(examples.split_K)),
-        "origin": pa.repeat(origin, len(examples)),
+        "origin": pa.repeat(labelled.origin, len(examples)),
         "request_id": requests.take(pa.array(examples.request_K, mask=examples.request_K < 0)),
         "outcome": pa.array(examples.outcome_K),
         "conversion": pa.array(examples.conversion_K, mask=examples.conversion_K < 0),

@@ -8,8 +8,8 @@ Letters: P positives, Q negatives, V visits (a user in a pool), R rows of what t
 """
 
 import logging
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ class NegativeSettings(Settings):
 
     policy: Literal["popularity_matched", "available"] | None = Field(
         None,
-        description="popularity_matched: drawn from the positives' own item distribution | available: the source's candidate pool (Complete Journey's promotions)",
+        description="popularity_matched: drawn from the positives' own items | available: what the source could have sold (Complete Journey's promotions)",
     )
     per_positive: float = Field(1.0, gt=0)
     reject: Literal["request", "seen"] | None = Field(
@@ -52,8 +52,8 @@ class Negatives:
 
     def overridden(self, settings: NegativeSettings) -> "Negatives":
         """These with what the config sets."""
-        given = {field.name: getattr(settings, field.name) for field in fields(self)}
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        given: dict[str, Any] = {name: value for name, value in settings.model_dump().items() if value is not None}
+        return replace(self, **given)
 
 
 def popularity_matched(
@@ -94,7 +94,7 @@ def popularity_matched(
             break
         mate = start_Q[bad] + (rng.random(len(bad)) * size_Q[bad]).astype(np.int64)
         ends = np.concatenate([bad, mate])
-        values, place, counts = np.unique(ends, return_inverse=True, return_counts=True)
+        _, place, counts = np.unique(ends, return_inverse=True, return_counts=True)
         single = counts[place.reshape(-1)] == 1  # a place takes part in one swap of a round at most
         disjoint = single[: len(bad)] & single[len(bad) :]
         a, b = bad[disjoint], mate[disjoint]

@@ -98,7 +98,7 @@ def build_pairs(events: pa.Table, item_ids: pa.Array, rules: PairRules, seed: in
             baskets = _numbers(wanted["request_id"].filter(pa.array(mine)))
             groups = groups * (baskets.max() + 1) + baskets
         records += _meet(groups, users[mine], items[mine], seconds[mine], window, rules.max_partners, num_items, rng)
-    if not records:
+    if not any(len(pair) for pair, _ in records):
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), dropped)
     return _weigh(records, users, items, num_items, rules, rng, dropped)
 

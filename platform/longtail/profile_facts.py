@@ -5,7 +5,7 @@ Reads the logs' users, items and events; `facts_table` gives one row of structur
 Letters: E events, G groups of (user, category), U users.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from longtail.logs import LogsInfo
 from longtail.profiles import ProfilesSettings
 from longtail.schema import TIMESTAMP
+from longtail.token_count import CountTokens
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -245,9 +246,6 @@ class Rendered:
 
     text: str
     cut_lines: int
-
-
-CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 
 def render(rows: Sequence[Mapping[str, Any]], kind: str, settings: ProfilesSettings, count_tokens: CountTokens) -> list[Rendered]:

@@ -33,7 +33,7 @@ class Fields:
         return "\n".join((self.identity, self.interests, self.philosophy))
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The answer cannot stand; `reason` is the word that is counted."""
 
     def __init__(self, reason: str) -> None:
@@ -50,22 +50,22 @@ def parse(raw: str, max_output_tokens: int) -> Fields:
     """The three fields of a raw answer, each without the half word that a length bound left at its end.
 
     Raises:
-        Refused: empty, unclosed, not_json, missing_field, empty_field.
+        RefusedError: empty, unclosed, not_json, missing_field, empty_field.
     """
     text = raw.strip()
     if not text:
-        raise Refused("empty")
+        raise RefusedError("empty")
     if not text.endswith("}"):
-        raise Refused("unclosed")
+        raise RefusedError("unclosed")
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
-        raise Refused("not_json") from None
+        raise RefusedError("not_json") from None
     if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in FIELDS):
-        raise Refused("missing_field")
+        raise RefusedError("missing_field")
     tidy = [_whole_words(" ".join(value[name].split()), limit) for name, limit in zip(FIELDS, field_chars(max_output_tokens), strict=True)]
     if any(len(words(part)) < 2 for part in tidy):
-        raise Refused("empty_field")
+        raise RefusedError("empty_field")
     return Fields(*tidy)
 
 
@@ -108,22 +108,22 @@ def check(fields: Fields, facts: str, names: Sequence[str], known: KnownNames) -
         known: every name of the run.
 
     Raises:
-        Refused: echo_prompt, repetition, foreign_number, foreign_name, ungrounded.
+        RefusedError: echo_prompt, repetition, foreign_number, foreign_name, ungrounded.
     """
     text = fields.text
     own = words(text)
     if _copied_frac(own) > MAX_ECHO_FRAC:
-        raise Refused("echo_prompt")
+        raise RefusedError("echo_prompt")
     if _repeats(fields, own):
-        raise Refused("repetition")
+        raise RefusedError("repetition")
     if not set(_NUMBER.findall(text)) <= set(_NUMBER.findall(facts)):
-        raise Refused("foreign_number")
+        raise RefusedError("foreign_number")
     given = " " + " ".join(words(facts)) + " "
     if any(f" {name} " not in given for name in known.within(text)):
-        raise Refused("foreign_name")
+        raise RefusedError("foreign_name")
     goods = {word for name in names for word in words(name) if len(word) > 2}
     if goods and not goods & set(words(fields.interests)):
-        raise Refused("ungrounded")
+        raise RefusedError("ungrounded")
 
 
 _PROMPT_RUNS = frozenset(tuple(run) for own in [words(SYSTEM_PROMPT)] for run in zip(*(own[shift:] for shift in range(ECHO_WORDS)), strict=False))
@@ -180,4 +180,5 @@ def _philosophy(stable: Sequence[Mapping[str, Any]]) -> str:
         return f"Prices are not known; {habit}."
     weight = sum(line["count"] for line in priced)
     mean = sum(PRICE_LEVELS.index(line["price_power"]) * line["count"] for line in priced) / weight
-    return f"Takes {PRICE_LEVELS[round(mean)]} prices within a category; {habit}; {'often' if total >= 50 else 'now and then' if total >= 10 else 'seldom'} active."
+    pace = "often" if total >= 50 else "now and then" if total >= 10 else "seldom"
+    return f"Takes {PRICE_LEVELS[round(mean)]} prices within a category; {habit}; {pace} active."

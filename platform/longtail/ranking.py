@@ -30,7 +30,7 @@ GroupBasis = Literal["published", "request", "everyone"]
 class StatedUser:
     """What a request says of its user."""
 
-    attributes: Mapping[str, str | float | bool | None] = field(default_factory=dict)
+    attributes: Mapping[str, str | bool | float | None] = field(default_factory=dict)
     profile: str | None = None  # in words; None: the deterministic profile of the attributes
 
 
@@ -58,6 +58,7 @@ class Question:
     user_id: str
     items: tuple[StatedItem, ...]
     ranker: str
+    heads: tuple[str, ...] | None = None  # None: all of the ranker's; the first one decides the order
     now: datetime | None = None  # None: the end of the run's logs
     user: StatedUser | None = None
 
@@ -87,13 +88,13 @@ class RankedItem:
     """One candidate in the answer."""
 
     item_id: str
-    scores: tuple[float, ...]  # probabilities by head, the ranker's primary head first
+    scores: tuple[float, ...]  # probabilities by head, in the answer's order of heads
     basis: ItemBasis
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The answer: candidates by the primary head's probability, best first; equal ones in the request's order."""
+    """The answer: candidates by the first head's probability, best first; equal ones in the request's order."""
 
     heads: tuple[str, ...]
     items: tuple[RankedItem, ...]
@@ -163,7 +164,8 @@ class RequestRanker:
         """Score all candidates as one batch; `encoded` answers `unknowns(question)`, None where there were none.
 
         Raises:
-            ValueError: more unknown items than the ranker was given spare rows for.
+            KeyError: no ranker has that name.
+            ValueError: more unknown items than there are spare rows, or a head that the ranker lacks.
         """
         state, found = self.state, self._find(question)
         num = len(question.items)
@@ -187,14 +189,15 @@ class RequestRanker:
         for row, number in enumerate(described):
             assert encoded is not None
             spare[number] = replace(spare[number], vector_D=encoded.item_z_ND[row], codes_S=encoded.item_codes_NS[row] + 1)
-        probabilities_BH = self._score(question.ranker, batch, places, spare)
+        heads = question.heads or tuple(ranker.heads)
+        probabilities_BH = self._score(question.ranker, batch, places, spare)[:, [ranker.heads.index(head) for head in heads]]
         basis: list[ItemBasis] = ["catalogue"] * num
         for number, place in enumerate(places):
             basis[place] = "none" if spare[number].vector_D is None else "content"
         order = np.argsort(-probabilities_BH[:, 0], kind="stable")
         group = tuple(int(code) - 1 for code in batch.user_codes_BS[0] if code > 0)
         return Ranking(
-            heads=tuple(ranker.heads),
+            heads=heads,
             items=tuple(RankedItem(question.items[place].item_id, tuple(probabilities_BH[place].tolist()), basis[place]) for place in order),
             now=question.now or self.now,
             user_known=found.user_row > 0,

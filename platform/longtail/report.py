@@ -141,7 +141,11 @@ def _findings(report: Report) -> str:
                 continue
             own = head.slice(OWN_SLICE.get(ranker, "all"))
             found = own.differences[ranker]["gauc"]
-            lines = [f"<li>{escape(one.title)}: {_interval(one.differences[ranker]['gauc'])}</li>" for one in _main(head) if one.name != own.name]
+            lines = [
+                f"<li><span>{escape(one.title)}</span><span>{_interval(one.differences[ranker]['gauc'])}</span></li>"
+                for one in _main(head)
+                if one.name != own.name
+            ]
             suffix = f" <small>{head.head}</small>" if len(report.metrics.heads) > 1 else ""
             cards.append(
                 f'<div class="card" style="--tone:{plots.colour(ranker)}"><h3>{plots.name(ranker)}{suffix}</h3>'
@@ -162,8 +166,8 @@ def _head(head: HeadMetrics, metrics: Metrics) -> str:
         by_activity = [(one.title, one.rows, _of(one, "auc")) for one in head.slices if one.family == "activity"]
         by_count = [(one.title, one.rows, _of(one, "auc")) for one in head.slices if one.family == "item_events"]
         pair = [
-            figure("Lift by user activity", plots.differences_by_bin(by_activity, others, "AUC minus base", "purchases before the test rows"), _HOLLOW),
-            figure("Lift by item count", plots.differences_by_bin(by_count, others, "AUC minus base", "item's events before the snapshot"), _HOLLOW),
+            figure("Lift by user activity", plots.differences_by_bin(by_activity, others, "AUC minus base", "purchases before the test rows"), _FILLED),
+            figure("Lift by item count", plots.differences_by_bin(by_count, others, "AUC minus base", "item's events before the snapshot"), _FILLED),
         ]
         body.append(f'<div class="two">{"".join(pair)}</div>')
     curves = {ranker: (curve.predicted, curve.actual, curve.rows) for ranker, curve in head.calibration.items()}
@@ -182,26 +186,29 @@ def _head(head: HeadMetrics, metrics: Metrics) -> str:
 
 
 _HOLLOW = "Dot: difference on rows that both scored; line: 95 % interval over users. Hollow: the interval holds zero."
+_FILLED = "Bins of about equally many users (left) or rows (right), ties together. Filled: the interval leaves out zero."
 
 
 def _table(head: HeadMetrics, others: Sequence[str]) -> str:
     rankers = (*head.rankers, POPULARITY)
-    top = "".join(f'<th colspan="2" class="group" style="--tone:{plots.colour(ranker)}">{plots.name(ranker)}</th>' for ranker in rankers)
-    top += "".join(f'<th colspan="2" class="group" style="--tone:{plots.colour(ranker)}">{plots.name(ranker)} − base</th>' for ranker in others)  # noqa: RUF001
-    second = "<th>AUC</th><th>GAUC</th>" * len(rankers) + "<th>AUC</th><th>GAUC</th>" * len(others)
+    groups = "".join(f'<th colspan="2" class="group" style="--tone:{plots.colour(ranker)}">{plots.name(ranker)}</th>' for ranker in rankers)
+    names = "".join(f'<th rowspan="2"{more}>{name}</th>' for name, more in (("slice", " class='name'"), ("rows", ""), ("users", ""), ("positives", "")))
     body = []
     for one in _main(head):
-        cells = "".join(f"<td>{_value(one.scores[ranker].auc)}</td><td>{_value(one.scores[ranker].gauc)}</td>" for ranker in rankers)
-        cells += "".join(f"<td>{_interval(one.differences[ranker][metric])}</td>" for ranker in others for metric in ("auc", "gauc"))
-        reason = f'<br><em class="reason">{escape(one.reason)}</em>' if one.reason else ""
-        counts = f"<td>{one.rows:,}</td><td>{one.users:,}</td><td>{one.positives:,}</td>"
-        body.append(f'<tr><th scope="row">{escape(one.title)}<small>{escape(one.rule)}</small>{reason}</th>{counts}{cells}</tr>')
-    head_row = f'<tr><th rowspan="2">slice</th><th rowspan="2">rows</th><th rowspan="2">users</th><th rowspan="2">pos.</th>{top}</tr><tr>{second}</tr>'
+        cells = f"<td>{one.rows:,}</td><td>{one.users:,}</td><td>{one.positives:,}</td>"
+        for ranker in rankers:
+            for metric in ("auc", "gauc"):
+                below = f"<br>{_interval(one.differences[ranker][metric])}" if ranker in others else ""
+                cells += f"<td>{_value(getattr(one.scores[ranker], metric))}{below}</td>"
+        reason = f'<em class="reason">{escape(one.reason)}</em>' if one.reason else ""
+        body.append(f'<tr><th scope="row" class="name">{escape(one.title)}<small>{escape(one.rule)}</small>{reason}</th>{cells}</tr>')
+    top = f"<tr>{names}{groups}</tr><tr>{'<th>AUC</th><th>GAUC</th>' * len(rankers)}</tr>"
     legend = (
-        "Differences in points of 0.01, with 95 % intervals over users: <b class='higher'>▲</b> the whole interval lies above zero, "
-        "<b class='lower'>▼</b> below. <b>popularity</b> ranks by the item's count alone: near .5, the negatives give nothing away."
+        "Below a value: its difference from base on the same rows, in points of 0.01, with the 95 % interval over users. "
+        "<b class='higher'>▲</b> the whole interval lies above zero, <b class='lower'>▼</b> below. "
+        "<b>popularity</b> ranks by the item's count alone: near .5, the negatives give nothing away."
     )
-    table = f'<table class="metrics"><thead>{head_row}</thead><tbody>{"".join(body)}</tbody></table>'
+    table = f'<table class="metrics"><thead>{top}</thead><tbody>{"".join(body)}</tbody></table>'
     return f'<div class="wide">{table}</div><p class="note">{legend}</p>'
 
 
@@ -213,23 +220,21 @@ def _calibration_table(head: HeadMetrics) -> str:
             cells = f"<td>{_value(scores.log_loss)}</td><td>{_value(scores.calibration_ratio, 3)}</td><td>{_value(scores.calibration_error)}</td>"
             differs = one.differences.get(ranker, {}).get("log_loss")
             cells += f"<td>{_interval(differs, lower_is_better=True) if differs else ''}</td><td>{scores.gauc_users:,}</td>"
-            rows.append(f'<tr><th scope="row">{escape(one.title)}</th><td class="left">{plots.name(ranker)}</td>{cells}</tr>')
-    titles = "<th>slice</th><th class='left'>ranker</th><th>log loss</th><th>predicted / actual</th><th>calibration error</th>"
+            rows.append(f'<tr><th scope="row" class="name">{escape(one.title)}</th><td class="left">{plots.name(ranker)}</td>{cells}</tr>')
+    titles = "<th class='name'>slice</th><th class='left'>ranker</th><th>log loss</th><th>predicted / actual</th><th>calibration error</th>"
     titles += "<th>log loss − base, points</th><th>users in GAUC</th>"  # noqa: RUF001
     table = f'<table class="metrics"><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     return f'<details><summary>Log loss and calibration by slice</summary><div class="wide">{table}</div></details>'
 
 
 def _groups(report: Report) -> str:
-    figures = []
+    figures = _code_figures(report.codes["users"], "user codes", plots.colour("choirrec")) if "users" in report.codes else []
     for depth, sizes in sorted(report.group_sizes.items()):
-        if depth == 0:
+        if depth <= 1:  # everyone, and what the codes of the first stage show
             continue
         ordered = sorted(sizes)
         note = f"{len(sizes):,} groups, median {ordered[len(ordered) // 2]:,} members, largest {ordered[-1]:,}"
         figures.append(plots.ranked_bars(sizes, f"group sizes, depth {depth}", note, plots.colour("choirrec")))
-    if "users" in report.codes:
-        figures += _code_figures(report.codes["users"], "user codes", plots.colour("choirrec"))
     outcomes = sorted(report.profile_outcomes.items(), key=lambda pair: (pair[0] != "llm", -pair[1]))
     total = sum(report.profile_outcomes.values())
     rows = [
@@ -249,15 +254,10 @@ def _items(report: Report) -> str:
     if report.hits is not None:
         drawn = []
         for title, pairs, found in report.hits.slices:
-            rows = [
-                (
-                    METHODS.get(method, method),
-                    share or 0.0,
-                    "n/a" if share is None else f"{share:.1%}",
-                    plots.colour("saviorrec" if method == "trained" else POPULARITY),
-                )
-                for method, share in found.items()
-            ]
+            rows = []
+            for method, share in found.items():
+                fill = plots.colour("saviorrec" if method == "trained" else POPULARITY)
+                rows.append((METHODS.get(method, method), share or 0.0, "n/a" if share is None else f"{share:.1%}", fill))
             drawn.append(figure(f"Hit@{report.hits.k}: {title}", plots.bars(rows, 505, 150), f"{pairs:,} later pairs that the encoder was not taught."))
         body += f'<div class="two">{"".join(drawn)}</div>'
     if "items" in report.codes:
@@ -288,9 +288,9 @@ def _stages(report: Report) -> str:
         links = " ".join(f'<a href="#{stage}-{key}"><code>{escape(stage)}</code></a>' for stage, key in one.inputs.items())
         cells = f"<td>{one.seconds:,.1f}</td><td>{one.rows_in:,}</td><td>{one.rows_out:,}</td><td>{dropped}</td><td>{one.seed}</td>"
         cells += f"<td><code>{one.key}</code></td><td><code>{escape(one.commit)}</code></td><td class='left'>{links}</td>"
-        rows.append(f'<tr id="{escape(one.stage)}-{one.key}"><th scope="row">{escape(one.stage)}</th>{cells}</tr>')
-    names = ("stage", "seconds", "rows in", "rows out", "dropped", "seed", "key", "commit")
-    titles = "".join(f"<th>{name}</th>" for name in names) + "<th class='left'>reads</th>"
+        rows.append(f'<tr id="{escape(one.stage)}-{one.key}"><th scope="row" class="name">{escape(one.stage)}</th>{cells}</tr>')
+    names = ("seconds", "rows in", "rows out", "dropped", "seed", "key", "commit")
+    titles = "<th class='name'>stage</th>" + "".join(f"<th>{name}</th>" for name in names) + "<th class='left'>reads</th>"
     table = f'<table class="metrics"><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     total = sum(one.seconds for one in report.stages)
     intro = f"{total:,.0f} s in all, counting a reused stage with the time that it once took. The same key is the same code version, config, seed and input."

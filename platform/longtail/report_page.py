@@ -20,6 +20,7 @@ section > p { color: var(--muted); margin: 0 0 18px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 18px; margin-top: 30px; }
 .card { border: 1px solid var(--line); border-top: 4px solid var(--tone); border-radius: 6px; padding: 16px 20px; }
 .card p { margin: 0 0 10px; font-size: 14px; } .card ul { margin: 0; padding: 10px 0 0; list-style: none; border-top: 1px solid var(--line); font-size: 13px; }
+.card li { display: flex; justify-content: space-between; }
 .card .big { font-size: 40px; line-height: 1.1; font-weight: 650; letter-spacing: -.02em; margin: 0 0 4px; }
 .higher { color: var(--good); } .lower { color: var(--bad); } .unclear { color: var(--ink); } .none { color: #a8a29e; }
 .wide { overflow-x: auto; }
@@ -27,11 +28,11 @@ table.metrics { border-collapse: collapse; width: 100%; font-size: 12.5px; font-
 .metrics th, .metrics td { padding: 6px 7px; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap; }
 .metrics thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
 .metrics th.group { color: var(--tone); border-bottom: 2px solid var(--tone); text-align: center; }
-.metrics th:first-child { text-align: left; padding-left: 0; white-space: normal; min-width: 118px; }
-.metrics tbody th { font-weight: 600; } .metrics th small, .metrics td small { display: block; font-size: 11px; line-height: 1.35; }
+.metrics th.name { text-align: left; padding-left: 0; white-space: normal; min-width: 132px; font-weight: 600; }
+.metrics small { display: block; font-size: 11px; line-height: 1.35; }
 .metrics .left { text-align: left; white-space: normal; }
 .metrics tr:target { background: #fef9c3; }
-.reason { color: var(--bad); font-size: 11px; font-weight: 400; }
+.reason { display: block; color: var(--bad); font-size: 11px; font-weight: 400; }
 .note, figcaption { color: var(--muted); font-size: 12.5px; margin: 8px 0 0; }
 figure { margin: 26px 0 0; } figure h3 { margin-bottom: 10px; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 4px 30px; }

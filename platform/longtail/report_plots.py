@@ -237,7 +237,6 @@ def curves_by_epoch(curves: Mapping[str, Sequence[tuple[float, float]]], what: s
         for epoch, value in points:
             canvas.dot(x(epoch), y(value), colour(ranker), f"{name(ranker)}, epoch {epoch:g}: {value:.4f}", 3.8)
     canvas.legend(left, 16, list(curves))
-    canvas.text(width - right, 16, what, "end")
     canvas.text((left + width - right) / 2, height - 10, "epoch", "middle")
     return canvas.svg()
 
@@ -272,8 +271,8 @@ def bars(rows: Sequence[tuple[str, float, str, str]], width: float = 505, label_
         y = step * place + 6
         length = (width - label_width - 110) * value / longest
         canvas.text(0, y + 15, label, fill=INK, size=13)
-        canvas.rect(label_width, y, max(length, 1.5), 21, fill, f"{label}: {words}", 3)
-        canvas.text(label_width + max(length, 1.5) + 8, y + 15, words, fill=INK, size=12.5)
+        canvas.rect(label_width, y, length, 21, fill, f"{label}: {words}", min(3, length / 2))
+        canvas.text(label_width + length + (8 if length else 0), y + 15, words, fill=INK, size=12.5)
     return canvas.svg()
 
 
@@ -285,4 +284,4 @@ def _bin_axis(canvas: Canvas, titles: Sequence[str], left: float, column: float,
             canvas.text(x + 4, y - 2, title, "end", size=11, rotate=-32)
         else:
             canvas.text(x, y, title, "middle", size=11.5)
-    canvas.text(left + column * len(titles) / 2, canvas.height - 6, axis, "middle")
+    canvas.text(left + column * len(titles) / 2, canvas.height - 6 if crowded else y + 23, axis, "middle")

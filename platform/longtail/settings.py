@@ -2,13 +2,25 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
     """A frozen section of the config; an unknown key is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_rest_of_a_section(cls, values: Any) -> Any:
+        """A section given in part keeps the rest of its default here, which may differ from the section class's own defaults."""
+        if not isinstance(values, dict):
+            return values
+        defaults = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Settings)}
+        partial = {
+            name for name in defaults.keys() & values.keys() if isinstance(values[name], dict) and cls.model_fields[name].annotation is type(defaults[name])
+        }
+        return values | {name: _over(defaults[name].model_dump(exclude_unset=True), values[name]) for name in partial}
 
     def key_fields(self) -> dict[str, Any]:
         """The values that decide the stage's result: all but every `compute` section below (actors, CPUs, batch sizes)."""
@@ -23,6 +35,12 @@ class Compute(Settings):
     num_cpus: float = Field(1.0, ge=0, description="CPUs each of them reserves")
     num_gpus: float = Field(0.0, ge=0, description="GPUs each of them reserves")
     batch_size: int = Field(64, ge=1, description="rows handed to an actor at a time")
+
+
+def _over(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    merged = defaults | values
+    nested = {name for name in defaults.keys() & values.keys() if isinstance(defaults[name], dict) and isinstance(values[name], dict)}
+    return merged | {name: _over(defaults[name], values[name]) for name in nested}
 
 
 def _without_compute(value: Any) -> Any:

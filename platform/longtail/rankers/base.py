@@ -3,6 +3,7 @@
 Letters: B rows, H heads, L history length, D item width, F width of the concatenated features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import Catalogue
-from longtail.rankers.layers import AttributeEmbedding, ItemEmbedding, Normaliser, TargetAttention, Tower, embedding_table, target_id_index
+from longtail.rankers.layers import AttributeEmbedding, DistinctRows, ItemEmbedding, Normaliser, TargetAttention, Tower, embedding_table, target_id_index
 from longtail.rankers.ranker import Ranker, RankerOutput
 from longtail.rankers.settings import BaseSettings, TowerSettings
 from longtail.samples import FeatureSpec
@@ -27,6 +28,8 @@ class IndividualView:
     history_BLD: torch.Tensor
     history_mask_BL: torch.Tensor
     attention_BL: torch.Tensor
+    distinct: DistinctRows
+    items_RD: torch.Tensor  # vectors of the distinct rows
 
 
 class IndividualSide(nn.Module):
@@ -48,11 +51,14 @@ class IndividualSide(nn.Module):
         self.cross_stats.fit(batch.cross_stats_BX)
         self.item_stats.fit(batch.item_stats_BI)
 
-    def forward(self, catalogue: Catalogue, batch: Batch, hidden_B2: torch.Tensor | None) -> IndividualView:
+    def forward(self, catalogue: Catalogue, batch: Batch, hidden_B2: torch.Tensor | None, sequences: Sequence[torch.Tensor] = ()) -> IndividualView:
+        """Features of a batch; `sequences` are further item rows that the caller will look up in the view's distinct rows."""
         user_index_B = target_id_index(catalogue.user_id_M[batch.user_row_B], None if hidden_B2 is None else hidden_B2[:, 0])
         item_index_B = target_id_index(catalogue.item_id_N[batch.item_row_B], None if hidden_B2 is None else hidden_B2[:, 1])
         target_BD = self.items(catalogue, batch.item_row_B, item_index_B)
-        history_BLD = self.items(catalogue, batch.history_BL)
+        distinct = DistinctRows.of(len(catalogue.item_id_N), [batch.history_BL, *sequences])
+        items_RD = self.items(catalogue, distinct.rows_R)
+        history_BLD = distinct.spread(items_RD, batch.history_BL)
         mask_BL = batch.history_BL > 0
         pooled_BD, attention_BL = self.attention(target_BD, history_BLD, mask_BL, days_BL=batch.history_days_BL)
         item_stats_BI = self.item_stats(batch.item_stats_BI)
@@ -65,7 +71,7 @@ class IndividualSide(nn.Module):
             target_BD,
             pooled_BD,
         ]
-        return IndividualView(torch.cat(parts, dim=1), target_BD, item_stats_BI, history_BLD, mask_BL, attention_BL)
+        return IndividualView(torch.cat(parts, dim=1), target_BD, item_stats_BI, history_BLD, mask_BL, attention_BL, distinct, items_RD)
 
 
 class Base(Ranker):

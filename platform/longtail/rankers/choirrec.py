@@ -63,15 +63,15 @@ class GroupSide(nn.Module):
         if self.stats is not None:
             self.stats.fit(batch.group_stats_BU)
 
-    def forward(self, view: IndividualView, batch: Batch, sequence_BGD: torch.Tensor | None) -> torch.Tensor:
-        """Concatenated features; `sequence_BGD` holds the group sequence's items."""
+    def forward(self, view: IndividualView, batch: Batch) -> torch.Tensor:
+        """Concatenated features; the item's vectors are those of the individual side."""
         parts = [view.target_BD, view.item_stats_BI]
         if self.ids is not None:
             parts.append(self.ids(batch.user_codes_BS))
         if self.attributes is not None and self.stats is not None:
             parts += [self.attributes(batch.completed_BA), self.stats(batch.group_stats_BU)]
         if self.attention is not None:
-            assert sequence_BGD is not None
+            sequence_BGD = view.distinct.spread(view.items_RD, batch.group_history_BG)
             pooled_BD, _ = self.attention(view.target_BD, sequence_BGD, batch.group_history_BG > 0, prior_BL=batch.group_weight_BG)
             parts.append(pooled_BD)
         return torch.cat(parts, dim=1)
@@ -127,9 +127,8 @@ class ChoirRec(Ranker):
         self.group.fit_statistics(batch)
 
     def forward(self, batch: Batch, hidden_B2: torch.Tensor | None = None) -> RankerOutput:
-        view = self.individual(self.catalogue, batch, hidden_B2)
-        sequence_BGD = self.individual.items(self.catalogue, batch.group_history_BG) if self.settings.group_sequence else None
-        first_group = self.group_tower.first(self.group(view, batch, sequence_BGD))
+        view = self.individual(self.catalogue, batch, hidden_B2, [batch.group_history_BG] if self.settings.group_sequence else [])
+        first_group = self.group_tower.first(self.group(view, batch))
         z_group_BH = self.group_out(self.group_tower.rest(first_group))
 
         first_own = self.individual_tower.first(view.x_BF)

@@ -1,14 +1,16 @@
 """Layers that the rankers share: item embeddings, DIN's target attention, feed-forward towers, fixed normalisation.
 
-Letters: B rows, L history length, D item width, K attention width, W any width, A attributes.
+Letters: B rows, L history length, D item width, N item rows, R distinct item rows of a batch, K attention width, W any width, A attributes.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from longtail.rankers.catalogue import OOV, Catalogue
 
@@ -49,6 +51,34 @@ class ItemEmbedding(nn.Module):
         parts += [table(categories[..., level]) for level, table in enumerate(self.categories)]
         parts.append(self.brands(catalogue.brand_N[rows]))
         return torch.cat(parts, dim=-1)
+
+
+@dataclass(frozen=True)
+class DistinctRows:
+    """The distinct item rows of a batch's sequences, padding first.
+
+    Each item is embedded once per batch instead of once per place: popular items fill most places, and on CPU a table's gradient costs by the place.
+    """
+
+    rows_R: torch.Tensor
+    place_N: torch.Tensor  # item row -> place in rows_R
+
+    @staticmethod
+    def of(num_rows: int, sequences: Sequence[torch.Tensor]) -> "DistinctRows":
+        """From item rows below `num_rows`, of any shape."""
+        device = sequences[0].device
+        seen_N = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        seen_N[0] = True
+        for rows in sequences:
+            seen_N[rows.reshape(-1)] = True
+        rows_R = seen_N.nonzero().squeeze(1)
+        place_N = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        place_N[rows_R] = torch.arange(len(rows_R), device=device)
+        return DistinctRows(rows_R, place_N)
+
+    def spread(self, values_RW: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Values [.., W] of item rows [..]; padding passes no gradient."""
+        return functional.embedding(self.place_N[rows], values_RW, padding_idx=0)
 
 
 def target_id_index(index: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
@@ -145,7 +175,7 @@ class TargetAttention(nn.Module):
         hidden = torch.baddbmm(shift_BK.unsqueeze(1), history_BLD, matrix_BDK)
         if self.recency_K is not None:
             assert days_BL is not None
-            hidden = hidden + (torch.log1p(days_BL) * DAYS_SCALE).unsqueeze(2) * self.recency_K
+            hidden = torch.addcmul(hidden, (torch.log1p(days_BL) * DAYS_SCALE).unsqueeze(2), self.recency_K)
         for layer in self.later:
             hidden = layer(torch.relu(hidden))
         weights_BL = masked_softmax(hidden.squeeze(2), mask_BL, prior_BL)

@@ -2,7 +2,7 @@
 
 Top to bottom in the paper's order: MBA (modal-behaviour alignment), bi-directional target attention, the ranker.
 
-Letters: B rows, H heads, L history length, D semantic width, E ID width, S code stages.
+Letters: B rows, H heads, L history length, D semantic width, I item width, S code stages.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from longtail.rankers.base import IndividualSide
 from longtail.rankers.batch import Batch
@@ -94,15 +95,17 @@ class SaviorRec(Ranker):
         if self.project is not None:
             target_BD = self.aligned(batch.item_row_B)
             parts.append(self.project(target_BD))
+            # The ID part of an item's vector comes first. Padding the target with zeros instead of slicing the history keeps [B, L, ..] in one piece.
             id_dim = self.settings.id_dim
-            target_BE, history_BLE = view.target_BD[:, :id_dim], view.history_BLD[..., :id_dim]
+            target_id_BI = functional.pad(view.target_BD[:, :id_dim], (0, view.target_BD.shape[1] - id_dim))
+            mask_BL, items_BLI = view.history_mask_BL, view.history_BLD
             if self.semantic_to_behaviour is not None or self.behaviour_to_semantic is not None:
-                history_BLD = self.aligned(batch.history_BL)
+                history_BLD = view.distinct.spread(self.aligned(view.distinct.rows_R), batch.history_BL)
             if self.semantic_to_behaviour is not None:
-                pooled_BE, semantic_BL = self.semantic_to_behaviour(target_BD, history_BLD, history_BLE, view.history_mask_BL)
-                parts.append(pooled_BE)
+                pooled_BI, semantic_BL = self.semantic_to_behaviour(target_BD, history_BLD, items_BLI, mask_BL)
+                parts.append(pooled_BI[:, :id_dim])
             if self.behaviour_to_semantic is not None:
-                pooled_BD, behaviour_BL = self.behaviour_to_semantic(target_BE, history_BLE, history_BLD, view.history_mask_BL)
+                pooled_BD, behaviour_BL = self.behaviour_to_semantic(target_id_BI, items_BLI, history_BLD, mask_BL)
                 parts.append(self.project(pooled_BD))
         return RankerOutput(
             self.out(self.tower(torch.cat(parts, dim=1))),

@@ -96,6 +96,7 @@ def read() -> RawLogs:
         pools=Pools(
             event_pool=lines.column("store_id").to_numpy() * WEEKS + lines.column("week").to_numpy(),
             offered=_promotions(folder / "promotions.parquet", products.column("product_id").to_numpy()),
+            names=lambda pools: [f"store {pool // WEEKS} week {pool % WEEKS}" for pool in pools.tolist()],
             sentence="the products promoted (displayed in the store or mailed) in a store-week in which the household shopped there",
         ),
         price_from_history=True,

@@ -19,6 +19,7 @@ class Pools:
 
     event_pool: Ints
     offered: Callable[[Ints], tuple[Ints, Ints]]  # wanted pools -> (row of the items table [R], pool [R]), each pair once, sorted by item
+    names: Callable[[Ints], list[str]]  # pools in words, for request ids
     sentence: str  # what the pool is, in words for every report
 
 

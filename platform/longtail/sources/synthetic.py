@@ -61,9 +61,9 @@ TOPICS = (
     "ballet tutu pointe pirouette studio dancer",
     "cactus desert mesa canyon lizard adobe",
 )
-SYLLABLES = "ba be bo da de do fa fi fo ga ge go ka ke ko la le lo ma me mo na ne no pa pe po ra re ro sa se so ta te to va ve vo".split()
-FORMS = "set pack kit box piece edition bundle item".split()
-STYLES = "classic small large plain deluxe everyday compact original".split()
+SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstv" for vowel in "aeo"]
+FORMS = ["set", "pack", "kit", "box", "piece", "edition", "bundle", "item"]
+STYLES = ["classic", "small", "large", "plain", "deluxe", "everyday", "compact", "original"]
 CATEGORIES = 6
 LEAVES = 4
 BRANDS = 15
@@ -166,7 +166,8 @@ def _tastes(settings: SyntheticSettings, group_U: Ints, rng: np.random.Generator
     own = np.where(likes, np.inf, rng.random((users, topics)))
     missing = shared + 1 - likes.sum(1)
     rank = own.argsort(1).argsort(1)
-    return likes | (rank < missing[:, None])
+    tastes: Bools = likes | (rank < missing[:, None])
+    return tastes
 
 
 def _sessions(settings: SyntheticSettings, rng: np.random.Generator) -> tuple[Ints, Ints]:
@@ -269,8 +270,7 @@ def _items(item_ids: pa.Array, topic_I: Ints, price_I: Floats, launch_I: Ints, c
     picked = rng.random((count, 6)).argsort(1)[:, :3]
     style, form = rng.integers(0, len(STYLES), count), rng.integers(0, len(FORMS), count)
     titles = [
-        f"{STYLES[s]} {' '.join(words[topic][place] for place in places)} {FORMS[f]}"
-        for s, f, topic, places in zip(style, form, topic_I, picked, strict=True)
+        f"{STYLES[s]} {' '.join(words[topic][place] for place in places)} {FORMS[f]}" for s, f, topic, places in zip(style, form, topic_I, picked, strict=True)
     ]
     root, leaf, brand = rng.integers(0, CATEGORIES, count), rng.integers(0, LEAVES, count), rng.integers(0, BRANDS, count)
     return pa.table(

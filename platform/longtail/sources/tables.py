@@ -120,7 +120,9 @@ def _read(name: str, place: str) -> pa.Table:
     try:
         return read_parquet(fs, path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"logs.tables.{name} = {place!r} is not readable as Parquet: {error}. Write it as a .parquet file or a folder of such files.") from error
+        raise ValueError(
+            f"logs.tables.{name} = {place!r} is not readable as Parquet: {error}. Write it as a .parquet file or a folder of such files."
+        ) from error
 
 
 def _open(name: str, place: str) -> tuple[pafs.FileSystem, str]:

@@ -1,0 +1,135 @@
+"""Blocks: how the stages that run as Ray Data plans cut tables, write them on the way, and put the parts together again.
+
+Every block has its number in a column `part`, and every step handles whole blocks: what a part file holds depends on neither the schedule nor a retry.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import ray
+
+from actors.timing import carried
+from longtail.artifacts import Draft, Store
+from longtail.settings import Compute
+
+logger = logging.getLogger(__name__)
+
+#: What the small steps between the pools reserve: without it they would wait for the CPUs that the actors hold.
+SMALL_CPUS = 0.05
+_ROW_GROUP = 65_536
+
+
+def cut(table: pa.Table, size: int) -> list[pa.Table]:
+    """`table` in blocks of `size` rows, each with its number in `part`."""
+    blocks = [table.slice(start, size) for start in range(0, len(table), size)]
+    return [block.append_column("part", pa.array([number] * len(block), pa.int32())) for number, block in enumerate(blocks)]
+
+
+def check_room(pools: Mapping[str, Compute]) -> None:
+    """Refuse actor pools that the cluster cannot hold side by side; Ray Data would wait for them without a word.
+
+    Raises:
+        ValueError: their CPUs or GPUs are more than the cluster has.
+    """
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it without annotations
+    for resource, wanted in (
+        ("CPU", sum(pool.num_actors * pool.num_cpus for pool in pools.values()) + 2 * SMALL_CPUS),
+        ("GPU", sum(pool.num_actors * pool.num_gpus for pool in pools.values())),
+    ):
+        if wanted > have.get(resource, 0.0):
+            sections = ", ".join(f"[{name}.compute]" for name in pools)
+            raise ValueError(
+                f"{sections} reserve {wanted:g} {resource}s together with the steps between them, the cluster has {have.get(resource, 0.0):g}. "
+                f"Lower num_actors or num_{resource.lower()}s there (fractions are fine), or raise cluster.num_cpus."
+            )
+
+
+def actors(dataset: "ray.data.Dataset", actor: Any, compute: Compute, **constructor: Any) -> "ray.data.Dataset":
+    """The next step of a plan: a pool of actors of one class, each taking whole blocks."""
+    pool = ray.data.ActorPoolStrategy(size=compute.num_actors)
+    reserved: dict[str, Any] = {"num_cpus": compute.num_cpus, "num_gpus": compute.num_gpus or None}
+    return dataset.map_batches(actor, fn_constructor_kwargs=constructor, compute=pool, batch_size=None, batch_format="pyarrow", **reserved)
+
+
+def tasks(dataset: "ray.data.Dataset", function: Any, **arguments: Any) -> "ray.data.Dataset":
+    """The next step of a plan: a light function of whole blocks."""
+    return dataset.map_batches(function, fn_kwargs=arguments, num_cpus=SMALL_CPUS, batch_size=None, batch_format="pyarrow")
+
+
+def write_part(block: pa.Table, uri: str, folder: str, columns: Sequence[str]) -> pa.Table:
+    """Write `columns` of a block to its part below `folder` and pass the block on; written twice, a part is the same."""
+    path = f"{folder}/part-{block.column('part')[0].as_py():06d}.parquet"
+    pq.write_table(block.select(list(columns)).combine_chunks(), path, filesystem=Store.open(uri).fs, compression="zstd")
+    return block
+
+
+def summarise(block: pa.Table, step: str) -> pa.Table:
+    """One row of a block that is done: how many rows, and the times that it carried."""
+    now = time.time()
+    values = {name: [block.column(name)[0].as_py()] for name in block.column_names if carried(name)}
+    return pa.table({"rows": [len(block)], f"{step}_done": [now], **values})
+
+
+def run(dataset: "ray.data.Dataset", num_rows: int, what: str) -> tuple[list[dict[str, Any]], str]:
+    """Execute a plan that ends in `summarise`; logs its progress, returns the summaries and Ray Data's own statistics."""
+    started, done, summaries = time.monotonic(), 0, []
+    for summary in dataset.iter_rows():
+        summaries.append(summary)
+        done += summary["rows"]
+        logger.info("%s: %d of %d rows, %.0f s", what, done, num_rows, time.monotonic() - started)
+    if done != num_rows:
+        raise RuntimeError(f"{what}: {done} rows came out of a plan that was given {num_rows}")
+    return summaries, dataset.stats()
+
+
+def merge(draft: Draft, folder: str, name: str, schema: pa.Schema) -> None:
+    """Put the parts below `folder` together as the table `name` of the draft, in their order, one part in memory at a time."""
+    fs = draft.fs
+    parts = sorted(entry.path for entry in fs.get_file_info(pafs.FileSelector(folder)) if entry.path.endswith(".parquet"))
+    with pq.ParquetWriter(draft.path(f"{name}.parquet"), schema, filesystem=fs, compression="zstd") as writer:
+        held: list[pa.Table] = []
+        for path in parts:
+            held.append(pq.read_table(path, filesystem=fs).cast(schema))
+            while sum(len(table) for table in held) >= _ROW_GROUP:
+                whole = pa.concat_tables(held)
+                writer.write_table(whole.slice(0, _ROW_GROUP))
+                held = [whole.slice(_ROW_GROUP)]
+        if held:
+            writer.write_table(pa.concat_tables(held))
+    fs.delete_dir(folder)
+
+
+def parts_folder(draft: Draft, name: str) -> str:
+    """A fresh folder below the draft for a table's parts; `merge` removes it."""
+    folder = f"{draft.root}/{name}.parts"
+    draft.fs.create_dir(folder, recursive=True)
+    return folder
+
+
+def overlap_s(summaries: Sequence[Mapping[str, Any]], first: str, second: str) -> float:
+    """Seconds in which at least one block was in step `first` while another was in step `second`."""
+    edges: list[tuple[float, int, int]] = []
+    for step, name in enumerate((first, second)):
+        for summary in summaries:
+            edges += [(summary[f"{name}_started"], step, 1), (summary[f"{name}_ended"], step, -1)]
+    busy, last, total = [0, 0], 0.0, 0.0
+    for at, step, change in sorted(edges):
+        if all(busy):
+            total += at - last
+        busy[step] += change
+        last = at
+    return total
+
+
+def span(summaries: Sequence[Mapping[str, Any]], step: str) -> dict[str, float]:
+    """First start and last end of a step, in seconds since the epoch, and the seconds that its actors were at work."""
+    return {
+        "first_started": min(summary[f"{step}_started"] for summary in summaries),
+        "last_ended": max(summary[f"{step}_ended"] for summary in summaries),
+        "busy_s": sum(summary[f"{step}_ended"] - summary[f"{step}_started"] for summary in summaries),
+    }

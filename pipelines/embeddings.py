@@ -1,0 +1,87 @@
+"""The `user_vectors` and `item_vectors` stages: texts through a frozen encoder, as a Ray Data plan.
+
+Reads profiles (user vectors that were made in the profiles' own plan are taken over) and logs' items; writes vectors.
+Run: python -m pipelines.embeddings --config …
+"""
+
+import logging
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+
+from actors.embed import EmbedActor
+from longtail.artifacts import Draft
+from longtail.embeddings import EncoderSettings, encoder_key, item_texts
+from longtail.packaged_models import fingerprint
+from longtail.schema import ITEM_KEY, USER_KEY, vectors
+from pipelines import blocks
+from pipelines.logs import LOGS
+from pipelines.profiles import PROFILES, USER_VECTORS_TABLE
+from pipelines.stage import Context, Result, Stage, main_for
+
+logger = logging.getLogger(__name__)
+
+
+def build_user_vectors(context: Context, draft: Draft) -> Result:
+    """Take over the vectors of the profiles' plan, or embed the profiles."""
+    settings = context.config.embeddings.user
+    profiles = context.inputs["profiles"]
+    if profiles.info.get("encoder") == encoder_key(settings):
+        table = profiles.read(USER_VECTORS_TABLE)
+        draft.write("vectors", table)
+        return Result(len(table), len(table), info={"dim": profiles.info["dim"], "made_with": "profiles"})
+    return _embed(context, draft, profiles.read("profiles", [*USER_KEY.names, "text"]), USER_KEY, settings, "user_vectors")
+
+
+def build_item_vectors(context: Context, draft: Draft) -> Result:
+    """Embed every item's text; the rows are ordered by text, so that equal texts meet in one block and are embedded once."""
+    items = context.inputs["logs"].read("items")
+    table = pa.table({"item_id": items.column("item_id"), "text": pa.array(item_texts(items), pa.string())})
+    table = table.take(pc.sort_indices(table, sort_keys=[("text", "ascending"), ("item_id", "ascending")])).combine_chunks()
+    return _embed(context, draft, table, ITEM_KEY, context.config.embeddings.item, "item_vectors")
+
+
+def _embed(context: Context, draft: Draft, table: pa.Table, key: pa.Schema, settings: EncoderSettings, what: str) -> Result:
+    """Embed `table`'s `text` and write `key` and `vector`."""
+    blocks.check_room({f"embeddings.{what.split('_')[0]}": settings.compute})
+    folder = blocks.parts_folder(draft, "vectors")
+    plan: ray.data.Dataset = ray.data.from_arrow(blocks.cut(table, settings.compute.batch_size))
+    plan = blocks.actors(plan, EmbedActor, settings.compute, settings=settings)
+    plan = blocks.tasks(plan, blocks.write_part, uri=context.store.uri, folder=folder, columns=[*key.names, "vector"])
+    plan = blocks.tasks(plan, blocks.summarise, step="plan")
+    summaries, statistics = blocks.run(plan, len(table), what)
+    dim = int(pq.read_schema(f"{folder}/part-000000.parquet", filesystem=draft.fs).field("vector").type.list_size)
+    blocks.merge(draft, folder, "vectors", vectors(key, dim))
+    distinct = int(pc.count_distinct(table.column("text")).as_py())
+    info = {"dim": dim, "made_with": what, "distinct_texts": distinct, "embed_pool": blocks.span(summaries, "embed"), "plan_statistics": statistics}
+    return Result(len(table), len(table), info=info)
+
+
+USER_VECTORS = Stage(
+    name="user_vectors",
+    version=1,
+    inputs=(PROFILES,),
+    settings=lambda config: config.embeddings.user.key_fields(),
+    build=build_user_vectors,
+    command="pipelines.embeddings",
+    fingerprint=lambda config: fingerprint(config.embeddings.user.model),
+)
+ITEM_VECTORS = Stage(
+    name="item_vectors",
+    version=1,
+    inputs=(LOGS,),
+    settings=lambda config: config.embeddings.item.key_fields(),
+    build=build_item_vectors,
+    command="pipelines.embeddings",
+    fingerprint=lambda config: fingerprint(config.embeddings.item.model),
+)
+
+
+def main() -> None:
+    main_for(__doc__ or "", lambda config: [USER_VECTORS, ITEM_VECTORS])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Train: each ranker with Ray Train, on global batches that do not depend on the number of workers.
+
+Reads logs, item_z, item_codes and samples; writes one artifact per ranker (base, choirrec, saviorrec) whose folder `checkpoint` is all that scoring needs.
+Run: python -m pipelines.train --config …
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.callback import UserCallback
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from longtail.artifacts import Artifact, Draft
+from longtail.checkpoint import plain, save_vocabulary
+from longtail.config import Config
+from longtail.entities import Entities
+from longtail.rankers.catalogue import Catalogue
+from longtail.rankers.factory import RANKERS, build_ranker
+from longtail.rankers.heads import resolve_heads
+from longtail.rankers.ranker import Ranker
+from longtail.run_state import load_entities
+from longtail.sample_files import Purpose, SampleFiles, Workers, generator
+from longtail.samples import FeatureSpec
+from longtail.training_loop import Metrics, NonFiniteLossError, TrainState, train_ranker
+from longtail.validation import Validation
+from pipelines.codes import ITEM_CODES
+from pipelines.item_encoder import ITEM_Z
+from pipelines.logs import LOGS
+from pipelines.samples import SAMPLES
+from pipelines.stage import Context, Result, Stage, main_for
+
+logger = logging.getLogger(__name__)
+
+FINISHED = "finished"  # folder within the last reported checkpoint
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """All that a worker needs to train one ranker."""
+
+    config: Config
+    name: str
+    seed: int
+    inputs: Mapping[str, Artifact]
+    files: SampleFiles
+
+    @staticmethod
+    def of(config: Config, inputs: Mapping[str, Artifact], name: str, seed: int) -> "TrainJob":
+        """Scan the samples for a ranker.
+
+        Raises:
+            ValueError: the ranker's heads do not fit the source, or no row has a label for them.
+        """
+        samples = inputs["samples"]
+        spec = FeatureSpec.model_validate(samples.info["spec"])
+        heads = resolve_heads(name, getattr(config.rankers, name).heads, spec)
+        return TrainJob(config, name, seed, inputs, SampleFiles.scan(samples.fs, samples.path("samples.parquet"), spec, heads))
+
+    def entities(self) -> Entities:
+        return load_entities(self.inputs["logs"], self.config.samples.numeric_bins)
+
+    def ranker(self) -> Ranker:
+        """The ranker with freshly drawn weights, the same in every process."""
+        codes = self.inputs["item_codes"]
+        num_stages, codebook_size, _ = codes.info["shape"]
+        trained_users, trained_items = self.files.trained_rows()
+        catalogue = Catalogue.build(
+            self.entities(), self.inputs["item_z"].read("z"), codes.read("codes"), (codebook_size,) * num_stages, trained_users, trained_items
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(Purpose.WEIGHTS, self.seed).initial_seed())
+            return build_ranker(self.name, self.files.spec, catalogue, self.config.rankers)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training run left behind."""
+
+    checkpoint: ray.train.Checkpoint  # the last reported one; its folder FINISHED holds the best epoch's ranker
+    metrics: tuple[Metrics, ...]  # by epoch
+    best_epoch: int  # from 1
+
+    @property
+    def best(self) -> Metrics:
+        return self.metrics[self.best_epoch - 1]
+
+    def copy_to(self, fs: pafs.FileSystem, path: str) -> None:
+        """Copy the finished checkpoint folder."""
+        fs.create_dir(path, recursive=True)
+        pafs.copy_files(f"{self.checkpoint.path}/{FINISHED}", path, source_filesystem=self.checkpoint.filesystem, destination_filesystem=fs)
+
+
+def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Sequence[UserCallback] = ()) -> Fitted:
+    """Train with Ray Train; a worker group that fails is restarted and resumes from its last checkpoint.
+
+    Args:
+        job: what to train.
+        storage: file system and folder, visible to all workers, for Ray's checkpoints of this run alone.
+        callbacks: of Ray Train's controller, such as Tune's TuneReportCallback.
+
+    Raises:
+        ValueError: the loss or the gradient stopped being finite.
+    """
+    train, (fs, folder) = job.config.train, storage
+    compute = train.compute
+    resources = {"CPU": compute.num_cpus} | ({"GPU": compute.num_gpus} if compute.num_gpus else {})
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(num_workers=compute.num_actors, use_gpu=compute.num_gpus > 0, resources_per_worker=resources),
+        run_config=ray.train.RunConfig(
+            name=job.name,
+            storage_path=folder,
+            storage_filesystem=fs,
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
+        ),
+        torch_config=TorchConfig(backend="nccl" if compute.num_gpus else "gloo"),
+    )
+    result = trainer.fit()
+    assert result.metrics is not None
+    if "failed" in result.metrics:
+        raise ValueError(result.metrics["failed"])
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as local:
+        progress = json.loads((Path(local) / "progress.json").read_text())
+    return Fitted(result.checkpoint, tuple(progress["metrics"]), progress["best_epoch"])
+
+
+def _work(loop_config: dict[str, Any]) -> None:
+    """What every worker of Ray Train runs."""
+    job: TrainJob = loop_config["job"]
+    config, context = job.config, ray.train.get_context()
+    workers, device = Workers(context.get_world_rank(), context.get_world_size()), get_device()
+    logging.basicConfig(level=logging.INFO if workers.rank == 0 else logging.WARNING, format="%(message)s")
+    torch.set_num_threads(max(1, int(config.train.compute.num_cpus)))
+    torch.set_flush_denormal(True)  # Adagrad's accumulators of rare IDs reach denormals, which are many times slower
+
+    def wrap(ranker: Ranker) -> nn.Module:
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(ranker, device_ids=devices, broadcast_buffers=False) if workers.size > 1 else ranker
+
+    def on_epoch(metrics: Metrics, state: TrainState) -> None:
+        last = state.epoch == config.train.epochs
+        with tempfile.TemporaryDirectory(prefix="longtail-train-") as folder:
+            checkpoint = None
+            if workers.rank == 0 and (last or state.epoch % config.train.checkpoint_every_epochs == 0):
+                state.save(Path(folder))
+                if last:
+                    state.save_best(Path(folder) / FINISHED)
+                    entities = job.entities()
+                    save_vocabulary(Path(folder) / FINISHED, entities.users.values.to_pylist(), entities.items.values.to_pylist())
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint)
+
+    train = partial(
+        train_ranker,
+        job.ranker(),
+        job.files,
+        config.train,
+        seed=job.seed,
+        workers=workers,
+        device=device,
+        wrap=wrap,
+        validate=Validation(job.files, config.evaluate, workers, device),
+        on_epoch=on_epoch,
+    )
+    started_from = ray.train.get_checkpoint()
+    try:
+        _from(started_from, train)
+    except NonFiniteLossError as error:
+        # Every worker is here: the check is on sums over workers. Reported, not raised: a restart would meet the same numbers again.
+        ray.train.report({"failed": str(error)})
+
+
+def _from(checkpoint: ray.train.Checkpoint | None, train: Callable[..., TrainState]) -> None:
+    if checkpoint is None:
+        train()
+        return
+    with checkpoint.as_directory() as folder:
+        train(resume=Path(folder))
+
+
+def _build(context: Context, draft: Draft, *, name: str) -> Result:
+    job = TrainJob.of(context.config, context.inputs, name, context.seed)
+    parameters = job.ranker().num_parameters()  # also refuses contradicting settings before any worker starts
+    scratch = draft.path("ray_train/run").rsplit("/", 1)[0]
+    fitted = fit(job, (draft.fs, scratch))
+    fitted.copy_to(draft.fs, draft.path("checkpoint"))
+    draft.fs.delete_dir(scratch)
+    files = job.files
+    dropped = {f"held out for {split}": sum(files.labelled[split]) for split in ("validation", "test")}
+    trained = sum(files.labelled["train"])
+    info = {
+        "heads": list(files.heads),
+        "parameters": parameters,
+        "best_epoch": fitted.best_epoch,
+        "epochs": [plain(metrics) for metrics in fitted.metrics],
+        "steps_per_epoch": files.steps_per_epoch(context.config.train.batch_size),
+    }
+    dropped["no label for any head"] = files.num_rows - trained - sum(dropped.values())
+    return Result(files.num_rows, trained, {reason: rows for reason, rows in dropped.items() if rows}, info)
+
+
+def _settings(config: Config, *, name: str) -> Mapping[str, Any]:
+    train = {key: value for key, value in config.train.key_fields().items() if key not in ("rankers", "max_failures", "checkpoint_every_epochs")}
+    slices = {"low_activity_frac": config.evaluate.low_activity_frac, "cold_item_events": config.evaluate.cold_item_events}
+    return {"ranker": getattr(config.rankers, name).key_fields(), "train": train, "slices": slices}
+
+
+RANKER_STAGES: dict[str, Stage] = {
+    name: Stage(
+        name=name,
+        version=1,
+        inputs=(LOGS, ITEM_Z, ITEM_CODES, SAMPLES),
+        settings=partial(_settings, name=name),
+        build=partial(_build, name=name),
+        command="pipelines.train",
+    )
+    for name in RANKERS
+}
+
+
+def main() -> None:
+    main_for(__doc__ or "", lambda config: [RANKER_STAGES[name] for name in config.train.rankers])
+
+
+if __name__ == "__main__":
+    main()

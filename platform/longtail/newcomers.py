@@ -1,0 +1,91 @@
+"""Newcomers: users and items that only a request describes, brought into a run's groups and semantics by its own encoders and codebooks.
+
+    user: attributes -> deterministic profile -> text encoder -> user codebook -> group        (ChoirRec, semantic group generation)
+    item: title, category, brand -> text encoder -> SaviorEnc's projection -> item codebook    (SaviorRec, steps 1 and 2: codes from content alone)
+
+Reads codebooks and projection of a finished run, and the text model; writes nothing. serve_apps keeps it alive in a replica of its own.
+
+Letters: N items, D width of z, S code stages.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from longtail import schema
+from longtail.codes import Floats, encode, load_codebook
+from longtail.embeddings import EmbeddingsSettings, EncoderSettings, TextEncoder, item_texts
+from longtail.logs import LogsInfo
+from longtail.profile_facts import facts_table
+from longtail.profile_text import fallback
+from longtail.profiles import ProfilesSettings
+from longtail.projection import ItemEncoder, load_projection
+from longtail.ranking import Encoded, StatedItem, StatedUser, Unknowns
+
+
+def profile_of(user: StatedUser, info: LogsInfo, settings: ProfilesSettings) -> str | None:
+    """The text that stands for a user: the one the request brings, or the deterministic profile of its attributes; None where it says nothing."""
+    if user.profile and user.profile.strip():
+        return user.profile.strip()
+    columns: dict[str, pa.Array] = {"user_id": pa.array(["newcomer"])}
+    for name in info.categorical_attributes:
+        columns[name] = pc.cast(pa.array([user.attributes.get(name)]), pa.string())
+    for name in info.numeric_attributes:
+        columns[name] = pc.cast(pa.array([user.attributes.get(name)]), pa.float64())
+    items = pa.table({"item_id": pa.array([], pa.string())})
+    facts, _ = facts_table(pa.table(columns), items, schema.EVENTS.empty_table(), info, settings, datetime.now(UTC))
+    return fallback(facts.to_pylist()[0]).text if len(facts) else None
+
+
+def stated_items(items: Sequence[StatedItem]) -> pa.Table:
+    """What requests say of items, in the form of the items table."""
+    return pa.table(
+        {
+            "item_id": pa.array([item.item_id for item in items], pa.string()),
+            "title": pa.array([item.title or "" for item in items], pa.string()),
+            "category": pa.array([list(item.category) for item in items], pa.list_(pa.string())),
+            "brand": pa.array([item.brand for item in items], pa.string()),
+        }
+    )
+
+
+@dataclass
+class NewcomerEncoder:
+    """The run's encoders for what requests describe; each text model is loaded with the first text that needs it."""
+
+    info: LogsInfo
+    profiles: ProfilesSettings
+    embeddings: EmbeddingsSettings
+    user_codebook_SKD: Floats
+    item_codebook_SKD: Floats
+    projection: ItemEncoder
+    make_encoder: Callable[[EncoderSettings], TextEncoder] = TextEncoder
+    _encoders: dict[EncoderSettings, TextEncoder] = field(default_factory=dict)
+
+    @staticmethod
+    def load(
+        info: LogsInfo, profiles: ProfilesSettings, embeddings: EmbeddingsSettings, user_codebook: Path, item_codebook: Path, projection: Path
+    ) -> "NewcomerEncoder":
+        """From the files of a run: both codebooks, and projection.safetensors with its JSON beside it."""
+        return NewcomerEncoder(info, profiles, embeddings, load_codebook(user_codebook), load_codebook(item_codebook), load_projection(projection))
+
+    def encode(self, unknowns: Unknowns) -> Encoded:
+        """Codes of the described user (None where the request says nothing of them), z and codes of the described items; an image is not looked at."""
+        text = profile_of(unknowns.user, self.info, self.profiles) if unknowns.user is not None else None
+        user_codes = None
+        if text is not None:
+            user_codes = tuple(int(code) for code in encode(self._encoder(self.embeddings.user).encode([text]), self.user_codebook_SKD)[0])
+        if not unknowns.items:
+            return Encoded(user_codes, np.zeros((0, self.item_codebook_SKD.shape[2]), np.float32), np.zeros((0, self.item_codebook_SKD.shape[0]), np.int32))
+        z_ND = self.projection.project(self._encoder(self.embeddings.item).encode(item_texts(stated_items(unknowns.items))))
+        return Encoded(user_codes, z_ND, encode(z_ND, self.item_codebook_SKD))
+
+    def _encoder(self, settings: EncoderSettings) -> TextEncoder:
+        if settings not in self._encoders:
+            self._encoders[settings] = self.make_encoder(settings)
+        return self._encoders[settings]

@@ -1,0 +1,140 @@
+"""What lives in the replicas: shells over the core, imported by reference (no pipeline is imported here, so that a replica starts fast).
+
+Web       the HTTP side: validation, problem details, the OpenAPI page
+Rankers   the run's checkpoints and its feature state; asks Encoder only for what the run does not know
+Encoder   the frozen text encoder, the item projection and both codebooks; loads them with the first request that needs them
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+
+from longtail.artifacts import Artifact
+from longtail.checkpoint import load_ranker
+from longtail.config import Config
+from longtail.newcomers import NewcomerEncoder
+from longtail.ranking import Encoded, Question, Ranking, RequestRanker, Unknowns
+from longtail.run_state import load_feature_state, logs_info
+from serve_apps.web import ModelInfo, ServiceInfo, web_app
+
+logger = logging.getLogger(__name__)
+
+COPIES = Path("~/.cache/longtail")  # of artifacts that do not lie on a local disk
+
+
+@dataclass(frozen=True)
+class ServedRun:
+    """The finished artifacts that serving reads, all of one run."""
+
+    config: Config
+    logs: Artifact
+    user_codes: Artifact
+    groups: Artifact
+    item_z: Artifact
+    item_codes: Artifact
+    rankers: Mapping[str, Artifact]  # by name
+
+    @property
+    def default_ranker(self) -> str:
+        """serve.default_ranker, or the first that the run has."""
+        wanted = self.config.serve.default_ranker
+        return wanted if wanted in self.rankers else next(iter(self.rankers))
+
+    def local(self, artifact: Artifact, name: str) -> Path:
+        return artifact.local_path(name, COPIES.expanduser())
+
+    def encoder(self) -> NewcomerEncoder:
+        """The encoder of what requests describe."""
+        serve, embeddings = self.config.serve, self.config.embeddings
+        sides = {name: getattr(embeddings, name) for name in ("user", "item")}
+        here = {"num_gpus": serve.num_encoder_gpus, "threads": serve.num_threads}
+        self.local(self.item_z, "projection.json")  # its reader expects it beside the weights
+        return NewcomerEncoder.load(
+            logs_info(self.logs),
+            self.config.profiles,
+            embeddings.model_copy(update={name: side.model_copy(update={"compute": side.compute.model_copy(update=here)}) for name, side in sides.items()}),
+            self.local(self.user_codes, "codebook.safetensors"),
+            self.local(self.item_codes, "codebook.safetensors"),
+            self.local(self.item_z, "projection.safetensors"),
+        )
+
+    def request_ranker(self) -> RequestRanker:
+        """All rankers over one feature state."""
+        state = load_feature_state(self.logs, self.user_codes, self.groups, self.config)
+        rankers = {name: load_ranker(self.local(artifact, "checkpoint")) for name, artifact in self.rankers.items()}
+        return RequestRanker(state, rankers, logs_info(self.logs).end, self.config.serve.max_items)
+
+    def info(self, ranker: RequestRanker) -> ServiceInfo:
+        """What callers are told."""
+        info = logs_info(self.logs)
+        return ServiceInfo(
+            run=self.config.run.name,
+            source=info.source,
+            exposure=info.exposure,
+            knowledge=ranker.knowledge(),
+            models=tuple(
+                ModelInfo(name, artifact.key, str(artifact.manifest["finished"]), str(artifact.manifest["commit"])) for name, artifact in self.rankers.items()
+            ),
+            default_ranker=self.default_ranker,
+            max_items=self.config.serve.max_items,
+        )
+
+
+class Encoder:
+    """Texts that requests bring, as codes and vectors of the run."""
+
+    def __init__(self, run: ServedRun) -> None:
+        torch.set_num_threads(run.config.serve.num_threads)
+        self._run = run
+        self._encoder: NewcomerEncoder | None = None
+        self._loading = asyncio.Lock()
+
+    async def encode(self, unknowns: Unknowns) -> Encoded:
+        """Codes of the described user, z and codes of the described items."""
+        async with self._loading:
+            if self._encoder is None:
+                self._encoder = await asyncio.to_thread(self._run.encoder)
+        return await asyncio.to_thread(self._encoder.encode, unknowns)
+
+
+class Rankers:
+    """Every ranker of the run."""
+
+    def __init__(self, run: ServedRun, encoder: Any) -> None:
+        torch.set_num_threads(run.config.serve.num_threads)
+        self._ranker = run.request_ranker()
+        self._info = run.info(self._ranker)
+        self._encoder = encoder
+
+    def info(self) -> ServiceInfo:
+        return self._info
+
+    async def rank(self, question: Question) -> Ranking:
+        """One request, one batch."""
+        unknowns = self._ranker.unknowns(question)
+        encoded: Encoded | None = await self._encoder.encode.remote(unknowns) if unknowns else None
+        return self._ranker.rank(question, encoded)
+
+
+class Web:
+    """The application's only door."""
+
+    async def __init__(self, rankers: Any, route_prefix: str) -> None:  # type: ignore[misc]  # Serve awaits an async constructor
+        self._rankers = rankers
+        self._info: ServiceInfo = await rankers.info.remote()
+        self._root_path = route_prefix.rstrip("/")
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Serve takes the application from here once the constructor is done."""
+
+        async def answer(question: Question) -> Ranking:
+            ranking: Ranking = await self._rankers.rank.remote(question)
+            return ranking
+
+        return web_app(self._info, answer, self._root_path)

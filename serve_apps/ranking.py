@@ -1,0 +1,179 @@
+"""The Serve application: one web door, all rankers of one run behind it, and the text encoder for what a request describes.
+
+Reads the finished artifacts of logs, user_codes, groups, item_z, item_codes and of every ranker in train.rankers; writes nothing.
+Run: python -m serve_apps.up --config …, or with Serve's own tools: serve run serve_apps/config.yaml (or serve deploy, on a cluster).
+"""
+
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationError
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from longtail.artifacts import Artifact, Store
+from longtail.config import Config, load
+from longtail.settings import Settings
+from pipelines.cluster import ROOT
+from pipelines.codes import ITEM_CODES, USER_CODES
+from pipelines.groups import GROUPS
+from pipelines.item_encoder import ITEM_Z
+from pipelines.logs import LOGS
+from pipelines.stage import Stage, find, open_store
+from pipelines.train import RANKER_STAGES
+from serve_apps.deployments import Encoder, Rankers, ServedRun, Web
+
+logger = logging.getLogger(__name__)
+
+APP_NAME = "longtail"
+
+
+class AppArgs(Settings):
+    """`args` of the application in a Serve config file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    config: str | None = Field(None, description="TOML file; relative to the working directory, or else to the repository")
+    overrides: tuple[str, ...] = Field((), alias="set", description='"a.b=value" settings')
+
+
+def served_run(config: Config, store: Store) -> ServedRun:
+    """The artifacts of a finished run.
+
+    Raises:
+        ValueError: a stage is not finished for this config.
+    """
+
+    def finished(stage: Stage) -> Artifact:
+        artifact = find(stage, config, store)
+        if artifact is None:
+            raise ValueError(
+                f"serving reads {stage.name!r}, which is not finished under {store.uri} for this config. "
+                f"Run python -m pipelines.full with the same --config first (or python -m {stage.command})."
+            )
+        return artifact
+
+    return ServedRun(
+        config=config,
+        logs=finished(LOGS),
+        user_codes=finished(USER_CODES),
+        groups=finished(GROUPS),
+        item_z=finished(ITEM_Z),
+        item_codes=finished(ITEM_CODES),
+        rankers={name: finished(RANKER_STAGES[name]) for name in config.train.rankers},
+    )
+
+
+def build_app(config: Config, store: Store | None = None) -> Application:
+    """The application over the finished run that `config` names.
+
+    Raises:
+        ValueError: a stage is not finished for this config.
+    """
+    settings = config.serve
+    run = served_run(config, store or open_store(config))
+    encoder = serve.deployment(
+        Encoder,
+        name="Encoder",
+        num_replicas=settings.num_encoder_replicas,
+        ray_actor_options={"num_cpus": settings.num_encoder_cpus, "num_gpus": settings.num_encoder_gpus},
+        max_ongoing_requests=settings.max_ongoing_requests,
+    ).bind(run)
+    rankers = serve.deployment(
+        Rankers,
+        name="Rankers",
+        num_replicas=settings.num_replicas,
+        ray_actor_options={"num_cpus": settings.num_cpus},
+        max_ongoing_requests=settings.max_ongoing_requests,
+    ).bind(run, encoder)
+    web = serve.deployment(
+        serve.ingress()(Web), name="Web", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=settings.num_replicas * settings.max_ongoing_requests
+    )
+    return web.bind(rankers, settings.route_prefix)
+
+
+def app_builder(args: dict[str, Any]) -> Application:
+    """The application as a Serve config file asks for it (import_path serve_apps.ranking:app_builder).
+
+    Raises:
+        ValueError: an argument is unknown or of the wrong type, or as for build_app.
+    """
+    try:
+        wanted = AppArgs.model_validate(args)
+    except ValidationError as error:
+        lines = [f"  args.{'.'.join(str(part) for part in e['loc'])} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise ValueError("\n".join(["serve_apps.ranking:app_builder takes args {config: file.toml, set: [a.b=value, …]}:", *lines])) from error
+    path = wanted.config
+    if path is not None and not Path(path).exists() and (ROOT / path).exists():
+        path = str(ROOT / path)
+    return build_app(load(path, wanted.overrides))
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A running application."""
+
+    url: str  # of the application's root, without a slash at its end
+    host: str
+    port: int
+
+
+@contextmanager
+def deployed(config: Config, store: Store | None = None) -> Iterator[Deployed]:
+    """The application on the Ray that is up, for the length of a block; Serve itself ends with it, unless it ran before.
+
+    Raises:
+        ValueError: a stage is not finished for this config, or the port is taken.
+    """
+    settings = config.serve
+    app = build_app(config, store)
+    there_before = bool(serve.status().proxies)
+    if there_before:
+        options = _running_http_options()
+        logger.warning("Serve runs on this Ray already, on %s:%d; serve.host and serve.port are left unused", options.host, options.port)
+    else:
+        options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port))
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=_quiet())
+    try:
+        serve.run(app, name=APP_NAME, route_prefix=settings.route_prefix, logging_config=_quiet())
+        host = "127.0.0.1" if options.host in ("0.0.0.0", "::", None) else options.host
+        yield Deployed(f"http://{host}:{options.port}{settings.route_prefix.rstrip('/')}", host, options.port)
+    finally:
+        if there_before:
+            serve.delete(APP_NAME)
+        else:
+            serve.shutdown()
+
+
+def free_port(host: str, port: int) -> int:
+    """`port` if nobody listens on it, any free one for 0.
+
+    Raises:
+        ValueError: somebody does.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"serve.port = {port} on serve.host = {host!r}: {error.strerror}. Set another port, or serve.port=0 for any free one.") from error
+        return int(probe.getsockname()[1])
+
+
+def _running_http_options() -> HTTPOptions:
+    from ray.serve.context import _get_global_client  # Serve has no public way to ask a running instance for its port
+
+    client = _get_global_client()
+    assert client is not None
+    return client.http_config
+
+
+def _quiet() -> LoggingConfig:
+    return LoggingConfig(log_level="WARNING", enable_access_log=False)

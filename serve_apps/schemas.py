@@ -1,0 +1,155 @@
+"""What the Serve application speaks: requests, answers and problem details (RFC 9457) as typed models, with their limits and meanings."""
+
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from longtail.ranking import GroupBasis, ItemBasis, Question, StatedItem, StatedUser
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Text = Annotated[str, StringConstraints(max_length=1000)]
+
+
+class Strict(BaseModel):
+    """A request's part: an unknown field is refused, since it would be a misspelt one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class UserIn(Strict):
+    """What the request itself says of its user; of use where the run knows no group of theirs."""
+
+    attributes: dict[str, str | bool | int | float | None] = Field({}, description="values of the run's user attributes; GET /v1/models lists them")
+    profile: Annotated[str, StringConstraints(max_length=4000)] | None = Field(
+        None, description="the user in words; without it, a text is made of the attributes by rule"
+    )
+
+
+class ItemIn(Strict):
+    """A candidate with its content; the content is read only where the run does not know the item."""
+
+    item_id: Id
+    title: Text | None = None
+    category: list[Text] = Field([], max_length=16, description="path, root to leaf")
+    brand: Text | None = None
+    price: float | None = Field(None, ge=0, allow_inf_nan=False)
+    first_seen: AwareDatetime | None = None
+
+
+class RankRequest(Strict):
+    """One user and their candidates."""
+
+    user_id: Id
+    item_ids: list[Id] | None = Field(None, description="candidates by id; either these or `items`")
+    items: list[ItemIn] | None = Field(None, description="candidates with their content, for items that the run does not know")
+    ranker: str | None = Field(None, description="base, choirrec or saviorrec, as far as the run trained them; by default the application's own choice")
+    heads: list[str] | None = Field(None, min_length=1, description="probabilities wanted, the one to sort by first; by default all of the ranker's")
+    now: AwareDatetime | None = Field(None, description="the time of the request; by default the end of the run's logs, since nothing later is known")
+    user: UserIn | None = None
+
+    @model_validator(mode="after")
+    def _one_list_of_distinct_items(self) -> "RankRequest":
+        if (self.item_ids is None) == (self.items is None):
+            raise ValueError("give either item_ids (ids alone) or items (objects with item_id and content), and not both")
+        ids = self.ids
+        if not ids:
+            raise ValueError("no candidates: give at least one item")
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"{len(ids) - len(set(ids))} candidate(s) stand in the list more than once: send each item_id once")
+        if self.heads is not None and len(set(self.heads)) < len(self.heads):
+            raise ValueError("a head stands in the list more than once: name each once")
+        return self
+
+    @property
+    def ids(self) -> list[str]:
+        return self.item_ids if self.item_ids is not None else [item.item_id for item in self.items or ()]
+
+    def question(self, ranker: str) -> Question:
+        """The request as longtail.ranking takes it."""
+        items = [ItemIn(item_id=item_id) for item_id in self.item_ids] if self.item_ids is not None else self.items or []
+        return Question(
+            user_id=self.user_id,
+            items=tuple(StatedItem(i.item_id, i.title, tuple(i.category), i.brand, i.price, i.first_seen) for i in items),
+            ranker=ranker,
+            heads=tuple(self.heads) if self.heads is not None else None,
+            now=self.now,
+            user=StatedUser(self.user.attributes, self.user.profile) if self.user is not None else None,
+        )
+
+
+class UserOut(BaseModel):
+    """How the user was taken."""
+
+    user_id: str
+    known: bool = Field(description="the run's logs have this user")
+    group: list[int] = Field(description="codes of the user's group, coarse to fine; empty: none, and everyone's features stand in")
+    group_basis: GroupBasis = Field(description="published: from the run's snapshot | request: from what the request states | everyone: the root group")
+
+
+class ItemOut(BaseModel):
+    """One candidate, scored."""
+
+    item_id: str
+    score: float = Field(description="probability under the first head; the list is sorted by it")
+    scores: dict[str, float] = Field(description="probability under every head asked for")
+    known: bool = Field(description="the run's catalogue has this item")
+    basis: ItemBasis = Field(description="catalogue: known | content: unknown, ranked by the content given | none: unknown, nothing but an id")
+
+
+class RankResponse(BaseModel):
+    """Candidates, best first."""
+
+    ranker: str
+    version: str = Field(description="key of the checkpoint that scored")
+    run: str
+    now: AwareDatetime
+    user: UserOut
+    heads: list[str]
+    items: list[ItemOut]
+    seconds: float = Field(description="time taken behind the HTTP server")
+
+
+class ModelOut(BaseModel):
+    """One ranker that is serving."""
+
+    name: str
+    version: str = Field(description="key of its checkpoint")
+    heads: list[str] = Field(description="what it predicts; outcome: the exposure's outcome | cvr: conversion given the outcome | conversion: both")
+    default: bool
+    trained: str = Field(description="when its training ended, UTC")
+    commit: str
+
+
+class ModelsResponse(BaseModel):
+    """What is serving, and what it knows."""
+
+    run: str
+    source: str = Field(description="of the logs")
+    exposure: str = Field(description="what the labels speak of")
+    now: AwareDatetime = Field(description="end of the run's logs, the default time of a request")
+    num_users: int
+    num_items: int
+    attributes: dict[str, list[str]] = Field(description="user attributes, with some of their values (none for numeric ones)")
+    max_items: int
+    models: list[ModelOut]
+
+
+class Health(BaseModel):
+    """The application answers."""
+
+    status: str
+    run: str
+    rankers: list[str]
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457)."""
+
+    type: str = Field(description="a URN that names the kind of problem")
+    title: str
+    status: int
+    detail: str
+    remedy: str
+    errors: list[str] = Field([], description="one line per refused field")

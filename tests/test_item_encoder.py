@@ -1,0 +1,232 @@
+"""The item encoder: Hit@k by hand and against a slow version, the loss, the projection, what training recovers, and the whole stage on Ray."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from longtail.item_encoder import Contents, ItemEncoderSettings, check_pairs, hit_report, hits_by_count, hits_by_vector, later_queries
+from longtail.pairs import Pairs
+from longtail.projection import (
+    ItemEncoder,
+    Projection,
+    ProjectionShape,
+    compose,
+    contrastive_loss,
+    load_projection,
+    log_frequencies,
+    train_projection,
+)
+from longtail.vectors import fingerprints
+
+Floats = NDArray[np.float32]
+TEXT = ProjectionShape(text_dim=24, image_dim=0, dim=8, hidden_dim=16, image_encoder=None, trained=True)
+IMAGE = ProjectionShape(text_dim=24, image_dim=6, dim=8, hidden_dim=16, image_encoder="package:x", trained=True)
+
+
+def unit(vectors: NDArray[np.float64]) -> Floats:
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def world(num_items: int = 240, num_topics: int = 6, seed: int = 0) -> tuple[Floats, NDArray[np.int64]]:
+    """Frozen vectors in which the topic that behaviour follows is drowned by what says nothing of it, and the topics."""
+    rng = np.random.default_rng(seed)
+    topic = rng.integers(0, num_topics, num_items)
+    return unit(np.concatenate([np.eye(num_topics)[topic], rng.normal(size=(num_items, 24 - num_topics))], axis=1)), topic
+
+
+def topic_pairs(topic: NDArray[np.int64], items: NDArray[np.int64], count: int, seed: int = 0) -> Pairs:
+    """Random pairs of one topic among some items."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(items, size=(count * 20, 2))
+    drawn = np.unique(np.sort(drawn[(topic[drawn[:, 0]] == topic[drawn[:, 1]]) & (drawn[:, 0] != drawn[:, 1])], axis=1), axis=0)
+    drawn = drawn[rng.permutation(len(drawn))[:count]]
+    return Pairs(drawn[:, 0], drawn[:, 1], np.ones(len(drawn)))
+
+
+def everyone(num_items: int) -> Contents:
+    return Contents(np.arange(num_items), np.arange(num_items))
+
+
+def train(vectors: Floats, pairs: Pairs, **settings: object) -> tuple[ItemEncoder, list[float]]:
+    chosen = ItemEncoderSettings.model_validate({"dim": 8, "hidden_dim": 16, "epochs": 12, "pair_batch_size": 64, "learning_rate": 2e-2, **settings})
+    projection = Projection.start(TEXT, vectors, 7)
+    losses = train_projection(projection, torch.from_numpy(vectors), pairs, chosen, 7)
+    return ItemEncoder(projection), losses
+
+
+def test_hits_by_hand() -> None:
+    angles = np.array([0.0, 0.1, 0.2, 0.2, 3.0])
+    vectors = unit(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    contents = Contents.of(fingerprints(vectors))
+    assert len(contents.first_U) == 4  # items 2 and 3 are one content
+    query, target = np.array([0, 0, 0, 2, 2]), np.array([1, 2, 4, 3, 0])
+    # From 0: 1, then 2 and 3 tied for two places. From 2: 3 (itself left out), then 1, then 0.
+    np.testing.assert_allclose(hits_by_vector(vectors[contents.first_U], contents, query, target, 1), [1, 0, 0, 1, 0])
+    np.testing.assert_allclose(hits_by_vector(vectors[contents.first_U], contents, query, target, 2), [1, 0.5, 0, 1, 0])
+    np.testing.assert_allclose(hits_by_vector(vectors[contents.first_U], contents, query, target, 3), [1, 1, 0, 1, 1])
+
+
+def test_hits_equal_a_full_sort() -> None:
+    rng = np.random.default_rng(1)
+    distinct = unit(rng.normal(size=(60, 5)))
+    vectors = distinct[rng.integers(0, 60, 150)]
+    contents = Contents.of(fingerprints(vectors))
+    query, target = rng.integers(0, 150, 300), rng.integers(0, 150, 300)
+    query, target = query[query != target], target[query != target]
+    fast = hits_by_vector(vectors[contents.first_U], contents, query, target, 10)
+    slow = np.zeros(len(query))
+    for _ in range(100):
+        noise = 1e-7 * rng.random(150)
+        for row, (q, t) in enumerate(zip(query, target, strict=True)):
+            scores = (vectors[q] @ vectors[contents.first_U].T)[contents.content_N] + noise
+            scores[q] = -9
+            slow[row] += (scores > scores[t]).sum() < 10
+    np.testing.assert_allclose(fast, slow / 100, atol=0.25)
+    assert fast.mean() == pytest.approx((slow / 100).mean(), abs=0.02)
+
+
+def test_popularity_hits_by_hand() -> None:
+    counts = np.array([5, 5, 3, 9, 0])
+    query, target = np.array([4, 3, 3, 0, 1]), np.array([3, 0, 2, 1, 2])
+    np.testing.assert_allclose(hits_by_count(counts, query, target, 1), [1, 0.5, 0, 0, 0])
+    np.testing.assert_allclose(hits_by_count(counts, query, target, 2), [1, 1, 0, 1, 0])
+    np.testing.assert_allclose(hits_by_count(counts, query, target, 3), [1, 1, 1, 1, 1])
+
+
+def test_only_pairs_that_history_lacks_are_asked_for_in_both_directions() -> None:
+    history = Pairs(np.array([0, 1]), np.array([1, 2]), np.ones(2))
+    later = Pairs(np.array([0, 0, 1]), np.array([1, 3, 2]), np.ones(3))
+    query, target = later_queries(later, history, 4)
+    np.testing.assert_array_equal([query, target], [[0, 3], [3, 0]])
+    report = hit_report({"trained": np.array([1.0, 0.0])}, query, target, np.array([True, True, True, False]), 30)
+    assert report == {
+        "k": 30,
+        "all": {"queries": 2, "trained": 0.5},
+        "hidden_target": {"queries": 1, "trained": 1.0},
+        "hidden_query": {"queries": 1, "trained": 0.0},
+    }
+
+
+def test_pairs_of_one_content_teach_nothing() -> None:
+    contents = Contents(np.array([0, 1, 1, 2]), np.array([0, 1, 3]))
+    pairs = contents.of_pairs(Pairs(np.array([0, 1, 2]), np.array([1, 2, 3]), np.array([1.0, 2.0, 3.0]), {"unknown_item": 4}))
+    np.testing.assert_array_equal([pairs.left_P, pairs.right_P], [[0, 1], [1, 2]])
+    assert pairs.dropped == {"unknown_item": 4, "same_content": 1}
+
+
+def test_too_few_pairs_are_refused_or_passed_on() -> None:
+    with pytest.raises(ValueError, match=r'item_encoder\.min_pairs = 500, but .* gives 3 pairs.*\{\'click\': 9\}.*few_pairs = "frozen"'):
+        check_pairs(ItemEncoderSettings(), 3, {"click": 9})
+    assert not check_pairs(ItemEncoderSettings(few_pairs="frozen"), 3, {})
+    assert check_pairs(ItemEncoderSettings(), 500, {})
+
+
+def test_the_start_keeps_the_frozen_space() -> None:
+    rng = np.random.default_rng(0)
+    low = unit(rng.normal(size=(300, 8)) @ rng.normal(size=(8, 24)))  # eight numbers suffice for these
+    z = ItemEncoder(Projection.start(TEXT, low, 7)).project(low)
+    np.testing.assert_allclose(z @ z.T, low @ low.T, atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
+
+
+def test_a_projection_wider_than_its_input_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"item_encoder\.dim = 32 must not exceed the frozen vectors' width, 24"):
+        Projection.start(ProjectionShape(24, 0, 32, 0, None, True), np.eye(24, dtype=np.float32), 7)
+
+
+def test_loss_against_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    left, right = unit(rng.normal(size=(4, 5))), unit(rng.normal(size=(4, 5)))
+    left_c, right_c = np.array([0, 1, 2, 1]), np.array([3, 4, 3, 0])
+    logq = np.log(rng.random(5)).astype(np.float32)
+
+    def slow(query: Floats, key: Floats, query_c: NDArray[np.int64], key_c: NDArray[np.int64]) -> float:
+        total = 0.0
+        for i in range(4):
+            kept = [j for j in range(4) if j == i or key_c[j] not in (key_c[i], query_c[i])]
+            scores = {j: query[i] @ key[j] / 0.2 - logq[key_c[j]] for j in kept}
+            total -= scores[i] - np.log(sum(np.exp(value) for value in scores.values()))
+        return total / 4
+
+    wanted = 0.5 * (slow(left, right, left_c, right_c) + slow(right, left, right_c, left_c))
+    tensors = [torch.from_numpy(value) for value in (left, right, left_c, right_c, logq)]
+    assert contrastive_loss(*tensors, temperature=0.2).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_log_frequencies_are_those_of_the_draws() -> None:
+    pairs = Pairs(np.array([0, 0]), np.array([1, 2]), np.array([3.0, 1.0]))
+    np.testing.assert_allclose(np.exp(log_frequencies(pairs, 4)), [4 / 8, 3 / 8, 1 / 8, 1 / 8], rtol=1e-5)
+
+
+def test_training_finds_the_planted_topics_also_for_items_it_never_met() -> None:
+    vectors, topic = world()
+    met, unmet = np.arange(160), np.arange(160, 240)
+    encoder, losses = train(vectors, topic_pairs(topic, met, 1500))
+    assert losses[-1] < losses[0]
+    hidden = topic_pairs(topic, unmet, 400, seed=1)
+    z = encoder.project(vectors)
+    start = ItemEncoder(Projection.start(TEXT, vectors, 7)).project(vectors)
+
+    def hit(space: Floats) -> float:
+        return float(hits_by_vector(space, everyone(240), hidden.left_P, hidden.right_P, 30).mean())
+
+    assert hit(z) > 1.5 * max(hit(start), hit(vectors))
+    control, _ = train(vectors, topic_pairs(np.random.default_rng(0).permutation(topic), met, 1500))
+    assert hit(control.project(vectors)) < 0.7 * hit(z)
+
+
+def test_training_is_repeatable_and_a_linear_projection_trains_too() -> None:
+    vectors, topic = world()
+    pairs = topic_pairs(topic, np.arange(240), 500)
+    first, second = (train(vectors, pairs, epochs=2)[0].project(vectors) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    linear = Projection.start(ProjectionShape(24, 0, 8, 0, None, True), vectors, 7)
+    settings = ItemEncoderSettings(dim=8, hidden_dim=0, epochs=12, pair_batch_size=64, learning_rate=2e-2)
+    losses = train_projection(linear, torch.from_numpy(vectors), pairs, settings, 7)
+    assert losses[-1] < losses[0]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+    vectors, topic = world()
+    projection = Projection.start(TEXT, vectors, 7)
+    with torch.no_grad():
+        projection.skip.weight[0, 0] = float("nan")
+    before = projection.skip.weight.clone()
+    with pytest.raises(FloatingPointError, match="item_encoder: loss nan in epoch 1"):
+        train_projection(projection, torch.from_numpy(vectors), topic_pairs(topic, np.arange(240), 100), ItemEncoderSettings(dim=8), 7)
+    torch.testing.assert_close(projection.skip.weight, before, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [TEXT, IMAGE])
+def test_the_encoder_survives_its_files(shape: ProjectionShape, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text = unit(rng.normal(size=(50, 24)))
+    images = unit(rng.normal(size=(50, 6))) if shape.image_dim else None
+    encoder = ItemEncoder(Projection.start(shape, compose(text, images, shape), 7))
+    for name, content in encoder.files().items():
+        (tmp_path / name).write_bytes(content)
+    assert json.loads((tmp_path / "projection.json").read_text())["dim"] == 8
+    for path in (tmp_path, tmp_path / "projection.safetensors"):
+        np.testing.assert_array_equal(load_projection(path).project(text, images), encoder.project(text, images))
+
+
+def test_missing_files_and_wrong_widths_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        load_projection(tmp_path)
+    encoder = ItemEncoder(Projection(IMAGE))
+    with pytest.raises(ValueError, match="takes width 24"):
+        encoder.project(np.zeros((2, 5), np.float32))
+    with pytest.raises(ValueError, match=r"takes \(2, 6\)"):
+        encoder.project(np.zeros((2, 24), np.float32), np.zeros((2, 5), np.float32))
+
+
+def test_an_item_without_image_is_a_row_of_zeros_and_a_flag() -> None:
+    text, image = np.ones((2, 24), np.float32), np.zeros((2, 6), np.float32)
+    image[1, 0] = 1
+    composed = compose(text, image, IMAGE)
+    np.testing.assert_array_equal(composed[:, -1], [0, 1])
+    np.testing.assert_array_equal(compose(text[:1], None, IMAGE), composed[:1])

@@ -1,0 +1,117 @@
+"""Scoring: a checkpoint loaded once scores the test rows of sample files, with real rankers and real checkpoints."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from actors.score import Scorer
+from longtail import schema
+from longtail.artifacts import Artifact, Store
+from longtail.checkpoint import save_ranker
+from longtail.rankers.batch import Batch
+from longtail.rankers.factory import RANKERS, build_ranker
+from longtail.rankers.ranker import Ranker
+from longtail.rankers.settings import RankersSettings
+from longtail.scoring import label_of, predict
+from tests.ranker_data import World, spec_of, write_parts
+
+
+def ranker_of(name: str, world: World) -> Ranker:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        ranker = build_ranker(name, world.spec, world.catalogue(), RankersSettings())
+    ranker.fit_statistics(world.batch(300))
+    return ranker.eval()
+
+
+def artifacts(folder: Path, world: World, names: tuple[str, ...] = RANKERS) -> dict[str, Artifact]:
+    """Two sample files of train and test rows, and a checkpoint of each ranker, as finished artifacts."""
+    store, found = Store.open(str(folder)), {}
+    draft = store.create("samples", "k")
+    tables = [pa.concat_tables([world.rows(150, 10 * part, split="test"), world.rows(100, 10 * part + 1, split="train")]) for part in (1, 2)]
+    write_parts(Path(draft.path("samples.parquet")), tables)
+    none = {"config": {}, "inputs": {}, "seed": 7, "dropped": {}}
+    found["samples"] = draft.commit(**none, rows_in=500, rows_out=500, info={"spec": world.spec.model_dump(mode="json")})
+    for name in names:
+        draft = store.create(name, "k")
+        epochs = [{"epoch": epoch, "train/loss": 0.7 / epoch, "auc": 0.5, "gauc": 0.5, "log_loss": float("nan")} for epoch in (1, 2)]
+        save_ranker(Path(draft.path("checkpoint")), ranker_of(name, world), metrics=epochs)
+        found[name] = draft.commit(**none, rows_in=0, rows_out=0, info={})
+    return found
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World.of(spec_of())
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_predictions_are_the_rankers_own(name: str, world: World, tmp_path: Path) -> None:
+    found = artifacts(tmp_path, world, (name,))
+    scorer = Scorer(found[name], found["samples"], batch_size=64)
+    source = found["samples"].path("samples.parquet/part-00000.parquet")
+    target = str(tmp_path / "part.parquet")
+    assert scorer.score(source, target, "test") == ((150, 150) if name != "choirrec" else (150, int(pc.sum(world.rows(150, 10)["outcome"]).as_py())))
+    predictions = schema.check(pq.read_table(target), schema.PREDICTIONS, "predictions")
+    rows = world.rows(150, 10, split="test")
+    ranker = ranker_of(name, world)
+    with torch.no_grad():
+        output = ranker(Batch.from_table(rows, world.spec))
+    assert set(predictions["split"].to_pylist()) == {"test"}
+    assert predictions["head"].unique().to_pylist() == list(ranker.heads)
+    for place, head in enumerate(ranker.heads):
+        mine = predictions.filter(pc.equal(predictions["head"], head))
+        kept = np.asarray(rows["outcome"]) == 1 if head == "cvr" else np.ones(150, dtype=bool)
+        np.testing.assert_allclose(np.asarray(mine["probability"]), torch.sigmoid(output.logits_BH[:, place]).numpy()[kept], rtol=1e-5)
+        assert mine["label"].to_pylist() == rows["outcome" if head == "outcome" else "conversion"].filter(pa.array(kept)).to_pylist()
+        assert mine["example_id"].to_pylist() == rows["example_id"].filter(pa.array(kept)).to_pylist()
+        for column in ("num_purchases", "item_events", "item_age_days"):
+            assert mine[column].to_pylist() == rows[column].filter(pa.array(kept)).to_pylist()
+    assert (predictions["alpha_fusion"].null_count == 0) == (name == "choirrec")
+
+
+def test_a_file_scored_again_gives_the_same_part(world: World, tmp_path: Path) -> None:
+    found = artifacts(tmp_path, world, ("choirrec",))
+    source = found["samples"].path("samples.parquet/part-00001.parquet")
+    parts = []
+    for attempt, batch_size in enumerate((64, 64, 7)):
+        Scorer(found["choirrec"], found["samples"], batch_size).score(source, str(tmp_path / f"{attempt}.parquet"), "test")
+        parts.append(pq.read_table(tmp_path / f"{attempt}.parquet"))
+    assert parts[0].equals(parts[1])
+    np.testing.assert_allclose(np.asarray(parts[2]["probability"]), np.asarray(parts[0]["probability"]), rtol=1e-5)
+
+
+def test_a_file_without_test_rows_writes_nothing(world: World, tmp_path: Path) -> None:
+    found = artifacts(tmp_path, world, ("base",))
+    target = tmp_path / "none.parquet"
+    assert Scorer(found["base"], found["samples"], 64).score(found["samples"].path("samples.parquet/part-00000.parquet"), str(target), "validation") == (0, 0)
+    assert not target.exists()
+
+
+def test_one_outcome_and_no_attributes(tmp_path: Path) -> None:
+    world = World.of(spec_of(attributes=0, has_conversion=False))
+    found = artifacts(tmp_path, world, ("choirrec",))
+    scorer = Scorer(found["choirrec"], found["samples"], 64)
+    assert scorer.score(found["samples"].path("samples.parquet/part-00000.parquet"), str(tmp_path / "part.parquet"), "test") == (150, 150)
+    assert pq.read_table(tmp_path / "part.parquet")["head"].unique().to_pylist() == ["outcome"]
+
+
+def test_labels_by_hand() -> None:
+    samples = pa.table({"outcome": pa.array([0, 1, 1, 1], pa.int8()), "conversion": pa.array([0, 0, 1, None], pa.int8())})
+    assert label_of(samples, "outcome").to_pylist() == [0, 1, 1, 1]
+    assert label_of(samples, "cvr").to_pylist() == [None, 0, 1, None]
+    assert label_of(samples, "conversion").to_pylist() == [0, 0, 1, None]
+    with pytest.raises(ValueError, match="no label"):
+        label_of(samples, "dwell")
+
+
+def test_a_ranker_that_diverged_is_named(world: World) -> None:
+    ranker = ranker_of("base", world)
+    torch.nn.init.constant_(next(ranker.parameters()), float("nan"))
+    with pytest.raises(ValueError, match=r"ranker 'base': 20 of 20 rows .* not finite"):
+        predict(ranker, "base", world.rows(20), world.spec, 8)
