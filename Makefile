@@ -41,7 +41,7 @@ $(VENV)/.installed: requirements/dev.lock pyproject.toml scripts/setup.sh
 	@PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" scripts/setup.sh "$(VENV)" requirements/dev.lock
 
 demo: setup ## every stage, three rankers, evaluation and serving on a sample of Complete Journey
-	@$(PY) -m pipelines.demo $(call config,pipelines/configs/demo.toml)
+	@$(PY) -m serve_apps.demo $(call config,pipelines/configs/demo.toml)
 
 up: setup ## serve what the demo trained, with the Ray dashboard, until Ctrl-C
 	@exec $(PY) -m serve_apps.up $(call config,pipelines/configs/demo.toml)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from actors.timing import with_times
+from actors.timing import with_span, with_times
 from longtail.packaged_models import resolve
 from longtail.profile_cache import Answer, ProfileCache
 from longtail.profile_text import Fields, KnownNames, RefusedError, check, fallback, parse
@@ -111,15 +111,18 @@ class ProfileActor:
         answers = self._cache.find(keys)
         cached = frozenset(answers)
         missing = {key: row["facts"] for key, row in zip(keys, rows, strict=True) if key not in cached}
+        engine_started = engine_ended = float("nan")
         if missing:
-            self._engine = self._engine or self._load(self._settings)
-            started = time.time()
+            if self._engine is None:
+                engine_started = time.time()
+                self._engine = self._load(self._settings)
+                started = engine_ended = time.time()  # the block's own work begins here
             fresh = dict(zip(missing, self._engine.answer(list(missing.values())), strict=True))
             self._cache.add(fresh)
             answers |= fresh
         done = [self._profile(row, key, answers[key], key in cached) for row, key in zip(rows, keys, strict=True)]
-        table = pa.Table.from_pylist(done, schema=PROFILES)
-        return with_times(table, prompts, "profile", started)
+        table = with_times(pa.Table.from_pylist(done, schema=PROFILES), prompts, "profile", started)
+        return with_span(table, "engine", engine_started, engine_ended)
 
     def _profile(self, row: Mapping[str, Any], key: str, answer: Answer, cached: bool) -> dict[str, Any]:
         try:

@@ -22,6 +22,11 @@ def with_times(table: pa.Table, source: pa.Table, step: str, started: float) -> 
     for name in source.column_names:
         if carried(name):
             table = table.append_column(name, source.column(name))
-    for name, value in ((f"{step}_started", started), (f"{step}_ended", time.time())):
+    return with_span(table, step, started, time.time())
+
+
+def with_span(table: pa.Table, step: str, started: float, ended: float) -> pa.Table:
+    """`table` with `<step>_started` and `<step>_ended`; NaN where the step was not needed."""
+    for name, value in ((f"{step}_started", started), (f"{step}_ended", ended)):
         table = table.append_column(name, pa.array([value] * len(table), pa.float64()))
     return table

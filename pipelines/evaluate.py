@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import ray
+from ray.exceptions import RayTaskError
 from ray.util.actor_pool import ActorPool
 from tqdm import tqdm
 
@@ -84,17 +85,21 @@ def _build(context: Context, draft: Draft) -> Result:
 
 
 def _score_all(context: Context, draft: Draft, rankers: Sequence[str]) -> tuple[int, int]:
-    """Every ranker over every sample file, in a pool of actors of each; returns test rows times rankers, and how many of them got a prediction."""
+    """Every ranker over every sample file, in one pool of actors; returns test rows times rankers, and how many of them got a prediction."""
     samples, compute = context.inputs["samples"], context.config.evaluate.compute
     sources = parquet_files(samples.fs, samples.path("samples.parquet"))
-    remote = ray.remote(num_cpus=compute.num_cpus, num_gpus=compute.num_gpus, max_restarts=2, max_task_retries=2)(Scorer)
+    jobs = [(ranker, source, draft.path(f"predictions.parquet/{ranker}-{source.rsplit('/', 1)[1]}")) for ranker in rankers for source in sources]
+    remote = ray.remote(Scorer).options(num_cpus=compute.num_cpus, num_gpus=compute.num_gpus, max_restarts=2, max_task_retries=2)
+    checkpoints = {ranker: context.inputs[ranker] for ranker in rankers}
+    actors: list[Any] = [remote.remote(checkpoints, samples, compute.batch_size) for _ in range(min(compute.num_actors, len(sources)))]
     rows_in = rows_out = 0
-    for ranker in rankers:
-        actors = [remote.remote(context.inputs[ranker], samples, compute.batch_size) for _ in range(min(compute.num_actors, len(sources)))]  # type: ignore[attr-defined]
-        jobs = [(source, draft.path(f"predictions.parquet/{ranker}-{source.rsplit('/', 1)[1]}")) for source in sources]
+    try:
         done = ActorPool(actors).map_unordered(lambda actor, job: actor.score.remote(*job, SPLIT), jobs)
-        for rows, predicted in tqdm(done, total=len(jobs), desc=f"evaluation: {ranker}", unit="file", mininterval=1):
+        for rows, predicted in tqdm(done, total=len(jobs), desc="evaluation: files scored", unit="file", mininterval=1):
             rows_in, rows_out = rows_in + rows, rows_out + predicted
+    except RayTaskError as error:
+        raise error.cause from None  # what the scorer said, without the worker's traceback around it
+    finally:
         for actor in actors:
             ray.kill(actor)
     return rows_in, rows_out

@@ -101,7 +101,8 @@ def image_vectors(logs: Artifact, item_ids: pa.Array, settings: ItemEncoderSetti
     """Image vectors [N, M] of the items, zeros for those without, by a pool of encoder actors."""
     compute = settings.compute
     rows = (
-        ray.data.read_parquet(logs.path("items.parquet"), filesystem=logs.fs, columns=["item_id", "image", "image_uri"])
+        ray.data.read_parquet(logs.path("items.parquet"), filesystem=logs.fs)
+        .select_columns(["item_id", "image", "image_uri"])
         .map_batches(
             ImageRows,
             fn_constructor_args=(settings.image_encoder,),

@@ -68,6 +68,12 @@ def build(context: Context, draft: Draft) -> Result:
         dim = _merge_vectors(draft, vector_folder)
         info |= {"encoder": encoder_key(encoder), "dim": dim, "embed_pool": blocks.span(summaries, "embed")}
         info["overlap_s"] = round(blocks.overlap_s(summaries, "profile", "embed"), 3)
+    if settings.generator == "llm":
+        loads = [summary["engine_ended"] - summary["engine_started"] for summary in summaries]
+        info |= {
+            "engines_started": sum(load == load for load in loads),
+            "engine_start_s": round(sum(load for load in loads if load == load), 3),
+        }  # NaN: not loaded
     logger.info("profiles: %s, %d of %d from the cache", info["outcomes"], info["cached"], len(facts))
     return Result(len(facts) + sum(dropped.values()), len(facts), dropped, info)
 

@@ -3,13 +3,11 @@
 Reads the config's `tracking` section; writes run folders below <run.uri>/wandb, by default offline: no account, no network, and complete, so that
 `wandb sync <run.uri>/wandb/offline-run-*` pushes them whenever someone wants to. tracking.mode = "online" streams them (key in WANDB_API_KEY).
 
-In a stage's driver and in its training workers:
+    tracked = describe(config, store, name="choirrec", job_type="train", key=draft.key, inputs=context.inputs)
+    fit(job, storage, callbacks=train_callbacks(tracked, config.train.epochs))    # a curve, epoch by epoch
+    record(tracked, evaluation_summary(metrics, "choirrec"))                      # a summary without a curve
 
-    tracked = describe(config, store, name="choirrec", job_type="train", key=draft.key, inputs=context.inputs)   # picklable
-    with tracked.open(rank=ray.train.get_context().get_world_rank()) as track:                                   # only rank 0 records
-        train_ranker(..., on_epoch=lambda metrics, state: track.log(metrics, step=state.epoch))
-
-After an evaluation, `record(...)` writes a run with nothing but a summary. A sweep hands `tune_callbacks(...)` to its Tuner.
+A sweep hands `tune_callbacks(...)` to its Tuner.
 """
 
 import logging
@@ -17,15 +15,19 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
+import ray.train
+from ray.train import UserCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
 
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config
+from longtail.evaluation import Metrics
 from longtail.tracking import TrackingSettings
 
 logger = logging.getLogger(__name__)
@@ -61,13 +63,13 @@ class TrackedRun:
     config: Mapping[str, Any]
 
     @contextmanager
-    def open(self, rank: int = 0) -> Iterator[Track]:
-        """Record for the length of a block; on ranks above 0, or with backend "none", do nothing.
+    def open(self) -> Iterator[Track]:
+        """Record for the length of a block; with backend "none", do nothing.
 
         Raises:
             ValueError: tracking.mode is online and WANDB_API_KEY is not set.
         """
-        if self.settings.backend == "none" or rank != 0:
+        if self.settings.backend == "none":
             yield Track(None)
             return
         import wandb
@@ -82,7 +84,34 @@ class TrackedRun:
                 failed = False
             finally:
                 run.finish(exit_code=1 if failed else 0)
-                wandb.teardown()  # ends the service process now, not when the worker goes away
+                wandb.teardown()  # ends W&B's service process now, not some time after this one
+
+
+class TrackReports(UserCallback):
+    """Records what rank 0 reports to Ray Train, from Ray Train's controller: workers that fail and come back stay one run."""
+
+    def __init__(self, tracked: TrackedRun, num_epochs: int) -> None:
+        self._tracked = tracked
+        self._num_epochs = num_epochs
+        self._opened = ExitStack()
+        self._track: Track | None = None
+
+    def after_report(self, run_context: TrainRunContext, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None) -> None:
+        """Log the metrics of one epoch; the last epoch, or a report without one, closes the run."""
+        first = metrics[0]
+        if self._track is None:
+            self._track = self._opened.enter_context(self._tracked.open())
+        epoch = first.get("epoch")
+        if epoch is not None:
+            self._track.log(first, step=epoch)
+        if epoch is None or epoch >= self._num_epochs:
+            self._opened.close()
+            self._track = None
+
+
+def train_callbacks(tracked: TrackedRun, num_epochs: int) -> list[UserCallback]:
+    """Ray Train callbacks that record a training run by epoch; empty with backend "none"."""
+    return [] if tracked.settings.backend == "none" else [TrackReports(tracked, num_epochs)]
 
 
 def describe(config: Config, store: Store, *, name: str, job_type: str, key: str, inputs: Mapping[str, Artifact]) -> TrackedRun:
@@ -103,6 +132,18 @@ def record(tracked: TrackedRun, summary: Mapping[str, Any]) -> None:
     """Write a run that has a summary and no curve."""
     with tracked.open() as track:
         track.summarise(summary)
+
+
+def evaluation_summary(metrics: Metrics, ranker: str) -> dict[str, Any]:
+    """A ranker's share of an evaluation as <head>/<slice>/<metric>, and its paired differences from the baseline beside them."""
+    summary: dict[str, Any] = {}
+    for head in metrics.heads:
+        for part in head.slices:
+            if ranker in part.scores:
+                summary[f"{head.head}/{part.name}"] = part.scores[ranker].model_dump()
+            for metric, interval in part.differences.get(ranker, {}).items():
+                summary[f"{head.head}/{part.name}/difference/{metric}"] = interval.model_dump()
+    return summary
 
 
 def tune_callbacks(config: Config, store: Store, group: str) -> list[Any]:

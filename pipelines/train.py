@@ -7,7 +7,7 @@ Run: python -m pipelines.train --config …
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ import pyarrow.fs as pafs
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2.api.callback import UserCallback
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,6 +38,7 @@ from pipelines.item_encoder import ITEM_Z
 from pipelines.logs import LOGS
 from pipelines.samples import SAMPLES
 from pipelines.stage import Context, Result, Stage, main_for
+from pipelines.tracking import describe, train_callbacks
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Fitted:
         pafs.copy_files(f"{self.checkpoint.path}/{FINISHED}", path, source_filesystem=self.checkpoint.filesystem, destination_filesystem=fs)
 
 
-def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Sequence[UserCallback] = ()) -> Fitted:
+def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Sequence[Any] = ()) -> Fitted:
     """Train with Ray Train; a worker group that fails is restarted and resumes from its last checkpoint.
 
     Args:
@@ -126,6 +126,7 @@ def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Seque
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # Ray Train's own lines; ours stay
         ),
         torch_config=TorchConfig(backend="nccl" if compute.num_gpus else "gloo"),
     )
@@ -142,21 +143,29 @@ def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Seque
 def _work(loop_config: dict[str, Any]) -> None:
     """What every worker of Ray Train runs."""
     job: TrainJob = loop_config["job"]
-    config, context = job.config, ray.train.get_context()
-    workers, device = Workers(context.get_world_rank(), context.get_world_size()), get_device()
-    logging.basicConfig(level=logging.INFO if workers.rank == 0 else logging.WARNING, format="%(message)s")
-    torch.set_num_threads(max(1, int(config.train.compute.num_cpus)))
-    torch.set_flush_denormal(True)  # Adagrad's accumulators of rare IDs reach denormals, which are many times slower
+    context = ray.train.get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size())
+    logging.getLogger("longtail").setLevel(logging.INFO if workers.rank == 0 else logging.WARNING)
+    torch.set_num_threads(max(1, int(job.config.train.compute.num_cpus)))
+    try:
+        _train(job, workers, get_device())
+    except NonFiniteLossError as error:
+        # Every worker is here: the check is on sums over workers. Reported, not raised: a restart would meet the same numbers again.
+        ray.train.report({"failed": str(error)})
+
+
+def _train(job: TrainJob, workers: Workers, device: torch.device) -> None:
+    settings = job.config.train
 
     def wrap(ranker: Ranker) -> nn.Module:
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(ranker, device_ids=devices, broadcast_buffers=False) if workers.size > 1 else ranker
+        return DistributedDataParallel(ranker, device_ids=devices, forward_sync_buffers=False) if workers.size > 1 else ranker
 
     def on_epoch(metrics: Metrics, state: TrainState) -> None:
-        last = state.epoch == config.train.epochs
+        last = state.epoch == settings.epochs
         with tempfile.TemporaryDirectory(prefix="longtail-train-") as folder:
             checkpoint = None
-            if workers.rank == 0 and (last or state.epoch % config.train.checkpoint_every_epochs == 0):
+            if workers.rank == 0 and (last or state.epoch % settings.checkpoint_every_epochs == 0):
                 state.save(Path(folder))
                 if last:
                     state.save_best(Path(folder) / FINISHED)
@@ -169,27 +178,19 @@ def _work(loop_config: dict[str, Any]) -> None:
         train_ranker,
         job.ranker(),
         job.files,
-        config.train,
+        settings,
         seed=job.seed,
         workers=workers,
         device=device,
         wrap=wrap,
-        validate=Validation(job.files, config.evaluate, workers, device),
+        validate=Validation(job.files, job.config.evaluate, workers, device),
         on_epoch=on_epoch,
     )
     started_from = ray.train.get_checkpoint()
-    try:
-        _from(started_from, train)
-    except NonFiniteLossError as error:
-        # Every worker is here: the check is on sums over workers. Reported, not raised: a restart would meet the same numbers again.
-        ray.train.report({"failed": str(error)})
-
-
-def _from(checkpoint: ray.train.Checkpoint | None, train: Callable[..., TrainState]) -> None:
-    if checkpoint is None:
+    if started_from is None:
         train()
         return
-    with checkpoint.as_directory() as folder:
+    with started_from.as_directory() as folder:
         train(resume=Path(folder))
 
 
@@ -197,7 +198,8 @@ def _build(context: Context, draft: Draft, *, name: str) -> Result:
     job = TrainJob.of(context.config, context.inputs, name, context.seed)
     parameters = job.ranker().num_parameters()  # also refuses contradicting settings before any worker starts
     scratch = draft.path("ray_train/run").rsplit("/", 1)[0]
-    fitted = fit(job, (draft.fs, scratch))
+    tracked = describe(context.config, context.store, name=name, job_type="train", key=draft.key, inputs=context.inputs)
+    fitted = fit(job, (draft.fs, scratch), callbacks=train_callbacks(tracked, context.config.train.epochs))
     fitted.copy_to(draft.fs, draft.path("checkpoint"))
     draft.fs.delete_dir(scratch)
     files = job.files

@@ -33,6 +33,7 @@ from serve_apps.deployments import Encoder, Rankers, ServedRun, Web
 logger = logging.getLogger(__name__)
 
 APP_NAME = "longtail"
+WEB_CPUS = 0.1  # it checks and forwards
 
 
 class AppArgs(Settings):
@@ -71,32 +72,36 @@ def served_run(config: Config, store: Store) -> ServedRun:
     )
 
 
+def application(run: ServedRun) -> Application:
+    """The three deployments over a finished run."""
+    settings = run.config.serve
+    encoder = serve.deployment(
+        name="Encoder",
+        num_replicas=settings.num_encoder_replicas,
+        ray_actor_options={"num_cpus": settings.num_encoder_cpus, "num_gpus": settings.num_encoder_gpus},
+        max_ongoing_requests=settings.max_ongoing_requests,
+    )(Encoder)
+    rankers = serve.deployment(
+        name="Rankers",
+        num_replicas=settings.num_replicas,
+        ray_actor_options={"num_cpus": settings.num_cpus},
+        max_ongoing_requests=settings.max_ongoing_requests,
+    )(Rankers)
+    web = serve.deployment(
+        name="Web",
+        ray_actor_options={"num_cpus": WEB_CPUS},
+        max_ongoing_requests=settings.num_replicas * settings.max_ongoing_requests,
+    )(serve.ingress()(Web))
+    return web.bind(rankers.bind(run, encoder.bind(run)), settings.route_prefix)
+
+
 def build_app(config: Config, store: Store | None = None) -> Application:
     """The application over the finished run that `config` names.
 
     Raises:
         ValueError: a stage is not finished for this config.
     """
-    settings = config.serve
-    run = served_run(config, store or open_store(config))
-    encoder = serve.deployment(
-        Encoder,
-        name="Encoder",
-        num_replicas=settings.num_encoder_replicas,
-        ray_actor_options={"num_cpus": settings.num_encoder_cpus, "num_gpus": settings.num_encoder_gpus},
-        max_ongoing_requests=settings.max_ongoing_requests,
-    ).bind(run)
-    rankers = serve.deployment(
-        Rankers,
-        name="Rankers",
-        num_replicas=settings.num_replicas,
-        ray_actor_options={"num_cpus": settings.num_cpus},
-        max_ongoing_requests=settings.max_ongoing_requests,
-    ).bind(run, encoder)
-    web = serve.deployment(
-        serve.ingress()(Web), name="Web", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=settings.num_replicas * settings.max_ongoing_requests
-    )
-    return web.bind(rankers, settings.route_prefix)
+    return application(served_run(config, store or open_store(config)))
 
 
 def app_builder(args: dict[str, Any]) -> Application:
@@ -126,14 +131,14 @@ class Deployed:
 
 
 @contextmanager
-def deployed(config: Config, store: Store | None = None) -> Iterator[Deployed]:
+def deployed(run: ServedRun) -> Iterator[Deployed]:
     """The application on the Ray that is up, for the length of a block; Serve itself ends with it, unless it ran before.
 
     Raises:
-        ValueError: a stage is not finished for this config, or the port is taken.
+        ValueError: the port is taken.
     """
-    settings = config.serve
-    app = build_app(config, store)
+    settings = run.config.serve
+    app = application(run)
     there_before = bool(serve.status().proxies)
     if there_before:
         options = _running_http_options()
@@ -149,7 +154,7 @@ def deployed(config: Config, store: Store | None = None) -> Iterator[Deployed]:
         if there_before:
             serve.delete(APP_NAME)
         else:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def free_port(host: str, port: int) -> int:
@@ -172,7 +177,9 @@ def _running_http_options() -> HTTPOptions:
 
     client = _get_global_client()
     assert client is not None
-    return client.http_config
+    options = client.http_config
+    assert isinstance(options, HTTPOptions)
+    return options
 
 
 def _quiet() -> LoggingConfig:

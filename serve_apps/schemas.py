@@ -131,7 +131,7 @@ class ModelsResponse(BaseModel):
     now: AwareDatetime = Field(description="end of the run's logs, the default time of a request")
     num_users: int
     num_items: int
-    attributes: dict[str, list[str]] = Field(description="user attributes, with some of their values (none for numeric ones)")
+    attributes: dict[str, list[str] | None] = Field(description="user attributes, with some of their values; null for a numeric one")
     max_items: int
     models: list[ModelOut]
 

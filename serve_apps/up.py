@@ -13,9 +13,9 @@ import ray
 from longtail.artifacts import Store
 from longtail.config import Config
 from pipelines.cluster import ray_session
-from pipelines.evaluate import EVALUATION
+from pipelines.evaluate import evaluation_stage
 from pipelines.stage import arguments, clear_errors, config_from, find, open_store
-from serve_apps.ranking import Deployed, deployed
+from serve_apps.ranking import Deployed, deployed, served_run
 
 
 class Ended(Exception):  # noqa: N818  it is no error
@@ -43,7 +43,7 @@ def _say(text: str) -> None:
 def _addresses(config: Config, store: Store, served: Deployed) -> list[str]:
     """What is where, a line each."""
     dashboard = ray._private.worker.global_worker.node.webui_url if config.cluster.dashboard else ""  # type: ignore[union-attr]
-    evaluation = find(EVALUATION, config, store)
+    evaluation = find(evaluation_stage(config), config, store)
     lines = [
         f"rankers     {served.url}/v1/rank   {', '.join(config.train.rankers)}",
         f"OpenAPI     {served.url}/docs",
@@ -61,9 +61,10 @@ def main() -> None:
         store = open_store(config)
         try:
             _on_signals(_end)
+            run = served_run(config, store)
             with ray_session(config.cluster):
                 _on_signals(_end)  # Ray sets its own for SIGTERM
-                with deployed(config, store) as served:
+                with deployed(run) as served:
                     for line in _addresses(config, store, served):
                         _say(line)
                     _say("Ctrl-C ends it." if args.for_seconds is None else f"ends by itself after {args.for_seconds:g} s.")

@@ -64,7 +64,7 @@ def web_app(info: ServiceInfo, answer: Callable[[Question], Awaitable[Ranking]],
     _add_problem_handlers(app)
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": text, "content": {PROBLEM_MEDIA_TYPE: {}}}
-        for status, text in [(404, "no such ranker"), (422, "the request breaks a rule"), (503, "too many requests are waiting")]
+        for status, text in [(404, "no such ranker"), (422, "the request breaks a rule")]
     }
     examples = request_examples(info)
 
@@ -104,7 +104,7 @@ def web_app(info: ServiceInfo, answer: Callable[[Question], Awaitable[Ranking]],
             now=knowledge.now,
             num_users=knowledge.num_users,
             num_items=knowledge.num_items,
-            attributes={name: list(values) for name, values in knowledge.attributes.items()},
+            attributes={name: None if values is None else list(values) for name, values in knowledge.attributes.items()},
             max_items=info.max_items,
             models=[
                 ModelOut(
@@ -153,7 +153,7 @@ def checked_question(request: RankRequest, info: ServiceInfo) -> Question:
         detail = f"user.attributes has {strange}, which this run's users do not have."
         raise RequestProblemError(422, "unknown-attribute", "No such user attribute", detail, f"Its attributes are {sorted(known)}; leave out the rest.")
     for attribute, value in attributes.items():
-        if not known[attribute] and not _is_number(value):
+        if known[attribute] is None and not _is_number(value):
             detail = f"user.attributes.{attribute} = {value!r} is not a number."
             raise RequestProblemError(422, "not-a-number", "A number is needed", detail, "Send a number, or leave the attribute out where it is not known.")
     return request.question(name)

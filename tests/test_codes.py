@@ -6,11 +6,16 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
+import ray
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from sklearn.metrics import adjusted_mutual_info_score
 
+from longtail import schema
 from longtail.codes import (
     CodebookSettings,
     Fit,
@@ -25,7 +30,9 @@ from longtail.codes import (
     load_codebook,
     quality,
 )
-from longtail.vectors import fingerprints
+from longtail.vectors import VectorTable, fingerprints, to_arrow
+from pipelines.codes import ITEM_CODES, USER_CODES, RayShards, fit_order
+from tests import planted_artifacts as world
 
 Floats = NDArray[np.float32]
 
@@ -208,3 +215,80 @@ def test_the_codebook_survives_its_file(tmp_path: Path) -> None:
     codebook = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
     (tmp_path / "codebook.safetensors").write_bytes(codebook_bytes(codebook))
     np.testing.assert_array_equal(load_codebook(tmp_path / "codebook.safetensors"), codebook)
+
+
+def test_rows_are_fitted_in_key_order_and_from_the_first_snapshot() -> None:
+    days = pa.array([world.TRAIN_END, world.HISTORY_END, world.HISTORY_END, world.TRAIN_END], schema.TIMESTAMP)
+    np.testing.assert_array_equal(fit_order(pa.table({"user_id": ["a", "b", "a", "c"], "as_of": days})), [2, 1])
+    np.testing.assert_array_equal(fit_order(pa.table({"item_id": ["c", "a", "b"]})), [1, 2, 0])
+
+
+@pytest.mark.ray
+def test_actors_give_the_bits_of_one_process_even_when_one_dies(ray_cluster: None, tmp_path: Path) -> None:
+    vectors, _ = planted(900)
+    settings = CodebookSettings.model_validate({"num_stages": 2, "codebook_size": 12, "block_rows": 128, "compute": {"num_actors": 4, "num_cpus": 0.1}})
+    shuffled = np.random.default_rng(1).permutation(len(vectors))  # where row n of the fit lies in the table
+    stored = np.empty_like(vectors)
+    stored[shuffled] = vectors
+    pq.write_table(pa.table({"vector": to_arrow(stored)}), tmp_path / "vectors.parquet", row_group_size=100)
+    table = VectorTable(pafs.LocalFileSystem(), str(tmp_path / "vectors.parquet"))
+    alone = fit(vectors, num_stages=2, codebook_size=12, block_rows=128)
+
+    def over_ray(num_actors: int, kill: bool) -> Fit:
+        chosen = settings.model_copy(update={"compute": settings.compute.model_copy(update={"num_actors": num_actors})})
+        shards = RayShards(table, shuffled, chosen)
+        try:
+            if kill:
+                ray.get(shards.actors[1].step.remote(alone.codebook_SKD[:0], alone.codebook_SKD[0]))
+                ray.kill(shards.actors[1], no_restart=False)
+            result = fit_codebook(shards, len(vectors), 16, chosen, 7)
+            codes, prints = shards.encode(len(vectors), result.codebook_SKD)
+        finally:
+            shards.close()
+        np.testing.assert_array_equal(codes, encode(stored, result.codebook_SKD))
+        np.testing.assert_array_equal(prints, fingerprints(stored))
+        return result
+
+    for num_actors, kill in [(1, False), (4, True)]:
+        result = over_ray(num_actors, kill)
+        assert result.codebook_SKD.tobytes() == alone.codebook_SKD.tobytes()
+        np.testing.assert_array_equal(result.counts_SK, alone.counts_SK)
+
+
+@pytest.mark.ray
+def test_the_stages_on_ray(ray_cluster: None, tmp_path: Path) -> None:
+    """Users with a second snapshot whose vectors change: the codebook and the first snapshot's codes do not. Items: topics are found again."""
+    vectors, _ = planted(300)
+    one = {"num_actors": 1, "num_cpus": 0.1}
+    config: dict[str, object] = {
+        "codes": {"user": {"codebook_size": 8, "block_rows": 64, "compute": one}, "item": {"num_stages": 2, "codebook_size": 6, "compute": one}}
+    }
+
+    def user_codes(name: str, later: Floats) -> tuple[pa.Table, Floats]:
+        store = world.open_store(tmp_path, name)
+        days = pa.array([world.HISTORY_END] * 300 + [world.TRAIN_END] * 300, schema.TIMESTAMP)
+        users = pa.array([f"u{row % 300:03d}" for row in range(600)])
+        table = pa.table({"user_id": users, "as_of": days, "vector": to_arrow(np.concatenate([vectors, later]))})
+        artifact = world.build(USER_CODES, [world.commit(store, "user_vectors", {"vectors": table})], store, config)
+        assert artifact.info["quality"]["rows"] == 300
+        codebook = load_codebook(Path(artifact.path("codebook.safetensors")))
+        codes = artifact.read("codes")
+        assert codes.schema.equals(schema.codes(schema.USER_KEY, 2))
+        np.testing.assert_array_equal(np.array(codes["codes"].to_pylist()), encode(np.concatenate([vectors, later]), codebook))
+        return codes.slice(0, 300), codebook
+
+    first, codebook = user_codes("a", vectors)
+    second, other = user_codes("b", planted(300, seed=9)[0])
+    assert codebook.tobytes() == other.tobytes()
+    assert first.equals(second)
+
+    store = world.open_store(tmp_path, "items")
+    clusters, topic = planted(240, num_clusters=6)
+    ids = [f"i{number:03d}" for number in range(len(clusters))]
+    z = world.commit(store, "item_z", {"z": pa.table({"item_id": ids, "vector": to_arrow(clusters)})})
+    items = world.build(ITEM_CODES, [z], store, config)
+    codes = np.array(items.read("codes")["codes"].to_pylist())
+    assert adjusted_mutual_info_score(topic, codes[:, 0]) > 0.8
+    assert items.info["quality"]["mse"][1] < items.info["quality"]["mse"][0] < items.info["quality"]["variance"]
+    with pytest.raises(ValueError, match=r"codes\.item\.codebook_size = 100 .* stage 'item_z' has 240"):
+        world.build(ITEM_CODES, [z], store, {"codes": {"item": {"codebook_size": 100}}})

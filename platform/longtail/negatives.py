@@ -4,7 +4,7 @@ Uniform negatives would make popularity alone a strong ranker (.88 AUC on Comple
 label away. So within each split (or each block of days) every item gets as many negatives as it has positives (times `per_positive`), and, by the
 first policy, every user too. Where an item cannot be matched, its positives are thinned and counted.
 
-Letters: P positives, Q negatives, V visits (a user in a pool), R rows of what the pools offered.
+Letters: P positives, Q negatives, B of them in conflict, T mates tried, V visits (a user in a pool), R rows of what the pools offered.
 """
 
 import logging
@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-SWAP_ROUNDS = 300
+SWEEPS = 20
+TRIES = 8192  # mates looked at in a round, shared by the places that need one
+PATIENCE = 4  # rounds without a swap
 DRAW_ROUNDS = 24
 
 
@@ -88,25 +90,31 @@ def popularity_matched(
     start_Q, size_Q = np.repeat(block_start, block_size), np.repeat(block_size, block_size)
     item_Q = item_P[source][np.lexsort((rng.random(len(source)), block_P[source]))]
     group_Q, scope_Q = group_P[source], scope_P[source]
-    bad = _conflicts(group_Q, scope_Q, item_Q, forbidden, num_items)
-    for _ in range(SWAP_ROUNDS):
-        if len(bad) == 0:
-            break
-        mate = start_Q[bad] + (rng.random(len(bad)) * size_Q[bad]).astype(np.int64)
-        ends = np.concatenate([bad, mate])
-        _, place, counts = np.unique(ends, return_inverse=True, return_counts=True)
-        single = counts[place.reshape(-1)] == 1  # a place takes part in one swap of a round at most
-        disjoint = single[: len(bad)] & single[len(bad) :]
-        a, b = bad[disjoint], mate[disjoint]
-        taken = np.sort(group_Q * num_items + item_Q)
-        fits = (
-            ~contains(forbidden, scope_Q[a] * num_items + item_Q[b])
-            & ~contains(forbidden, scope_Q[b] * num_items + item_Q[a])
-            & ~contains(taken, group_Q[a] * num_items + item_Q[b])
-            & ~contains(taken, group_Q[b] * num_items + item_Q[a])
-        )
-        item_Q[a[fits]], item_Q[b[fits]] = item_Q[b[fits]], item_Q[a[fits]]
+    for _ in range(SWEEPS):
         bad = _conflicts(group_Q, scope_Q, item_Q, forbidden, num_items)
+        # What requests hold is looked up as it was when the sweep began; an item that two swaps bring to one request is found by the next sweep.
+        taken = np.sort(group_Q * num_items + item_Q)
+        failures = swaps = 0
+        while len(bad) and failures < PATIENCE:
+            mate_BT = start_Q[bad, None] + (rng.random((len(bad), max(TRIES // len(bad), 1))) * size_Q[bad, None]).astype(np.int64)
+            bad_BT = np.broadcast_to(bad[:, None], mate_BT.shape)
+            fits_BT = np.ones(mate_BT.shape, bool)
+            for here, there in ((bad_BT, mate_BT), (mate_BT, bad_BT)):
+                fits_BT &= ~contains(forbidden, scope_Q[here] * num_items + item_Q[there]) & ~contains(taken, group_Q[here] * num_items + item_Q[there])
+            found = fits_BT.any(1)
+            pairs = np.stack([bad, mate_BT[np.arange(len(bad)), fits_BT.argmax(1)]], 1)[found]
+            # A place takes part in one swap of a round at most: the first that names it.
+            _, first = np.unique(pairs.reshape(-1), return_index=True)
+            is_first = np.zeros(pairs.size, bool)
+            is_first[first] = True
+            a, b = pairs[is_first.reshape(-1, 2).all(1)].T
+            item_Q[a], item_Q[b] = item_Q[b], item_Q[a]
+            bad = bad[~np.isin(bad, np.concatenate([a, b]))]
+            swaps += len(a)
+            failures = 0 if len(a) else failures + 1
+        if swaps == 0:
+            break
+    bad = _conflicts(group_Q, scope_Q, item_Q, forbidden, num_items)
     keep_Q = np.ones(len(source), bool)
     keep_Q[bad] = False
     keep_P = _thinned(item_P, block_P, item_Q[bad], block_P[source[bad]], per_positive, num_items, rng)

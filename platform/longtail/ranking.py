@@ -109,7 +109,7 @@ class Knowledge:
     """What a caller may ask for."""
 
     heads: Mapping[str, tuple[str, ...]]  # by ranker
-    attributes: Mapping[str, tuple[str, ...]]  # some of each attribute's values; () for a numeric one
+    attributes: Mapping[str, tuple[str, ...] | None]  # some of each attribute's values; None for a numeric one
     now: datetime
     num_users: int
     num_items: int
@@ -143,7 +143,7 @@ class RequestRanker:
         return Knowledge(
             heads={name: tuple(ranker.heads) for name, ranker in self.rankers.items()},
             attributes={
-                coding.name: tuple(coding.vocabulary.values[:examples].to_pylist()) if coding.vocabulary is not None else () for coding in entities.attributes
+                coding.name: tuple(coding.vocabulary.values[:examples].to_pylist()) if coding.vocabulary is not None else None for coding in entities.attributes
             },
             now=self.now,
             num_users=len(entities.users),
@@ -167,21 +167,8 @@ class RequestRanker:
             KeyError: no ranker has that name.
             ValueError: more unknown items than there are spare rows, or a head that the ranker lacks.
         """
-        state, found = self.state, self._find(question)
-        num = len(question.items)
-        rows = Rows(
-            user_row_B=np.full(num, found.user_row, np.int64),
-            item_row_B=found.item_row_B,
-            time_B=np.full(num, found.time_us, np.int64),
-            stated=stated_facts(question.items, state.entities),
-        )
-        attributes = None
-        codes: list[tuple[int, ...] | None] | None = None
-        if question.user is not None and question.user.attributes:
-            attributes = np.tile(state.entities.attribute_codes(question.user.attributes), (num, 1))
-        if encoded is not None and encoded.user_codes is not None:
-            codes = [encoded.user_codes for _ in question.items]
-        batch = Batch.from_table(state.features(rows, attributes, codes), state.spec)
+        found, num = self._find(question), len(question.items)
+        batch = self.batch(question, encoded)
         ranker = self.rankers[question.ranker]
         places = np.flatnonzero(found.item_row_B == 0)
         spare = [self._spare_item(question.items[place]) for place in places]
@@ -190,6 +177,9 @@ class RequestRanker:
             assert encoded is not None
             spare[number] = replace(spare[number], vector_D=encoded.item_z_ND[row], codes_S=encoded.item_codes_NS[row] + 1)
         heads = question.heads or tuple(ranker.heads)
+        lacking = [head for head in heads if head not in ranker.heads]
+        if lacking:
+            raise ValueError(f"ranker {question.ranker!r} has no head {lacking}. Its heads are {list(ranker.heads)}.")
         probabilities_BH = self._score(question.ranker, batch, places, spare)[:, [ranker.heads.index(head) for head in heads]]
         basis: list[ItemBasis] = ["catalogue"] * num
         for number, place in enumerate(places):
@@ -204,6 +194,23 @@ class RequestRanker:
             group=group,
             group_basis="everyone" if not group else "published" if found.published else "request",
         )
+
+    def batch(self, question: Question, encoded: Encoded | None = None) -> Batch:
+        """The request's features, by the function that makes the training samples; unknown items have item row 0."""
+        state, found, num = self.state, self._find(question), len(question.items)
+        rows = Rows(
+            user_row_B=np.full(num, found.user_row, np.int64),
+            item_row_B=found.item_row_B,
+            time_B=np.full(num, found.time_us, np.int64),
+            stated=stated_facts(question.items, state.entities),
+        )
+        attributes = None
+        codes: list[tuple[int, ...] | None] | None = None
+        if question.user is not None and question.user.attributes:
+            attributes = np.tile(state.entities.attribute_codes(question.user.attributes), (num, 1))
+        if encoded is not None and encoded.user_codes is not None:
+            codes = [encoded.user_codes for _ in question.items]
+        return Batch.from_table(state.features(rows, attributes, codes), state.spec)
 
     def _find(self, question: Question) -> "_Found":
         entities, groups = self.state.entities, self.state.groups

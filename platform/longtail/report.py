@@ -14,6 +14,7 @@ from longtail.evaluation import POPULARITY, HeadMetrics, Metrics, SliceMetrics
 from longtail.logs import LogsInfo
 from longtail.paired import Interval
 from longtail.report_page import STYLE, document, figure, section
+from longtail.schema import SPLITS
 
 MAIN_SLICES = ("all", "low_activity", "high_activity", "cold", "warm")
 METHODS = {"trained": "trained", "frozen": "off the shelf", "start": "before training", "popularity": "popularity"}
@@ -124,7 +125,7 @@ def _header(report: Report) -> str:
     facts = [
         ("data", f"{logs.source}: {logs.num_users:,} users, {logs.num_items:,} items, {logs.num_events:,} events"),
         ("time", f"history to {logs.history_end:%Y-%m-%d}, train to {logs.train_end:%Y-%m-%d}, test to {logs.end:%Y-%m-%d}"),
-        ("examples", ", ".join(f"{count:,} {split}" for split, count in logs.num_examples.items())),
+        ("examples", ", ".join(f"{logs.num_examples.get(split, 0):,} {split}" for split in SPLITS)),
         ("exposure", logs.exposure),
         ("run", f"seed {report.seed}, commit {report.commit}, {report.date}"),
     ]
@@ -206,7 +207,7 @@ def _table(head: HeadMetrics, others: Sequence[str]) -> str:
     legend = (
         "Below a value: its difference from base on the same rows, in points of 0.01, with the 95 % interval over users. "
         "<b class='higher'>▲</b> the whole interval lies above zero, <b class='lower'>▼</b> below. "
-        "<b>popularity</b> ranks by the item's count alone: near .5, the negatives give nothing away."
+        "<b>popularity</b> ranks by the item's count alone: near .5 where negatives are matched to it."
     )
     table = f'<table class="metrics"><thead>{top}</thead><tbody>{"".join(body)}</tbody></table>'
     return f'<div class="wide">{table}</div><p class="note">{legend}</p>'
@@ -243,7 +244,7 @@ def _groups(report: Report) -> str:
     ]
     profiles = ""
     if rows:
-        note = "llm: the model's answer passed every check; fallback: the three fields were made from the facts, with the reason why."
+        note = "llm: the model's answer passed every check; fallback: made from the facts, with the reason; deterministic: made from the facts, no model asked."
         profiles = figure("Where profiles come from", plots.bars(rows, 1010, 260), note)
     grid = f'<div class="three">{"".join(f"<figure>{one}</figure>" for one in figures)}</div>' if figures else ""
     return section("Users: profiles and groups", "ChoirRec's groups are the code prefixes of embedded profiles.", grid + profiles)
@@ -302,7 +303,7 @@ def _caveats(report: Report) -> str:
         "One seed: another draw of weights and batches moves these numbers too, by an amount that this page cannot know.",
         "Intervals resample the test users only. Items, time and training are taken as they are; many slices are shown, so some intervals miss zero by luck.",
         f"Exposure: {report.logs.exposure}",
-        "AUC over sampled or matched negatives ranks against those negatives, not against all that a person might have seen.",
+        "Where negatives are sampled, AUC ranks positives against those draws, not against all that a person might have seen.",
         "GAUC leaves out users with one class in a slice; the table of log loss counts those that are left.",
     ]
     return section("Caveats", "", "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")

@@ -116,7 +116,7 @@ def _points(interval: Interval) -> tuple[float, float, float] | None:
 
 def differences_by_slice(rows: Sequence[tuple[str, str, Mapping[str, Interval]]], rankers: Sequence[str], what: str) -> str:
     """One line per slice (title, note), each ranker's difference from the base with its interval; hollow where the interval holds zero."""
-    step, left, right, top = 17 * len(rankers) + 17, 236, 1010, 34
+    step, left, right, top = max(17 * len(rankers) + 17, 44), 236, 1010, 34
     canvas = Canvas(1040, top + step * len(rows) + 44, f"{what}: difference from the base by slice")
     ends = [end for _, _, found in rows for one in found.values() for end in (_points(one) or ())]
     scale = Scale(*_span(ends, zero=True), left, right)

@@ -77,10 +77,10 @@ class TrainState:
         self.epoch, self.step, self.metrics, self.best_epoch = progress["epoch"], progress["step"], progress["metrics"], progress["best_epoch"]
 
     def keep_best(self, by: str) -> None:
-        """Keep this epoch's weights if it is the best so far, or if nothing can be compared."""
-        score, best = self.metrics[-1].get(by, math.nan), self.metrics[self.best_epoch - 1].get(by, math.nan)
+        """Keep this epoch's weights if it is the best so far; where no epoch yet has a value to compare, the last one."""
+        score, best = (self.metrics[epoch - 1].get(by, math.nan) for epoch in (self.epoch, self.best_epoch))
         better = score < best if by == "log_loss" else score > best
-        if self.best_epoch == 0 or better or math.isnan(score):
+        if self.best_epoch == 0 or better or math.isnan(best):
             self.best_epoch = self.epoch
             self.best_weights = {name: value.detach().cpu().clone() for name, value in self.ranker.state_dict().items()}
 

@@ -6,6 +6,7 @@ not the same as shown.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,7 @@ def title(product_type: str | None, category: str | None, size: str | None, bran
     return ", ".join(part for part in (name or "unnamed product", (size or "").lower(), maker) if part)
 
 
+@lru_cache(maxsize=8192)
 def _words(text: str) -> str:
     plain = text.lower()
     for mark in ":/-&.,()":

@@ -101,14 +101,15 @@ def fingerprint(settings: TablesSettings) -> str:
     for name in ("users", "items", "events"):
         fs, path = _open(name, getattr(settings, name))
         files = parquet_files(fs, path) if fs.get_file_info(path).type == pafs.FileType.Directory else [path]
-        digests[name] = [_file_digest(fs, info.path, info.size, info.mtime_ns) for info in fs.get_file_info(files)]
+        digests[name] = [_file_digest(name, getattr(settings, name), info.path, info.size, info.mtime_ns) for info in fs.get_file_info(files)]
     return digest(digests)
 
 
 @lru_cache(maxsize=4096)
-def _file_digest(fs: pafs.FileSystem, path: str, size: int, mtime_ns: int | None) -> str:
+def _file_digest(name: str, place: str, path: str, size: int, mtime_ns: int | None) -> str:
     """SHA-256 of a file; asked for at every stage, so it is computed once per size and time of change."""
     sha = hashlib.sha256()
+    fs, _ = _open(name, place)
     with fs.open_input_stream(path) as stream:
         while chunk := stream.read(1 << 22):
             sha.update(chunk)

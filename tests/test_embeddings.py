@@ -1,0 +1,72 @@
+"""The text encoder beside sentence-transformers itself."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from longtail.embeddings import EncoderSettings, TextEncoder, encoder_key, item_texts
+from longtail.packaged_models import resolve
+
+TEXTS = ["fluid milk", "soft drinks and a longer text about what a household buys in a week", "milk", "fluid milk", "", "cat food " * 40]
+WHOLE = EncoderSettings(dtype="float32", max_tokens=64)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return TextEncoder(WHOLE)
+
+
+def test_equal_to_sentence_transformers(encoder: TextEncoder) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    reference = SentenceTransformer(resolve(WHOLE.model), device="cpu")
+    reference.max_seq_length = 64
+    expected = reference.encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=2e-6)
+
+
+def test_vectors_have_norm_one_and_equal_texts_equal_vectors(encoder: TextEncoder) -> None:
+    vectors = encoder.encode(TEXTS)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(vectors[0], vectors[3])
+    assert encoder.encode([]).shape == (0, encoder.dim)
+
+
+def test_each_distinct_text_is_embedded_once(encoder: TextEncoder) -> None:
+    seen: list[int] = []
+    handle = encoder._model[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0]["input_ids"])))
+    encoder.encode(["a", "b", "a", "a", "b"])
+    handle.remove()
+    assert sum(seen) == 2
+
+
+def test_the_cut_is_the_first_numbers_normalised_again(encoder: TextEncoder) -> None:
+    cut = TextEncoder(WHOLE.model_copy(update={"dim": 64}))
+    expected = encoder.encode(TEXTS)[:, :64]
+    np.testing.assert_allclose(cut.encode(TEXTS), expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+    assert cut.dim == 64
+
+
+def test_half_precision_stays_close(encoder: TextEncoder) -> None:
+    half = TextEncoder(WHOLE.model_copy(update={"dtype": "bfloat16"})).encode(TEXTS)
+    assert (half * encoder.encode(TEXTS)).sum(1).min() > 0.999
+
+
+def test_a_cut_wider_than_the_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"embeddings dim = 1024, but .* gives 384 numbers"):
+        TextEncoder(WHOLE.model_copy(update={"dim": 1024}))
+
+
+def test_the_key_follows_what_decides_the_vectors() -> None:
+    faster = WHOLE.model_copy(update={"compute": WHOLE.compute.model_copy(update={"batch_size": 3})})
+    assert encoder_key(faster) == encoder_key(WHOLE)
+    assert encoder_key(WHOLE.model_copy(update={"dim": 64})) != encoder_key(WHOLE)
+
+
+def test_item_texts_by_hand() -> None:
+    items = pa.table(
+        {"item_id": ["1", "2"], "title": ["Whole  milk", "Bolt"], "category": [["GROCERY", "DAIRY"], None], "brand": ["Farm", None], "price": [1.0, 2.0]}
+    )
+    assert item_texts(items) == ["Whole milk. GROCERY > DAIRY. Farm", "Bolt"]
+    assert item_texts(items.select(["item_id", "title"])) == ["Whole milk", "Bolt"]

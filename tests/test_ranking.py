@@ -1,0 +1,182 @@
+"""Ranking: a request's features and scores are those of the training samples; the unknown is ranked by what is said of it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from longtail import schema
+from longtail.codes import encode
+from longtail.features import CROSS_STATS, ITEM_STATS, sample_rows
+from longtail.rankers.batch import Batch
+from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, StatedUser
+from longtail.scoring import predict
+from tests import small_run, small_world
+
+ITEMS = ("book", "milk", "odd", "soap", "tea")
+NAMES = ("base", "choirrec", "saviorrec")
+
+
+@pytest.fixture(scope="module")
+def ranker() -> RequestRanker:
+    config = small_run.config("unused")
+    return RequestRanker(small_run.state(config), small_run.rankers(config), small_world.INFO.end, max_items=8)
+
+
+def question(user_id: str = "a", items: tuple[str | StatedItem, ...] = ITEMS, name: str = "saviorrec", **more: object) -> Question:
+    return Question(user_id, tuple(StatedItem(item) if isinstance(item, str) else item for item in items), name, **more)  # type: ignore[arg-type]
+
+
+def by_id(ranking: Ranking) -> dict[str, float]:
+    return {item.item_id: item.scores[0] for item in ranking.items}
+
+
+def encoded(vectors: np.ndarray, user_codes: tuple[int, ...] | None = None) -> Encoded:
+    return Encoded(user_codes, vectors, encode(vectors, small_run.item_codebook()))
+
+
+NOBODYS = encoded(np.zeros((0, small_run.DIM), np.float32))
+
+
+def test_features_and_scores_are_those_of_the_training_samples(ranker: RequestRanker) -> None:
+    asked = [(user, now) for user in ("a", "b", "c", "d") for now in (small_world.day(21), small_world.day(25.5), small_world.day(5))]
+    rows = [(user, item, now) for user, now in asked for item in ITEMS]
+    examples = pa.table(
+        {
+            "example_id": np.arange(len(rows)),
+            "user_id": [row[0] for row in rows],
+            "item_id": [row[1] for row in rows],
+            "ts": pa.array([row[2] for row in rows], schema.TIMESTAMP),
+            "split": ["test"] * len(rows),
+            "outcome": pa.array([0] * len(rows), pa.int8()),
+            "conversion": pa.nulls(len(rows), pa.int8()),
+        }
+    )
+    samples = sample_rows(ranker.state, examples)
+    spec = ranker.state.spec
+    for place, (user, now) in enumerate(asked):
+        trained, served = Batch.from_table(samples.slice(place * len(ITEMS), len(ITEMS)), spec), ranker.batch(question(user, now=now))
+        for feature in fields(Batch):
+            assert torch.equal(getattr(trained, feature.name), getattr(served, feature.name)), feature.name
+    for name in NAMES:
+        evaluated = predict(ranker.rankers[name], name, samples, spec, batch_size=7)
+        expected = dict(zip(evaluated.column("example_id").to_pylist(), evaluated.column("probability").to_pylist(), strict=True))
+        for place, (user, now) in enumerate(asked):
+            scores = by_id(ranker.rank(question(user, name=name, now=now)))
+            assert np.allclose([scores[item] for item in ITEMS], [expected[place * len(ITEMS) + i] for i in range(len(ITEMS))], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_best_first_whatever_the_order_of_the_request(ranker: RequestRanker, name: str) -> None:
+    ranking = ranker.rank(question(name=name))
+    scores = [item.scores[0] for item in ranking.items]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) == len(ITEMS)
+    turned = ranker.rank(question(name=name, items=ITEMS[::-1]))
+    assert [item.item_id for item in turned.items] == [item.item_id for item in ranking.items]
+    assert np.allclose([item.scores[0] for item in turned.items], scores, atol=1e-6)
+
+
+def test_the_time_of_a_request_is_the_end_of_the_logs_unless_it_says_another(ranker: RequestRanker) -> None:
+    assert ranker.rank(question()).now == small_world.INFO.end
+    assert by_id(ranker.rank(question())) == by_id(ranker.rank(question(now=small_world.INFO.end)))
+    assert by_id(ranker.rank(question(now=small_world.day(11)))) != by_id(ranker.rank(question()))
+
+
+def test_an_unknown_user_is_everyone_until_the_request_says_more(ranker: RequestRanker) -> None:
+    nobody, other = (ranker.rank(question(user, name="choirrec")) for user in ("nobody", "somebody else"))
+    assert not nobody.user_known
+    assert (nobody.group, nobody.group_basis) == ((), "everyone")
+    assert by_id(nobody) == by_id(other)
+    root = ranker.batch(question("nobody"))
+    assert root.user_codes_BS.tolist() == [[0, 0]] * 5
+    assert root.group_history_BG[0].any()
+
+    stated = question("nobody", name="choirrec", user=StatedUser({"city": "Ulm"}))
+    assert ranker.unknowns(stated).user == stated.user
+    placed = ranker.rank(stated, replace(NOBODYS, user_codes=(0, 2)))
+    assert (placed.group, placed.group_basis) == ((0, 2), "request")
+    assert by_id(placed) != by_id(nobody)
+    assert ranker.batch(stated).attributes_BA[:, 0].tolist() == [2] * 5
+
+
+def test_a_published_group_wins_over_a_stated_one_and_needs_no_encoder(ranker: RequestRanker) -> None:
+    stated = question("a", user=StatedUser({"city": "Ulm"}))
+    assert not ranker.unknowns(stated)
+    answer = ranker.rank(stated)
+    assert (answer.group, answer.group_basis, answer.user_known) == ((0, 1), "published", True)
+    # before the first snapshot nobody has a group, and what the request states is all there is
+    early = question("a", user=StatedUser({"city": "Ulm"}), now=small_world.day(10))
+    assert ranker.unknowns(early).user is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_item_described_like_one_of_the_catalogue_scores_like_it(ranker: RequestRanker, name: str) -> None:
+    # "odd" has neither events nor an ID of its own: its twin differs from it in nothing that a ranker sees, if vector and codes are the same
+    twin = StatedItem("twin", title="Odd", price=9.0)
+    answer = ranker.rank(question(name=name, items=("odd", twin)), encoded(small_run.item_vectors()[[2]]))
+    assert {item.item_id: item.basis for item in answer.items} == {"odd": "catalogue", "twin": "content"}
+    assert np.isclose(by_id(answer)["twin"], by_id(answer)["odd"], atol=1e-6)
+
+
+def test_features_of_an_unknown_item_come_from_the_category_brand_and_price_stated(ranker: RequestRanker) -> None:
+    like_tea = StatedItem("tea two", "Tea", ("food", "drinks"), "x", 2.0, small_world.day(0))
+    batch = ranker.batch(question("a", items=("tea", like_tea, "?"), now=small_world.day(12)))
+    cross = {name: batch.cross_stats_BX[:, place].tolist() for place, name in enumerate(CROSS_STATS)}
+    for name in ("log_same_leaf", "log_same_root", "log_same_brand", "leaf_share", "leaf_recency", "price_gap"):
+        assert cross[name][1] == cross[name][0], name
+        assert cross[name][1] != 0, name
+        assert abs(cross[name][2]) < 1e-9, name
+    assert cross["log_same_item"][1] == 0
+    stats = {name: batch.item_stats_BI[:, place].tolist() for place, name in enumerate(ITEM_STATS)}
+    for name in ("log_leaf_events_28d", "log_price", "price_known", "log_age_days", "age_known"):
+        assert stats[name][1] == stats[name][0] > 0, name
+        assert stats[name][2] == 0, name
+    assert stats["log_events"][1] == 0
+
+
+def test_an_item_with_nothing_but_an_id_is_flagged_and_has_no_semantics(ranker: RequestRanker) -> None:
+    answer = ranker.rank(question(items=("tea", "?", "??")))
+    assert {item.item_id: item.basis for item in answer.items} == {"tea": "catalogue", "?": "none", "??": "none"}
+    assert by_id(answer)["?"] == by_id(answer)["??"]
+    assert not ranker.unknowns(question(items=("tea", "?")))
+
+
+def test_a_described_item_follows_its_vector_and_its_codes_and_leaves_no_trace(ranker: RequestRanker) -> None:
+    described = question(items=("tea", StatedItem("new", title="New")))
+    before = by_id(ranker.rank(question(items=("tea", "?"))))
+    vectors = small_run.item_vectors()
+    first, second = (by_id(ranker.rank(described, encoded(vectors[[row]])))["new"] for row in (0, 1))
+    assert first != second
+    codes_only = replace(encoded(vectors[[0]]), item_codes_NS=(encode(vectors[[0]], small_run.item_codebook()) + 1) % 4)
+    assert by_id(ranker.rank(described, codes_only))["new"] != first
+    assert by_id(ranker.rank(question(items=("tea", "?")))) == before
+    # the base knows nothing of semantics
+    assert len({by_id(ranker.rank(replace(described, ranker="base"), encoded(vectors[[row]])))["new"] for row in (0, 1)}) == 1
+
+
+def test_requests_at_the_same_time_do_not_mix(ranker: RequestRanker) -> None:
+    vectors = small_run.item_vectors()
+    asked = [(question(items=("tea", StatedItem(f"new {row}", title="New"))), encoded(vectors[[row % 5]])) for row in range(60)]
+    alone = [by_id(ranker.rank(*one)) for one in asked]
+    with ThreadPoolExecutor(8) as pool:
+        together = [by_id(ranking) for ranking in pool.map(lambda one: ranker.rank(*one), asked)]
+    assert together == alone
+
+
+def test_too_many_unknown_items_and_unknown_heads_are_refused(ranker: RequestRanker) -> None:
+    with pytest.raises(ValueError, match=r"9 unknown items .* serve\.max_items = 8"):
+        ranker.rank(question(items=tuple(f"item {number}" for number in range(9))))
+    with pytest.raises(ValueError, match=r"'saviorrec' has no head \['conversion'\]"):
+        ranker.rank(question(heads=("conversion",)))
+
+
+def test_a_ranker_of_another_run_is_refused() -> None:
+    config = small_run.config("unused")
+    wider = config.model_copy(update={"samples": config.samples.model_copy(update={"history_length": 4})})
+    with pytest.raises(ValueError, match=r"trained on other features.*history_length"):
+        RequestRanker(small_run.state(wider), small_run.rankers(config), datetime.now().astimezone(), max_items=1)

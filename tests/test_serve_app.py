@@ -1,0 +1,170 @@
+"""The Serve application over HTTP: a small finished run, deployed on Ray Serve with its real checkpoints, text encoder and codebooks."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from longtail.artifacts import Store
+from longtail.ranking import Question, StatedItem
+from pipelines.cluster import ROOT
+from serve_apps.client import RankClient
+from serve_apps.ranking import app_builder, application, deployed, free_port, served_run
+from tests import small_run
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return small_run.publish(tmp_path_factory.mktemp("small run"))
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster: None, config: Any) -> Iterator[RankClient]:
+    with deployed(served_run(config, Store.open(config.run.uri))) as served:
+        yield RankClient(served.url)
+
+
+def test_http_scores_are_those_of_the_core(client: RankClient, config: Any) -> None:
+    ranker = served_run(config, Store.open(config.run.uri)).request_ranker()
+    items = ["book", "milk", "odd", "soap", "tea", "never seen"]
+    for name in config.train.rankers:
+        answer = client.rank({"user_id": "a", "item_ids": items, "ranker": name})
+        expected = ranker.rank(Question("a", tuple(StatedItem(item) for item in items), name))
+        assert [(item["item_id"], item["known"]) for item in answer["items"]] == [(item.item_id, item.basis == "catalogue") for item in expected.items]
+        assert [item["score"] for item in answer["items"]] == pytest.approx([item.scores[0] for item in expected.items], abs=1e-6)
+
+
+def test_a_described_user_and_a_described_item_go_through_the_runs_own_encoders(client: RankClient, config: Any) -> None:
+    run = served_run(config, Store.open(config.run.uri))
+    ranker, encoder = run.request_ranker(), run.encoder()
+    body = {
+        "user_id": "new",
+        "items": [{"item_id": "oat", "title": "Oat drink", "category": ["food", "drinks"], "price": 2.5}, {"item_id": "tea"}],
+        "ranker": "saviorrec",
+        "user": {"attributes": {"city": "Ulm", "age": 41}},
+    }
+    answer = client.rank(body)
+    from serve_apps.schemas import RankRequest
+
+    question = RankRequest.model_validate(body).question("saviorrec")
+    expected = ranker.rank(question, encoder.encode(ranker.unknowns(question)))
+    assert answer["user"] == {"user_id": "new", "known": False, "group": list(expected.group), "group_basis": "request"}
+    assert [(item["item_id"], item["basis"]) for item in answer["items"]] == [(item.item_id, item.basis) for item in expected.items]
+    assert [item["score"] for item in answer["items"]] == pytest.approx([item.scores[0] for item in expected.items], abs=1e-5)
+
+
+def test_the_page_the_health_and_the_problems_reach_through_serve(client: RankClient) -> None:
+    assert client.health()["rankers"] == ["base", "choirrec", "saviorrec"]
+    assert {model["name"] for model in client.models()["models"]} == {"base", "choirrec", "saviorrec"}
+    assert requests.get(f"{client.url}/docs", timeout=30).status_code == 200
+    refused = requests.post(f"{client.url}/v1/rank", json={"user_id": "a", "item_ids": ["tea"], "ranker": "oracle"}, timeout=30)
+    assert refused.status_code == 404
+    assert refused.headers["content-type"] == "application/problem+json"
+    with pytest.raises(ValueError, match=r"404 .*'oracle' is not serving.*Choose one of"):
+        client.rank({"user_id": "a", "item_ids": ["tea"], "ranker": "oracle"})
+
+
+def test_the_serve_file_names_the_builder_and_the_builder_is_strict(config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    raw = yaml.safe_load((ROOT / "serve_apps/config.yaml").read_text())
+    parsed = ServeDeploySchema.model_validate(raw)
+    assert parsed.model_dump(exclude_unset=True).keys() == raw.keys()  # Serve would drop what it does not know without a word
+    (app,) = parsed.applications
+    assert app.import_path == "serve_apps.ranking:app_builder"
+    monkeypatch.chdir(tmp_path)  # Serve calls it in a process that may stand anywhere
+    small = [f'run.uri="{config.run.uri}"']
+    with pytest.raises(ValueError, match="is not finished under"):
+        app_builder({**app.args, "set": small})
+    with pytest.raises(ValueError, match=r"args\.ranker = 'base'"):
+        app_builder({"config": None, "ranker": "base"})
+    with pytest.raises(ValueError, match="no such file"):
+        app_builder({"config": "nowhere.toml"})
+    assert application(served_run(config, Store.open(config.run.uri))) is not None
+
+
+def test_a_run_that_is_not_finished_is_refused_with_the_command(config: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"serving reads 'logs', which is not finished .* python -m pipelines\.full"):
+        served_run(config, Store.open(str(tmp_path)))
+
+
+def test_the_default_ranker_is_one_that_the_run_has(config: Any) -> None:
+    run = served_run(config, Store.open(config.run.uri))
+    assert run.default_ranker == "choirrec"
+    assert replace(run, rankers={"base": run.rankers["base"]}).default_ranker == "base"
+
+
+def test_a_taken_port_is_refused_before_anything_starts() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"serve.port = {port} .*serve.port=0"):
+            free_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", 0) > 0
+
+
+def marked(mark: str) -> list[str]:
+    """Command lines of the processes whose environment holds `mark`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["by itself", "ctrl-c", "sigterm"])
+def test_up_serves_and_leaves_no_process_behind(config: Any, tmp_path: Path, ending: str) -> None:
+    text = config.model_dump(mode="json", exclude_unset=True)
+    toml = tmp_path / "small.toml"
+    toml.write_text("\n".join(f"[{section}]\n" + "\n".join(_toml(values)) for section, values in text.items()))
+    mark = f"LONGTAIL_TEST_MARK={uuid.uuid4().hex}"
+    environment = {**os.environ, **dict([mark.split("=")]), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")])}
+    command = [sys.executable, "-m", "serve_apps.up", "--config", str(toml)] + (["--for-seconds", "3"] if ending == "by itself" else [])
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as up:
+        assert up.stdout is not None
+        said = []
+        for line in up.stdout:
+            said.append(line)
+            if "ends by itself" in line or "Ctrl-C ends it" in line:
+                break
+        url = next((line.split()[1].removesuffix("/v1/rank") for line in said if line.startswith("rankers")), None)
+        assert url, "".join(said)
+        assert RankClient(url).rank({"user_id": "a", "item_ids": ["tea", "soap"]})["items"]
+        assert len(marked(mark)) > 3
+        if ending == "ctrl-c":
+            os.killpg(up.pid, signal.SIGINT)  # a terminal sends it to the whole group
+        elif ending == "sigterm":
+            up.terminate()
+        rest = up.communicate(timeout=90)[0]
+    assert up.returncode == 0, rest
+    assert rest.rstrip().endswith("ended")
+    deadline = time.monotonic() + 15
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert marked(mark) == []
+
+
+def _toml(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _toml(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name} = {str(value).lower() if isinstance(value, bool) else repr(value)}"

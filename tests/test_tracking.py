@@ -1,0 +1,154 @@
+"""Tracking: offline run folders that hold the curve, the config, the lineage and the group; and nothing at all where it is off."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+import ray.train
+from ray.train.torch import TorchTrainer
+from wandb.proto import wandb_internal_pb2
+
+from longtail.artifacts import Artifact, Store
+from longtail.config import Config, load
+from pipelines.tracking import TrackReports, check_credentials, describe, numbers, record, train_callbacks, tune_callbacks
+
+
+def config_at(folder: Path, *overrides: str) -> Config:
+    return load(None, [f"run.uri={json.dumps(str(folder))}", "run.name=spring", *overrides])
+
+
+def an_input(store: Store) -> Artifact:
+    draft = store.create("samples", "k0")
+    draft.write("samples", pa.table({"row": [1]}))
+    return draft.commit(config={}, inputs={}, seed=1, rows_in=1, rows_out=1, dropped={}, info={})
+
+
+def entries(file: Path) -> Iterator[bytes]:
+    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB; checksum, length, part of a record) behind seven bytes of its own."""
+    data, place, parts = file.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while place + 7 <= len(data):
+        left_in_block = 2**15 - place % 2**15
+        if left_in_block < 7:
+            place += left_in_block
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Each offline run below `folder`: what `wandb sync` would push."""
+    runs = []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        run: dict[str, Any] = {"history": [], "summary": {}, "config": {}, "exit_code": None}
+        for data in entries(file):
+            entry = wandb_internal_pb2.Record()
+            entry.ParseFromString(data)
+            kind = entry.WhichOneof("record_type")
+            if kind == "run":
+                run |= {"id": entry.run.run_id, "name": entry.run.display_name, "group": entry.run.run_group, "job_type": entry.run.job_type}
+                run |= {"project": entry.run.project}
+                run["config"] |= {item.key: json.loads(item.value_json) for item in entry.run.config.update}
+            elif kind == "history":
+                run["history"].append({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in entry.history.item})
+            elif kind == "summary":
+                run["summary"] |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in entry.summary.update}
+            elif kind == "exit":
+                run["exit_code"] = entry.exit.exit_code
+        runs.append(run)
+    return runs
+
+
+def test_numbers_are_what_can_be_drawn() -> None:
+    values = {"auc": 0.5, "rows": 3, "nan": float("nan"), "none": None, "text": "x", "on": True, "all": {"warm": {"gauc": 0.25}, "cold": {"gauc": None}}}
+    assert numbers(values) == {"auc": 0.5, "rows": 3, "on": 1, "all/warm/gauc": 0.25}
+
+
+def test_off_means_off(tmp_path: Path) -> None:
+    config, store = config_at(tmp_path, "tracking.backend=none"), Store.open(str(tmp_path))
+    tracked = describe(config, store, name="base", job_type="train", key="k1", inputs={})
+    with tracked.open() as track:
+        track.log({"auc": 0.5}, step=1)
+        track.summarise({"auc": 0.5})
+    assert train_callbacks(tracked, 2) == []
+    assert tune_callbacks(config, store, "g") == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_online_without_a_key_is_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")  # restored afterwards: the check sets it
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    config, store = config_at(tmp_path, "tracking.mode=online"), Store.open(str(tmp_path))
+    with pytest.raises(ValueError, match=r"tracking\.mode = 'online' needs .* WANDB_API_KEY .*offline"):
+        describe(config, store, name="base", job_type="train", key="k1", inputs={})
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    check_credentials(config.tracking)
+
+
+def test_a_recorded_summary_is_complete_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "a run"
+    config, store = config_at(folder, "run.seed=11"), Store.open(str(folder))
+    samples = an_input(store)
+    tracked = describe(config, store, name="choirrec", job_type="evaluate", key="0123456789abcdef", inputs={"samples": samples})
+    record(tracked, {"outcome": {"all": {"auc": 0.75, "gauc": None}}})
+    (run,) = read(folder)
+    assert (run["id"], run["name"], run["group"]) == ("evaluate-choirrec-0123456789abcdef", "choirrec-012345", "spring")
+    assert (run["project"], run["job_type"], run["exit_code"]) == ("longtail", "evaluate", 0)
+    assert run["config"]["settings"]["run"]["seed"] == 11
+    assert run["config"]["inputs"] == {"samples": {"key": "k0", "content_hash": samples.content_hash}}
+    assert run["summary"]["outcome/all/auc"] == 0.75
+    assert "outcome/all/gauc" not in run["summary"]
+
+
+def test_a_failed_block_is_a_failed_run_on_a_store_that_is_not_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "bucket").mkdir()
+    store = Store("memory://run", pafs.SubTreeFileSystem(str(tmp_path / "bucket"), pafs.LocalFileSystem()), "prefix")
+    tracked = describe(config_at(tmp_path / "elsewhere"), store, name="base", job_type="train", key="k1", inputs={})
+
+    def fail() -> None:
+        with tracked.open() as track:
+            track.log({"auc": 0.5}, step=1)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
+    (run,) = read(tmp_path / "bucket" / "prefix")
+    assert run["exit_code"] == 1
+    assert [row["auc"] for row in run["history"]] == [0.5]
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def two_epochs(loop_config: dict[str, Any]) -> None:
+    rank = ray.train.get_context().get_world_rank()
+    for epoch in (1, 2):
+        ray.train.report({"epoch": epoch, "auc": 0.5 + epoch / 10 + rank, "gauc": float("nan")})
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_training_run_leaves_one_curve_whatever_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config, store = config_at(tmp_path / "run"), Store.open(str(tmp_path / "run"))
+    tracked = describe(config, store, name="base", job_type="train", key="k1", inputs={})
+    callbacks = train_callbacks(tracked, 2)
+    assert [type(callback) for callback in callbacks] == [TrackReports]
+    TorchTrainer(
+        two_epochs,
+        train_loop_config={},
+        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        run_config=ray.train.RunConfig(name="base", storage_path=str(tmp_path / "train"), callbacks=callbacks),
+    ).fit()
+    (run,) = read(tmp_path / "run")
+    assert [(row["_step"], row["epoch"], row["auc"]) for row in run["history"]] == [(1, 1, 0.6), (2, 2, 0.7)]
+    assert run["exit_code"] == 0

@@ -1,0 +1,134 @@
+"""The web side without Ray: routes, problem details, examples that can be sent as they stand."""
+
+import asyncio
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from longtail.ranking import Encoded, Question, Ranking, RequestRanker
+from serve_apps.schemas import PROBLEM_MEDIA_TYPE, RankResponse
+from serve_apps.web import ModelInfo, ServiceInfo, web_app
+from tests import small_run, small_world
+
+
+@pytest.fixture(scope="module")
+def client() -> TestClient:
+    config = small_run.config("unused")
+    ranker = RequestRanker(small_run.state(config), small_run.rankers(config), small_world.INFO.end, max_items=6)
+    info = ServiceInfo(
+        run="small",
+        source="tables",
+        exposure="sampled",
+        knowledge=ranker.knowledge(),
+        models=tuple(ModelInfo(name, f"key of {name}", "2026-01-01T00:00:00Z", "abc") for name in ranker.rankers),
+        default_ranker="choirrec",
+        max_items=6,
+    )
+
+    async def answer(question: Question) -> Ranking:
+        await asyncio.sleep(0)
+        if question.user_id == "boom":
+            raise RuntimeError("planted fault")
+        num = len(ranker.unknowns(question).items)
+        vectors = small_run.item_vectors()[[0] * num]
+        codes = (1, 0) if ranker.unknowns(question).user else None
+        return ranker.rank(question, Encoded(codes, vectors, np.zeros((num, 2), np.int32)))
+
+    return TestClient(web_app(info, answer), raise_server_exceptions=False)
+
+
+def test_an_answer_is_sorted_typed_and_says_who_made_it(client: TestClient) -> None:
+    response = client.post("/v1/rank", json={"user_id": "a", "item_ids": ["tea", "nothing like it", "book"]})
+    assert response.status_code == 200
+    answer = RankResponse.model_validate(response.json())
+    assert (answer.ranker, answer.version, answer.run, answer.heads) == ("choirrec", "key of choirrec", "small", ["outcome"])
+    assert answer.now == small_world.INFO.end
+    assert [item.score for item in answer.items] == sorted((item.score for item in answer.items), reverse=True)
+    assert {item.item_id: item.known for item in answer.items} == {"tea": True, "nothing like it": False, "book": True}
+    assert all(item.scores == {"outcome": item.score} for item in answer.items)
+    assert answer.user.model_dump() == {"user_id": "a", "known": True, "group": [0, 1], "group_basis": "published"}
+
+
+def test_stated_time_user_and_items_arrive(client: TestClient) -> None:
+    early = small_world.INFO.start + timedelta(days=3)
+    body = {
+        "user_id": "new",
+        "items": [{"item_id": "x", "title": "X", "category": ["food"], "brand": "x", "price": 1.5}, {"item_id": "tea"}],
+        "ranker": "saviorrec",
+        "heads": ["outcome"],
+        "now": early.isoformat(),
+        "user": {"attributes": {"city": "Bonn", "age": 30}},
+    }
+    answer = RankResponse.model_validate(client.post("/v1/rank", json=body).json())
+    assert answer.now == early
+    assert {item.item_id: item.basis for item in answer.items} == {"x": "content", "tea": "catalogue"}
+    assert (answer.user.known, answer.user.group, answer.user.group_basis) == (False, [1, 0], "request")
+
+
+RANK = {"user_id": "a", "item_ids": ["tea"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "kind", "said"),
+    [
+        ({"ranker": "oracle"}, 404, "unknown-ranker", "['base', 'choirrec', 'saviorrec']"),
+        ({"item_ids": []}, 422, "invalid-request", "at least one item"),
+        ({"item_ids": None}, 422, "invalid-request", "either item_ids"),
+        ({"items": [{"item_id": "tea"}]}, 422, "invalid-request", "not both"),
+        ({"item_ids": ["tea", "tea"]}, 422, "invalid-request", "send each item_id once"),
+        ({"item_ids": [f"item {n}" for n in range(7)]}, 422, "too-many-items", "at most 6"),
+        ({"item_ids": [""]}, 422, "invalid-request", "item_ids.0"),
+        ({"user_id": None}, 422, "invalid-request", "user_id"),
+        ({"itemids": ["tea"]}, 422, "invalid-request", "itemids"),
+        ({"heads": ["conversion"]}, 422, "unknown-head", "['outcome']"),
+        ({"heads": ["outcome", "outcome"]}, 422, "invalid-request", "name each once"),
+        ({"now": "2026-01-01T00:00:00"}, 422, "invalid-request", "timezone"),
+        ({"user": {"attributes": {"town": "Ulm"}}}, 422, "unknown-attribute", "['age', 'city']"),
+        ({"user": {"attributes": {"age": "old"}}}, 422, "not-a-number", "user.attributes.age = 'old'"),
+    ],
+)
+def test_a_refusal_is_a_problem_that_names_the_remedy(client: TestClient, change: dict, status: int, kind: str, said: str) -> None:
+    response = client.post("/v1/rank", json={**RANK, **change})
+    assert response.status_code == status
+    assert response.headers["content-type"] == PROBLEM_MEDIA_TYPE
+    problem = response.json()
+    assert problem["type"] == f"urn:longtail:problem:{kind}"
+    assert problem["status"] == status
+    assert problem["remedy"]
+    assert said in str(problem)
+
+
+def test_broken_json_unknown_paths_and_faults_are_problems_too(client: TestClient) -> None:
+    broken = client.post("/v1/rank", content=b"{", headers={"content-type": "application/json"})
+    lost = client.get("/v2/rank")
+    fault = client.post("/v1/rank", json={**RANK, "user_id": "boom"})
+    assert [r.status_code for r in (broken, lost, fault)] == [422, 404, 500]
+    assert all(r.headers["content-type"] == PROBLEM_MEDIA_TYPE for r in (broken, lost, fault))
+    assert "planted fault" in fault.json()["detail"]
+
+
+def test_models_and_health_say_what_is_serving(client: TestClient) -> None:
+    models = client.get("/v1/models").json()
+    assert [(m["name"], m["default"], m["heads"]) for m in models["models"]] == [
+        ("base", False, ["outcome"]),
+        ("choirrec", True, ["outcome"]),
+        ("saviorrec", False, ["outcome"]),
+    ]
+    assert models["attributes"] == {"city": ["Bonn", "Ulm"], "age": None}
+    assert (models["num_users"], models["num_items"], models["max_items"]) == (4, 5, 6)
+    assert client.get("/healthz").json() == {"status": "ok", "run": "small", "rankers": ["base", "choirrec", "saviorrec"]}
+
+
+def test_the_openapi_page_is_typed_and_its_examples_work(client: TestClient) -> None:
+    page = client.get("/", follow_redirects=True)
+    assert page.status_code == 200
+    assert "swagger" in page.text.lower()
+    described = client.get("/openapi.json").json()["paths"]["/v1/rank"]["post"]
+    assert described["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("RankResponse")
+    assert set(described["responses"]) == {"200", "404", "422"}
+    examples = described["requestBody"]["content"]["application/json"]["examples"]
+    assert len(examples) == 3
+    for example in examples.values():
+        assert client.post("/v1/rank", json=example["value"]).status_code == 200, example

@@ -1,0 +1,269 @@
+"""Sweep: a Ray Tune search over codebooks and gates, judged on the validation window.
+
+Each trial sets its point's values, ensures the stages before the ranker (trials that need the same artifact share it) and fits the ranker with Ray Train;
+the test window is never looked at. Reads what pipelines.full reads; writes the artifact `sweeps`: results.json, the ranked trials.
+
+Run: python -m tuning.sweep --config pipelines/configs/demo.toml [--show]
+     ray job submit --working-dir . --runtime-env platform/runtime_env.yaml -- python -m tuning.sweep --config pipelines/configs/demo.toml
+Last stdout line: one JSON object.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import pyarrow.fs as pafs
+import ray
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from longtail.artifacts import Artifact, Draft, Store
+from longtail.checkpoint import plain
+from longtail.config import Config
+from pipelines.cluster import ray_session
+from pipelines.logs import LOGS
+from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
+from pipelines.tracking import tune_callbacks
+from pipelines.train import RANKER_STAGES, TrainJob, fit
+from tuning.spaces import Parameter, Point, current, draw, in_words, space_of, with_point
+
+logger = logging.getLogger(__name__)
+
+# A trial only waits: stages and training workers reserve their own CPUs. Tune wants something to reserve for it: a byte.
+TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
+
+T = TypeVar("T")
+Trainable = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one point."""
+
+    number: int  # in the order drawn; 0 is the config as it stood
+    point: Point
+    score: float | None  # the sweep's metric at the kept epoch
+    metrics: Mapping[str, Any]  # all of the kept epoch's
+    refused: str | None  # why there is no score
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """All that a trial needs beside its point."""
+
+    config: Config
+    store: Store
+    scratch: str  # folder on the store for Ray Train's checkpoints
+    cwd: str  # the driver's: relative paths of the config start there
+
+    def __call__(self, point: dict[str, Any]) -> dict[str, Any]:
+        """One trial: stages, then training; returns the kept epoch's metrics, or why the point was refused."""
+        trial_id = tune.get_context().get_trial_id()
+        try:
+            config = with_point(self.config, point)
+            inputs = outside_of_trial(_inputs, config, self.store, self.cwd)
+            job = TrainJob.of(config, inputs, config.sweep.ranker, config.run.seed)
+            job.ranker()  # refuses contradicting settings before any worker starts
+            report = ReportAndDrain()
+            fitted = fit(job, (self.store.fs, f"{self.scratch}/{trial_id}"), callbacks=[report])
+        except ValueError as error:
+            return {"refused": str(error)}
+        report.drain()
+        return {"kept": plain(fitted.best)}
+
+
+class ReportAndDrain(TuneReportCallback):
+    """Tune's own callback, and a way to wait until Tune has read what it sent.
+
+    Tune reads such reports and a trial's return value in one thread through queues of length one: a value returned while a report is on its way blocks both.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray's has no annotation
+
+    def drain(self, poll_s: float = 0.05, settle_s: float = 1.0) -> None:
+        while not self._training_actor_item_queue.empty():
+            time.sleep(poll_s)
+        time.sleep(settle_s)
+
+
+def outside_of_trial(function: Callable[..., T], *args: Any) -> T:
+    """Call `function` in a task of its own, whose tasks and actors are not confined to the trial's reservation as the trial's own would be.
+
+    Raises:
+        ValueError: the function did.
+    """
+    # Any explicit strategy leaves the trial's placement group.
+    task = ray.remote(function).options(num_cpus=0, scheduling_strategy="SPREAD")
+    try:
+        result: T = ray.get(task.remote(*args))
+    except RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise error.cause from None
+        raise
+    return result
+
+
+def _inputs(config: Config, store: Store, cwd: str) -> dict[str, Artifact]:
+    """The artifacts that the ranker is trained on, built where they are missing."""
+    with contextlib.chdir(cwd if os.path.isdir(cwd) else "."):
+        stages = RANKER_STAGES[config.sweep.ranker].inputs
+        return {stage.name: ensure(stage, config, store, build_inputs=True).artifact for stage in stages}
+
+
+def search(
+    trainable: Trainable,
+    space: Sequence[Parameter],
+    points: Sequence[Point],
+    config: Config,
+    storage: tuple[pafs.FileSystem, str],
+    callbacks: Sequence[Any] = (),
+) -> list[Trial]:
+    """Run a trial for each point, `sweep.max_concurrent` at a time; needs a running Ray."""
+    fs, folder = storage
+
+    def trial(point: dict[str, Any]) -> dict[str, Any]:  # Tune takes functions only
+        return trainable(point)
+
+    tuner = tune.Tuner(
+        tune.with_resources(trial, TRIAL_RESOURCES),
+        param_space={one.setting: tune.choice(sorted({*one.values, points[0][one.setting]}, key=repr)) for one in space},
+        tune_config=tune.TuneConfig(
+            num_samples=len(points),
+            max_concurrent_trials=config.sweep.max_concurrent,
+            search_alg=BasicVariantGenerator(points_to_evaluate=[dict(point) for point in points]),
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=folder, storage_filesystem=fs, callbacks=[Progress(len(points)), *callbacks], verbose=0),
+    )
+    grid = tuner.fit()
+    found = {}
+    for result in (grid[place] for place in range(len(grid))):
+        last, tried = result.metrics or {}, result.config or {}
+        point = {name: tried[name] for name in points[0]}
+        kept = last.get("kept") or {}
+        refused = last.get("refused") or (str(result.error).strip().splitlines()[-1] if result.error else None)
+        score = kept.get(metric_of(config))
+        if score is None and refused is None:
+            refused = f"{metric_of(config)} has no value on the validation window"
+        number = points.index(point)
+        found[number] = Trial(number, point, score, kept, refused, round(last.get("time_total_s", 0.0), 1))
+    return [found[number] for number in sorted(found)]
+
+
+class Progress(tune.Callback):
+    """One log line per finished trial."""
+
+    def __init__(self, num_trials: int) -> None:
+        self._num_trials, self._finished = num_trials, 0
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._say(trial, "done")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._say(trial, "failed")
+
+    def _say(self, trial: Any, state: str) -> None:
+        self._finished += 1
+        logger.info("sweep: trial %d/%d %s: %s", self._finished, self._num_trials, state, in_words(trial.config))
+
+
+def metric_of(config: Config) -> str:
+    """The sweep's metric under the name that validation gives it."""
+    return config.sweep.metric if config.sweep.head is None else f"{config.sweep.head}/{config.sweep.metric}"
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Best first; trials without a score last, in the order drawn."""
+    return sorted(trials, key=lambda trial: (trial.score is None, -(trial.score or 0.0), trial.number))
+
+
+def table(trials: Sequence[Trial], metric: str) -> str:
+    """The ranked trials as text: what each changed from the config as it stood, its score, and its difference from it."""
+    start = next((trial for trial in trials if trial.number == 0), None)
+    lines = [f"{'rank':>4}  {metric:>10}  {'vs config':>9}  {'seconds':>7}  changes"]
+    for place, trial in enumerate(ranked(trials), start=1):
+        changed = {name: value for name, value in trial.point.items() if start is None or value != start.point[name]}
+        score = "-" if trial.score is None else f"{trial.score:.4f}"
+        known = trial.score is not None and start is not None and start.score is not None and trial.number != 0
+        against = f"{trial.score - start.score:+.4f}" if known else ""  # type: ignore[operator, union-attr]
+        words = in_words(changed) if trial.number != 0 else "the config as it stands"
+        lines.append(
+            f"{place:>4}  {score:>10}  {against:>9}  {trial.seconds:>7.1f}  {words}" + (f"  [{trial.refused.splitlines()[0]}]" if trial.refused else "")
+        )
+    return "\n".join(lines)
+
+
+def show(space: Sequence[Parameter], start: Point) -> str:
+    """The space as text, with the config's own value marked."""
+    lines = []
+    for one in space:
+        values = ", ".join(f"[{value}]" if value == start[one.setting] else str(value) for value in sorted({*one.values, start[one.setting]}, key=_in_order))
+        lines.append(f"{one.setting:<42} {values:<28} {one.meaning}".rstrip())
+    return "\n".join(lines)
+
+
+def _in_order(value: Any) -> tuple[str, Any]:
+    return ("text" if isinstance(value, str) else "number", value)
+
+
+def _build(context: Context, draft: Draft) -> Result:
+    config, store = context.config, context.store
+    space = space_of(config)
+    points = draw(space, current(config, space), config.sweep.num_trials, config.run.seed)
+    scratch = draft.path("scratch/trials").rsplit("/", 1)[0]
+    one = Search(config, store, f"{scratch}/ray_train", os.getcwd())
+    callbacks = tune_callbacks(config, store, f"{config.tracking.group or config.run.name}-sweep-{draft.key[:6]}")
+    trials = search(one, space, points, config, (draft.fs, scratch), callbacks)
+    draft.fs.delete_dir(scratch)
+    draft.write_json("results.json", [asdict(trial) for trial in ranked(trials)])
+    without = sum(trial.score is None for trial in trials)
+    return Result(len(trials), len(trials) - without, {"refused, failed or without a score": without} if without else {}, {"metric": metric_of(config)})
+
+
+def _settings(config: Config) -> Mapping[str, Any]:
+    """Everything that a trial's result can depend on."""
+    sweep = config.sweep.model_dump(mode="json", exclude={"max_concurrent"})
+    sections = ("logs", "profiles", "embeddings", "item_encoder", "codes", "groups", "samples", "rankers", "train", "evaluate")
+    return {"sweep": sweep} | {name: getattr(config, name).key_fields() for name in sections}
+
+
+SWEEP = Stage("sweeps", 1, (), _settings, _build, "tuning.sweep", LOGS.fingerprint)
+
+
+def trials_of(artifact: Artifact) -> list[Trial]:
+    """The ranked trials of a finished sweep."""
+    return [Trial(**row) for row in artifact.read_json("results.json")]
+
+
+def main() -> None:
+    with clear_errors():
+        args = arguments(__doc__ or "", _add_show)
+        config = config_from(args)
+        space = space_of(config)
+        if args.show:
+            print(show(space, current(config, space)))
+            return
+        store = open_store(config)
+        with ray_session(config.cluster):
+            outcome = ensure(SWEEP, config, store)
+        trials = trials_of(outcome.artifact)
+        print(table(trials, metric_of(config)))
+        best = trials[0]
+        print(json.dumps({"sweeps": summary(outcome), "metric": metric_of(config), "best": {"score": best.score, "set": best.point}}))
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--show", action="store_true", help="print the search space and stop")
+
+
+if __name__ == "__main__":
+    main()
