@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -15,17 +16,26 @@ import pyarrow as pa
 from actors.timing import with_span, with_times
 from longtail.packaged_models import resolve
 from longtail.profile_cache import Answer, ProfileCache
+from longtail.profile_form import answer_pattern
 from longtail.profile_text import Fields, KnownNames, RefusedError, check, fallback, parse
-from longtail.profiles import SYSTEM_PROMPT, ProfilesSettings, decoding, output_pattern, prompt_hash
+from longtail.profiles import SYSTEM_PROMPT, ProfilesSettings, decoding, prompt_hash
 from longtail.schema import PROFILES
 
 logger = logging.getLogger(__name__)
 
 
-class Engine(Protocol):
-    """What writes answers: one for each user's part of the prompt, in order."""
+@dataclass(frozen=True)
+class Prompt:
+    """What differs between users: the facts as text, and the pattern that the answer is decoded under."""
 
-    def answer(self, facts: Sequence[str]) -> list[Answer]: ...
+    facts: str
+    pattern: str
+
+
+class Engine(Protocol):
+    """What writes answers, one for each prompt, in order."""
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]: ...
 
 
 class VllmEngine:
@@ -53,8 +63,7 @@ class VllmEngine:
 
         if compute.num_gpus == 0:
             torch.set_num_threads(compute.threads)
-        from vllm import LLM, SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
+        from vllm import LLM
 
         self._llm = LLM(
             resolve(settings.model),
@@ -63,15 +72,10 @@ class VllmEngine:
             max_num_seqs=compute.max_num_seqs,
             enable_prefix_caching=True,
             disable_log_stats=True,
+            structured_outputs_config={"backend": "guidance"},  # computes masks as they are asked for: a pattern of one's own for every user is cheap
             **arguments,
         )
-        decode = decoding(settings)
-        self._sampling = SamplingParams(
-            temperature=decode["temperature"],
-            repetition_penalty=decode["repetition_penalty"],
-            max_tokens=decode["max_tokens"],
-            structured_outputs=StructuredOutputsParams(regex=output_pattern(settings.max_output_tokens)),
-        )
+        self._decoding = decoding(settings)
         shared = len(self._llm.get_tokenizer().encode(SYSTEM_PROMPT))
         if shared + settings.max_fact_tokens + settings.max_output_tokens + 64 > settings.max_model_len:
             raise ValueError(
@@ -79,9 +83,22 @@ class VllmEngine:
                 f"{settings.max_fact_tokens} and max_output_tokens = {settings.max_output_tokens}. Raise it, or lower max_fact_tokens."
             )
 
-    def answer(self, facts: Sequence[str]) -> list[Answer]:
-        messages = [[{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": text}] for text in facts]
-        outputs = self._llm.chat(messages, self._sampling, use_tqdm=False, chat_template_kwargs={"enable_thinking": False})
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        decode = self._decoding
+        sampling = [
+            SamplingParams(
+                temperature=decode["temperature"],
+                frequency_penalty=decode["frequency_penalty"],
+                max_tokens=decode["max_tokens"],
+                structured_outputs=StructuredOutputsParams(regex=prompt.pattern),
+            )
+            for prompt in prompts
+        ]
+        messages = [[{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": prompt.facts}] for prompt in prompts]
+        outputs = self._llm.chat(messages, sampling, use_tqdm=False, chat_template_kwargs={"enable_thinking": False})
         return [Answer(out.outputs[0].text, len(out.prompt_token_ids or ()), len(out.outputs[0].token_ids)) for out in outputs]
 
 
@@ -110,7 +127,7 @@ class ProfileActor:
         keys = [prompt_hash(self._engine_key, row["facts"]) for row in rows]
         answers = self._cache.find(keys)
         cached = frozenset(answers)
-        missing = {key: row["facts"] for key, row in zip(keys, rows, strict=True) if key not in cached}
+        missing = {key: Prompt(row["facts"], answer_pattern(self._settings, row)) for key, row in zip(keys, rows, strict=True) if key not in cached}
         engine_started = engine_ended = float("nan")
         if missing:
             if self._engine is None:

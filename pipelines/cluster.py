@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -49,15 +50,31 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     arguments: dict[str, Any] = {"address": settings.address, "runtime_env": runtime_env(), "logging_level": logging.WARNING, "log_to_driver": True}
     if settings.address == "local":
+        # Ray Train's watchdog looks for its controller in "the" Ray of the machine; with two of them it may ask the other one, take its own controller for
+        # dead and remove the running workers (Ray 2.60). RAY_ADDRESS tells it which one, and must be known before the start: so the port is chosen here.
+        os.environ["RAY_GCS_SERVER_PORT"] = str(_free_port())
+        address = f"{ray.util.get_node_ip_address()}:{os.environ['RAY_GCS_SERVER_PORT']}"
+        arguments["runtime_env"]["env_vars"]["RAY_ADDRESS"] = address
         arguments |= {
             "num_cpus": settings.num_cpus,
             "object_store_memory": settings.object_store_mb * 2**20,
             "include_dashboard": settings.dashboard,
+            # Without a dashboard Ray still publishes the default port, where another Ray's dashboard may answer the same question: name one where nobody does.
+            "dashboard_port": None if settings.dashboard else _free_port(),
             "_temp_dir": str(temp_dir),
         }
     try:
         ray.init(**arguments)
+        os.environ.pop("RAY_GCS_SERVER_PORT", None)
         yield
     finally:
+        os.environ.pop("RAY_GCS_SERVER_PORT", None)
         ray.shutdown()
         shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])

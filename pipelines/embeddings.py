@@ -50,7 +50,7 @@ def _embed(context: Context, draft: Draft, table: pa.Table, key: pa.Schema, sett
     plan: ray.data.Dataset = ray.data.from_arrow(blocks.cut(table, settings.compute.batch_size))
     plan = blocks.actors(plan, EmbedActor, settings.compute, settings=settings)
     plan = blocks.tasks(plan, blocks.write_part, uri=context.store.uri, folder=folder, columns=[*key.names, "vector"])
-    plan = blocks.tasks(plan, blocks.summarise, step="plan")
+    plan = blocks.tasks(plan, blocks.summarise)
     summaries, statistics = blocks.run(plan, len(table), what)
     dim = int(pq.read_schema(f"{folder}/part-000000.parquet", filesystem=draft.fs).field("vector").type.list_size)
     blocks.merge(draft, folder, "vectors", vectors(key, dim))

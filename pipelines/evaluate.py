@@ -35,8 +35,8 @@ from pipelines.train import RANKER_STAGES
 
 SPLIT = "test"
 
-#: What an epoch's record in a checkpoint calls each curve of the report.
-CURVES = {"train/loss": "training loss", "log_loss": "validation log loss", "auc": "validation AUC", "gauc": "validation GAUC"}
+#: What an epoch's record in a checkpoint has of every head, and what the report calls it.
+CURVES = {"auc": "validation AUC", "gauc": "validation GAUC", "log_loss": "validation log loss"}
 
 HIT_SLICES = {"all": "all pairs", "hidden_target": "partner not seen in training"}
 
@@ -159,11 +159,15 @@ def _hits(info: Mapping[str, Any]) -> Hits | None:
 
 def _training(rankers: Mapping[str, Artifact]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """What each checkpoint recorded by epoch, by curve and ranker; epochs without a value are left out."""
-    epochs = {name: artifact.read_json("checkpoint/ranker.json")["metrics"] for name, artifact in rankers.items()}
-    return {
-        title: {name: [(one["epoch"], one[key]) for one in found if one.get(key) is not None] for name, found in epochs.items()}
-        for key, title in CURVES.items()
-    }
+    told = {name: artifact.read_json("checkpoint/ranker.json") for name, artifact in rankers.items()}
+    heads = list(dict.fromkeys(head for one in told.values() for head in one["heads"]))
+    titles = {"train/loss": "training loss" + (", summed over a ranker's own heads" if len(heads) > 1 else "")}
+    titles |= {f"{head}/{metric}": f"{title}, {head}" for head in heads for metric, title in CURVES.items()}
+    curves = {}
+    for key, title in titles.items():
+        by_ranker = {name: [(epoch["epoch"], epoch[key]) for epoch in one["metrics"] if epoch.get(key) is not None] for name, one in told.items()}
+        curves[title] = {name: points for name, points in by_ranker.items() if points}
+    return curves
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ Run: python -m pipelines.profiles --config …
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +60,7 @@ def build(context: Context, draft: Draft) -> Result:
     if vector_folder is not None:
         plan = blocks.actors(plan, EmbedActor, encoder.compute, settings=encoder)
         plan = blocks.tasks(plan, blocks.write_part, uri=context.store.uri, folder=vector_folder, columns=[*USER_KEY.names, "vector"])
-    plan = blocks.tasks(plan, blocks.summarise, step="plan")
+    plan = blocks.tasks(plan, blocks.summarise)
     summaries, statistics = blocks.run(plan, len(facts), "profiles")
     blocks.merge(draft, folder, "profiles", schema.PROFILES)
     info = _outcomes(draft) | {"weights": weights, "snapshots": sorted({str(time) for time in facts.column("as_of").unique().to_pylist()})}
@@ -70,10 +71,8 @@ def build(context: Context, draft: Draft) -> Result:
         info["overlap_s"] = round(blocks.overlap_s(summaries, "profile", "embed"), 3)
     if settings.generator == "llm":
         loads = [summary["engine_ended"] - summary["engine_started"] for summary in summaries]
-        info |= {
-            "engines_started": sum(load == load for load in loads),
-            "engine_start_s": round(sum(load for load in loads if load == load), 3),
-        }  # NaN: not loaded
+        loads = [load for load in loads if not math.isnan(load)]  # NaN: the block found its engine running, or needed none
+        info |= {"engines_started": len(loads), "engine_start_s": round(sum(loads), 3)}
     logger.info("profiles: %s, %d of %d from the cache", info["outcomes"], info["cached"], len(facts))
     return Result(len(facts) + sum(dropped.values()), len(facts), dropped, info)
 
@@ -107,9 +106,12 @@ def _names(users: pa.Table, items: pa.Table, info: LogsInfo) -> list[str]:
 
 
 def add_prompts(block: pa.Table, settings: ProfilesSettings, kind: str) -> pa.Table:
-    """A block of FACTS with `facts`, the user's part of the prompt, and `cut_lines`."""
+    """A block of FACTS with `facts`, the user's part of the prompt, and `cut_lines`; its other columns keep only what the prompt shows."""
     count = token_counter(settings.model) if settings.generator == "llm" else count_words
     rendered = render(block.select(FACTS.names).to_pylist(), kind, settings, count)
+    for name in ("attributes", "lines", "searches"):
+        shown = pa.array([part.shown[name] for part in rendered], FACTS.field(name).type)
+        block = block.set_column(block.column_names.index(name), FACTS.field(name), shown)
     block = block.append_column("facts", pa.array([part.text for part in rendered], pa.string()))
     return block.append_column("cut_lines", pa.array([part.cut_lines for part in rendered], pa.int32()))
 
@@ -147,7 +149,8 @@ def _settings(config: Config) -> dict[str, Any]:
     fields = config.profiles.key_fields()
     fields.pop("streaming")
     if config.profiles.generator == "deterministic":
-        return {name: value for name, value in fields.items() if name not in ("model", "max_output_tokens", "max_model_len", "repetition_penalty")}
+        of_the_model = ("model", "max_output_tokens", "max_model_len", "frequency_penalty", "answer_form")
+        return {name: value for name, value in fields.items() if name not in of_the_model}
     return fields | {"dtype": config.profiles.compute.dtype}
 
 

@@ -218,12 +218,14 @@ def _folder(store: Store) -> Iterator[Path]:
         yield Path(store.root)
         return
     with tempfile.TemporaryDirectory(prefix="longtail-wandb-") as folder:
-        yield Path(folder)
-        for run in sorted((Path(folder) / "wandb").glob("*run-*")):
-            if run.is_dir() and not run.is_symlink():
-                target = f"{store.root}/wandb/{run.name}"
-                store.fs.create_dir(target, recursive=True)
-                pafs.copy_files(str(run), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=store.fs)
+        try:
+            yield Path(folder)
+        finally:  # a run that failed is the one to look at
+            for run in sorted((Path(folder) / "wandb").glob("*run-*")):
+                if run.is_dir() and not run.is_symlink():
+                    target = f"{store.root}/wandb/{run.name}"
+                    store.fs.create_dir(target, recursive=True)
+                    pafs.copy_files(str(run), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=store.fs)
 
 
 def _home() -> Path:

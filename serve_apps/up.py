@@ -6,6 +6,7 @@ Reads a finished run's artifacts; writes nothing. Run: python -m serve_apps.up -
 import argparse
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import ray
@@ -31,7 +32,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise Ended
 
 
-def _on_signals(handler: signal._HANDLER) -> None:
+def _on_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
 

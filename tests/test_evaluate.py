@@ -88,8 +88,9 @@ def test_the_stage_scores_measures_and_reports(ray_cluster: None, tmp_path: Path
     assert "cvr: conversion given outcome" in text_table(metrics)
 
     html = Path(evaluation.path("report.html")).read_text(encoding="utf-8")
-    for words in ("a run", "fallback:invented", "Hit@30", "validation AUC", "user codes, stage 2", "none of them is an impression"):
+    for words in ("a run", "fallback:invented", "Hit@30", "validation AUC, cvr", "user codes, stage 2", "none of them is an impression"):
         assert words in html
+    assert "validation log loss" not in html  # these checkpoints recorded none
 
 
 def test_lineage_lists_every_artifact_once_after_what_it_reads(tmp_path: Path) -> None:

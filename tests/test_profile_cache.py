@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from actors.profile import ProfileActor
+from actors.profile import ProfileActor, Prompt
 from actors.timing import rows_only
 from longtail.profile_cache import Answer, ProfileCache
 from longtail.profile_facts import FACTS
@@ -28,13 +28,13 @@ class CountingEngine:
         self.asked: list[str] = []
         self._dies_at = dies_at
 
-    def answer(self, facts: Sequence[str]) -> list[Answer]:
-        if len(self.asked) + len(facts) > self._dies_at:
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        if len(self.asked) + len(prompts) > self._dies_at:
             import os
 
             os._exit(9)
-        self.asked += facts
-        return [Answer(SAID, 300, 40) for _ in facts]
+        self.asked += [prompt.facts for prompt in prompts]
+        return [Answer(SAID, 300, 40) for _ in prompts]
 
 
 def block(first: int, size: int, part: int = 0) -> pa.Table:
@@ -111,7 +111,7 @@ def test_another_key_asks_anew(tmp_path: Path) -> None:
     assert len(engine.asked) == 3
 
 
-@pytest.mark.parametrize("changes", [{"max_output_tokens": 80}, {"repetition_penalty": 1.3}, {"compute": {"dtype": "float32"}}])
+@pytest.mark.parametrize("changes", [{"max_output_tokens": 80}, {"frequency_penalty": 0.3}, {"answer_form": "free"}, {"compute": {"dtype": "float32"}}])
 def test_what_decides_an_answer_is_in_the_key(changes: dict[str, object]) -> None:
     changed = ProfilesSettings.model_validate(SETTINGS.model_dump() | {"compute": SETTINGS.compute.model_dump()} | _merged(changes))
     assert engine_key(changed, "w") != engine_key(SETTINGS, "w")

@@ -204,7 +204,7 @@ def test_names_are_one_harmless_line() -> None:
 def test_snapshots_are_resolved_once_and_refused_clearly() -> None:
     settings = ProfilesSettings(snapshots=("train_end", "history_end", "2026-01-21"))
     assert snapshot_times(settings, INFO) == (INFO.history_end, INFO.train_end)
-    with pytest.raises(ValueError, match="profiles.snapshots has 'soon'"):
+    with pytest.raises(ValueError, match=r"profiles\.snapshots has 'soon'"):
         snapshot_times(ProfilesSettings(snapshots=("soon",)), INFO)
 
 

@@ -1,12 +1,11 @@
 """A model's answer: what stands, what is refused and why, and what takes its place."""
 
 import json
-import re
 
 import pytest
 
 from longtail.profile_text import Fields, KnownNames, RefusedError, check, fallback, parse
-from longtail.profiles import FIELDS, SYSTEM_PROMPT, field_chars, output_pattern
+from longtail.profiles import FIELDS, SYSTEM_PROMPT, field_chars
 
 BUDGET = 96
 FACTS = "Attributes:\nage: 35-44\nPurchases in 365 days:\ngrocery (fluid milk - 9 - low)\ngrocery (soft drinks - 3 - middle)\nSearches:\nnone"
@@ -49,6 +48,7 @@ def reason(raw: str, facts: str = FACTS, names: list[str] = NAMES) -> str:
         (answer(interests="Fluid milk, soft drinks, frozen pizza."), "foreign_name"),
         (answer(identity="A married shopper between 35 and 44."), "foreign_name"),
         (answer(interests="Mostly milk, from the store."), "llm"),  # within a name of the facts; a word of the shared prompt
+        (answer(philosophy="Pays the highest prices, a habit."), "foreign_price"),
         (answer(interests="Many different things of all sorts."), "ungrounded"),
     ],
 )
@@ -71,14 +71,6 @@ def test_half_a_word_at_the_bound_is_left_out() -> None:
     parsed = parse(answer(interests=whole[:-3] + "sof"), BUDGET)
     assert not parsed.interests.endswith("sof")
     assert parsed.interests.startswith("fluid milk")
-
-
-def test_the_pattern_takes_what_parse_takes() -> None:
-    pattern = re.compile(output_pattern(BUDGET))
-    assert pattern.fullmatch(json.dumps(GOOD, separators=(",", ":")))
-    assert not pattern.fullmatch(json.dumps(GOOD | {"identity": "x" * 500}, separators=(",", ":")))
-    longest = {name: "a" * limit for name, limit in zip(FIELDS, field_chars(BUDGET), strict=True)}
-    assert pattern.fullmatch(json.dumps(longest, separators=(",", ":")))
 
 
 def line(window: int, leaf: str, count: int, price_power: str = "low") -> dict[str, object]:

@@ -39,8 +39,10 @@ def artifacts(folder: Path, world: World, names: tuple[str, ...] = RANKERS) -> d
     found["samples"] = draft.commit(**none, rows_in=500, rows_out=500, info={"spec": world.spec.model_dump(mode="json")})
     for name in names:
         draft = store.create(name, "k")
-        epochs = [{"epoch": epoch, "train/loss": 0.7 / epoch, "auc": 0.5, "gauc": 0.5, "log_loss": float("nan")} for epoch in (1, 2)]
-        save_ranker(Path(draft.path("checkpoint")), ranker_of(name, world), metrics=epochs)
+        ranker = ranker_of(name, world)
+        found_by_epoch = {f"{head}/{metric}": value for head in ranker.heads for metric, value in (("auc", 0.5), ("gauc", 0.5), ("log_loss", float("nan")))}
+        epochs = [{"epoch": epoch, "train/loss": 0.7 / epoch, **found_by_epoch} for epoch in (1, 2)]
+        save_ranker(Path(draft.path("checkpoint")), ranker, metrics=epochs)
         found[name] = draft.commit(**none, rows_in=0, rows_out=0, info={})
     return found
 

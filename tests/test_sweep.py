@@ -119,14 +119,20 @@ class Shard:
 def stage(size: int) -> int:
     if size == 16:
         raise ValueError("16 codes need 64 rows, there are 32")
+    if size == 32:
+        raise RuntimeError("the disk is full")
     shards = [ray.remote(num_cpus=0.5)(Shard).remote() for _ in range(2)]
     assert all(ray.get([shard.size.remote() for shard in shards], timeout=60))
     return size
 
 
+def auc_of(size: int, epoch: int) -> float:
+    return 1 / size + epoch / 100
+
+
 def three_epochs(loop_config: dict[str, Any]) -> None:
     for epoch in (1, 2, 3):
-        ray.train.report({"epoch": epoch, "auc": 1 / loop_config["size"] + epoch / 100})
+        ray.train.report({"epoch": epoch, "auc": auc_of(loop_config["size"], epoch)})
 
 
 def fit_one(point: dict[str, Any]) -> dict[str, Any]:
@@ -136,23 +142,22 @@ def fit_one(point: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         return {"refused": str(error)}
     report = ReportAndDrain()
-    result = TorchTrainer(
+    TorchTrainer(
         three_epochs,
         train_loop_config={"size": size},
         scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(name=tune.get_context().get_trial_id(), storage_path=os.environ["SWEEP_TEST_FOLDER"], callbacks=[report]),
     ).fit()
     report.drain()
-    assert result.metrics is not None
-    return {"kept": {"auc": result.metrics["auc"]}}
+    return {"kept": {"auc": auc_of(size, 3)}}
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_trials_at_a_time_on_two_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    folder, space = str(tmp_path / "train"), (Parameter("codes.user.codebook_size", (4, 8, 16)),)
-    points: list[Point] = [{"codes.user.codebook_size": size} for size in (8, 4, 16)]
+    folder, space = str(tmp_path / "train"), (Parameter("codes.user.codebook_size", (4, 8, 16, 32)),)
+    points: list[Point] = [{"codes.user.codebook_size": size} for size in (8, 4, 16, 32)]
     config: Config = load(None, ["sweep.metric=auc", "sweep.max_concurrent=2"])
 
     def trainable(point: dict[str, Any]) -> dict[str, Any]:
@@ -162,10 +167,11 @@ def test_two_trials_at_a_time_on_two_cpus(tmp_path: Path, monkeypatch: pytest.Mo
     callbacks = tune_callbacks(config, Store.open(str(tmp_path / "run")), "spring-sweep")
     trials = search(trainable, space, points, config, (pafs.LocalFileSystem(), str(tmp_path / "tune")), callbacks)
     assert [one.point for one in trials] == points
-    assert [one.score for one in trials] == [pytest.approx(1 / 8 + 0.03), pytest.approx(1 / 4 + 0.03), None]
+    assert [one.score for one in trials] == [pytest.approx(1 / 8 + 0.03), pytest.approx(1 / 4 + 0.03), None, None]
     assert trials[2].refused == "16 codes need 64 rows, there are 32"
+    assert "the disk is full" in (trials[3].refused or "")
     runs = read(tmp_path / "run")
-    assert len(runs) == 3
+    assert len(runs) == 4
     assert {run["group"] for run in runs} == {"spring-sweep"}
     curves = sorted([row["auc"] for row in run["history"] if "auc" in row] for run in runs)
-    assert curves == [[], pytest.approx([0.135, 0.145, 0.155]), pytest.approx([0.26, 0.27, 0.28])]
+    assert curves == [[], [], pytest.approx([0.135, 0.145, 0.155]), pytest.approx([0.26, 0.27, 0.28])]

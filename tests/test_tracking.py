@@ -88,7 +88,7 @@ def test_online_without_a_key_is_refused_before_anything_runs(tmp_path: Path, mo
     monkeypatch.setenv("WANDB_MODE", "offline")  # restored afterwards: the check sets it
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     config, store = config_at(tmp_path, "tracking.mode=online"), Store.open(str(tmp_path))
-    with pytest.raises(ValueError, match=r"tracking\.mode = 'online' needs .* WANDB_API_KEY .*offline"):
+    with pytest.raises(ValueError, match=r"tracking\.mode = 'online' needs .* WANDB_API_KEY, .*offline"):
         describe(config, store, name="base", job_type="train", key="k1", inputs={})
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     check_credentials(config.tracking)

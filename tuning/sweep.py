@@ -38,7 +38,7 @@ from tuning.spaces import Parameter, Point, current, draw, in_words, space_of, w
 logger = logging.getLogger(__name__)
 
 # A trial only waits: stages and training workers reserve their own CPUs. Tune wants something to reserve for it: a byte.
-TRIAL_RESOURCES = {"CPU": 0, "memory": 1}
+TRIAL_RESOURCES = {"CPU": 0.0, "memory": 1.0}
 
 T = TypeVar("T")
 Trainable = Callable[[dict[str, Any]], dict[str, Any]]
@@ -134,6 +134,7 @@ def search(
     def trial(point: dict[str, Any]) -> dict[str, Any]:  # Tune takes functions only
         return trainable(point)
 
+    finished = Finished(len(points))
     tuner = tune.Tuner(
         tune.with_resources(trial, TRIAL_RESOURCES),
         param_space={one.setting: tune.choice(sorted({*one.values, points[0][one.setting]}, key=repr)) for one in space},
@@ -142,38 +143,38 @@ def search(
             max_concurrent_trials=config.sweep.max_concurrent,
             search_alg=BasicVariantGenerator(points_to_evaluate=[dict(point) for point in points]),
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=folder, storage_filesystem=fs, callbacks=[Progress(len(points)), *callbacks], verbose=0),
+        run_config=tune.RunConfig(name="tune", storage_path=folder, storage_filesystem=fs, callbacks=[finished, *callbacks], verbose=0),
     )
-    grid = tuner.fit()
-    found = {}
-    for result in (grid[place] for place in range(len(grid))):
-        last, tried = result.metrics or {}, result.config or {}
-        point = {name: tried[name] for name in points[0]}
-        kept = last.get("kept") or {}
-        refused = last.get("refused") or (str(result.error).strip().splitlines()[-1] if result.error else None)
-        score = kept.get(metric_of(config))
-        if score is None and refused is None:
-            refused = f"{metric_of(config)} has no value on the validation window"
-        number = points.index(point)
-        found[number] = Trial(number, point, score, kept, refused, round(last.get("time_total_s", 0.0), 1))
-    return [found[number] for number in sorted(found)]
+    tuner.fit()
+    trials = [_trial(points.index(point), point, last, error, config) for point, last, error in finished.rows]
+    return sorted(trials, key=lambda one: one.number)
 
 
-class Progress(tune.Callback):
-    """One log line per finished trial."""
+class Finished(tune.Callback):
+    """Collects what became of each trial, those that died before their first report too, and logs a line about it."""
 
     def __init__(self, num_trials: int) -> None:
-        self._num_trials, self._finished = num_trials, 0
+        self._num_trials = num_trials
+        self.rows: list[tuple[Point, dict[str, Any], str | None]] = []
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(trial, "done")
+        self._take(trial, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(trial, "failed")
+        self._take(trial, str(trial.get_error()).strip().splitlines()[-1])
 
-    def _say(self, trial: Any, state: str) -> None:
-        self._finished += 1
-        logger.info("sweep: trial %d/%d %s: %s", self._finished, self._num_trials, state, in_words(trial.config))
+    def _take(self, trial: Any, error: str | None) -> None:
+        self.rows.append((dict(trial.config), dict(trial.last_result or {}), error))
+        logger.info("sweep: trial %d/%d %s: %s", len(self.rows), self._num_trials, "failed" if error else "done", in_words(trial.config))
+
+
+def _trial(number: int, point: Point, last: Mapping[str, Any], error: str | None, config: Config) -> Trial:
+    kept: Mapping[str, Any] = last.get("kept") or {}
+    score = None if error else kept.get(metric_of(config))
+    refused = error or last.get("refused")
+    if score is None and refused is None:
+        refused = f"{metric_of(config)} has no value on the validation window"
+    return Trial(number, point, score, kept, refused, round(last.get("time_total_s", 0.0), 1))
 
 
 def metric_of(config: Config) -> str:

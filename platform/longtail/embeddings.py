@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float32]
 class EncoderCompute(Compute):
     """How an encoder runs."""
 
+    num_cpus: float = Field(0.5, ge=0, description="below 1, so that a machine of two CPUs holds it beside a language model")
     batch_size: int = 256
     forward_size: int = Field(64, ge=1, description="texts in one forward pass")
     threads: int = Field(1, ge=1, description="OpenMP threads of one encoder on CPU")

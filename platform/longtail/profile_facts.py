@@ -240,12 +240,30 @@ def _index(values: pa.ChunkedArray, among: pa.Array) -> Ints:
     return places
 
 
+def stable_goods(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The lines of a row's longest window that has any, highest counts first."""
+    longest = max((line["window"] for line in facts["lines"]), default=0)
+    return sorted((line for line in facts["lines"] if line["window"] == longest), key=lambda line: -line["count"])
+
+
+def recent_goods(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The lines of a row's shortest window that has any, of goods that are rare in the longest one: at least half of their count is recent."""
+    shortest = min((line["window"] for line in facts["lines"]), default=0)
+    stable = stable_goods(facts)
+    if not stable or stable[0]["window"] == shortest:
+        return []
+    total = {(line["l1"], line["leaf"]): line["count"] for line in stable}
+    recent = (line for line in facts["lines"] if line["window"] == shortest)
+    return [line for line in recent if total.get((line["l1"], line["leaf"]), 0) <= 2 * line["count"]]
+
+
 @dataclass(frozen=True)
 class Rendered:
-    """The user's part of a prompt, and how many lines did not fit."""
+    """The user's part of a prompt, how many lines did not fit, and the facts that it shows (attributes, lines, searches as in FACTS)."""
 
     text: str
     cut_lines: int
+    shown: Mapping[str, list[Any]]
 
 
 def render(rows: Sequence[Mapping[str, Any]], kind: str, settings: ProfilesSettings, count_tokens: CountTokens) -> list[Rendered]:
@@ -258,7 +276,7 @@ def render(rows: Sequence[Mapping[str, Any]], kind: str, settings: ProfilesSetti
     distinct = sorted({line for own in sections for _, lines in own for line in lines})
     cost = dict(zip(distinct, count_tokens([line + "\n" for line in distinct]), strict=True))
     kept = [_select(own, cost, settings.max_fact_tokens, count_tokens) for own in sections]
-    return [_fitted(own, counts, settings.max_fact_tokens, count_tokens) for own, counts in zip(sections, kept, strict=True)]
+    return [_fitted(row, own, counts, settings.max_fact_tokens, count_tokens) for row, own, counts in zip(rows, sections, kept, strict=True)]
 
 
 def _sections(row: Mapping[str, Any], kind: str, windows_days: Sequence[int]) -> list[tuple[str, list[str]]]:
@@ -291,7 +309,7 @@ def _select(sections: Sequence[tuple[str, list[str]]], cost: Mapping[str, int], 
     return kept
 
 
-def _fitted(sections: Sequence[tuple[str, list[str]]], kept: list[int], budget: int, count_tokens: CountTokens) -> Rendered:
+def _fitted(row: Mapping[str, Any], sections: Sequence[tuple[str, list[str]]], kept: list[int], budget: int, count_tokens: CountTokens) -> Rendered:
     """The text; where the whole has more tokens than its lines had one by one, the longest section gives up lines.
 
     Raises:
@@ -302,7 +320,9 @@ def _fitted(sections: Sequence[tuple[str, list[str]]], kept: list[int], budget: 
         if kept[longest] == 0:
             raise ValueError(f"profiles.max_fact_tokens = {budget} does not even hold the section titles. Raise it to 64 or more.")
         kept[longest] -= 1
-    return Rendered(_text(sections, kept), sum(len(lines) for _, lines in sections) - sum(kept))
+    lines = [line for window, number in enumerate(kept[1:-1]) for line in [own for own in row["lines"] if own["window"] == window][:number]]
+    shown = {"attributes": list(row["attributes"][: kept[0]]), "lines": lines, "searches": list(row["searches"][: kept[-1]])}
+    return Rendered(_text(sections, kept), sum(len(own) for _, own in sections) - sum(kept), shown)
 
 
 def _text(sections: Sequence[tuple[str, list[str]]], kept: Sequence[int]) -> str:

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longtail.profile_facts import PRICE_LEVELS, UNKNOWN
+from longtail.profile_facts import PRICE_LEVELS, UNKNOWN, recent_goods, stable_goods
 from longtail.profiles import FIELDS, SYSTEM_PROMPT, field_chars
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _NUMBER = re.compile(r"\d+")
+_PRICE = re.compile(rf"\b({'|'.join(PRICE_LEVELS)})\b[ -]price")
 ECHO_WORDS = 5  # a run of so many words that the shared prompt has too counts as copied
 MAX_ECHO_FRAC = 0.5
 MIN_NAME_CHARS = 4  # shorter names ("deli" is four) are also common words
@@ -108,7 +109,7 @@ def check(fields: Fields, facts: str, names: Sequence[str], known: KnownNames) -
         known: every name of the run.
 
     Raises:
-        RefusedError: echo_prompt, repetition, foreign_number, foreign_name, ungrounded.
+        RefusedError: echo_prompt, repetition, foreign_number, foreign_name, foreign_price, ungrounded.
     """
     text = fields.text
     own = words(text)
@@ -118,9 +119,12 @@ def check(fields: Fields, facts: str, names: Sequence[str], known: KnownNames) -
         raise RefusedError("repetition")
     if not set(_NUMBER.findall(text)) <= set(_NUMBER.findall(facts)):
         raise RefusedError("foreign_number")
+    given_levels = {level for level in PRICE_LEVELS if f" {level}" in facts}
     given = " " + " ".join(words(facts)) + " "
     if any(f" {name} " not in given for name in known.within(text)):
         raise RefusedError("foreign_name")
+    if any(level not in given_levels for level in _PRICE.findall(text.lower())):
+        raise RefusedError("foreign_price")
     goods = {word for name in names for word in words(name) if len(word) > 2}
     if goods and not goods & set(words(fields.interests)):
         raise RefusedError("ungrounded")
@@ -145,27 +149,20 @@ def _repeats(fields: Fields, own: Sequence[str]) -> bool:
 def fallback(facts: Mapping[str, Any]) -> Fields:
     """The three fields without a model, from a row of structured facts (profile_facts.FACTS)."""
     known = [attribute for attribute in facts["attributes"] if not attribute.endswith(f": {UNKNOWN}")]
-    by_window: dict[int, list[Mapping[str, Any]]] = {}
-    for line in facts["lines"]:
-        by_window.setdefault(line["window"], []).append(line)
-    longest = max(by_window, default=0)
-    stable = sorted(by_window.get(longest, []), key=lambda line: -line["count"])
     identity = f"Shopper with {', '.join(known)}." if known else "Shopper of whom no attribute is known."
-    return Fields(identity, _interests(stable, by_window, longest, facts["searches"]), _philosophy(stable))
+    stable = stable_goods(facts)
+    return Fields(identity, _interests(stable, recent_goods(facts), facts["searches"]), _philosophy(stable))
 
 
-def _interests(stable: Sequence[Mapping[str, Any]], by_window: Mapping[int, Sequence[Mapping[str, Any]]], longest: int, searches: Sequence[str]) -> str:
+def _interests(stable: Sequence[Mapping[str, Any]], recent: Sequence[Mapping[str, Any]], searches: Sequence[str]) -> str:
     if not stable:
         queries = [search.split(" ", 1)[1] for search in searches[:3] if " " in search]
         return f"Searches for {', '.join(queries)}." if queries else "Interests are not known yet."
     parts = ["Mostly " + ", ".join(f"{line['leaf']} ({line['l1']}, {line['price_power']} price)" for line in stable[:3])]
     if stable[3:]:
         parts.append("also " + ", ".join(line["leaf"] for line in stable[3:8]))
-    total = {(line["l1"], line["leaf"]): line["count"] for line in stable}
-    recent = by_window.get(min(by_window), []) if min(by_window) < longest else []
-    rare = [line["leaf"] for line in recent if total.get((line["l1"], line["leaf"]), 0) <= 2 * line["count"]]
-    if rare:
-        parts.append("lately " + ", ".join(rare[:3]))
+    if recent:
+        parts.append("lately " + ", ".join(line["leaf"] for line in recent[:3]))
     return "; ".join(parts) + "."
 
 

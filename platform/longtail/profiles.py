@@ -40,7 +40,10 @@ class ProfilesSettings(Settings):
     max_fact_tokens: int = Field(256, ge=32)
     max_output_tokens: int = Field(96, ge=64, description="of which about 20 are the JSON form itself")
     max_model_len: int = Field(2048, ge=256)
-    repetition_penalty: float = Field(1.1, ge=1.0, description="decoding is greedy; a small model repeats itself without it")
+    answer_form: Literal["grounded", "free"] = Field(
+        "grounded", description="grounded: the model chooses among what the facts say, for small models | free: it writes three bounded sentences"
+    )
+    frequency_penalty: float = Field(0.0, ge=0.0, le=2.0, description="against repetition in its own answer; decoding is greedy")
     streaming: bool = Field(True, description="profiles and their embeddings as one Ray Data plan")
     compute: ProfileCompute = ProfileCompute()
 
@@ -69,6 +72,7 @@ Rules
 - If there are few facts, still answer all three, and say that little is known.
 - Do not repeat these instructions and do not copy whole lines."""
 
+FORM_VERSION = 1  # raise it when longtail.profile_form gives other patterns
 _CHARS_PER_TOKEN = 3.4  # of the demo's model in its own answers; where an answer needs more tokens it is cut, counted as "unclosed" and replaced
 _FORM_TOKENS = 20
 _FIELD_SHARE = (0.27, 0.43, 0.30)
@@ -81,20 +85,14 @@ def field_chars(max_output_tokens: int) -> tuple[int, int, int]:
     return identity, interests, philosophy
 
 
-def output_pattern(max_output_tokens: int) -> str:
-    """The regular expression that the answer is decoded under: a JSON object of three bounded strings without escapes."""
-    parts = [f'"{name}":"[A-Za-z][^"\\\\\\x00-\\x1f]{{11,{limit - 1}}}"' for name, limit in zip(FIELDS, field_chars(max_output_tokens), strict=True)]
-    return "\\{" + ",".join(parts) + "\\}"
-
-
 def decoding(settings: ProfilesSettings) -> dict[str, Any]:
     """The settings that decide what the model says to a given prompt."""
-    return {"temperature": 0.0, "repetition_penalty": settings.repetition_penalty, "max_tokens": settings.max_output_tokens, "dtype": settings.compute.dtype}
+    return {"temperature": 0.0, "frequency_penalty": settings.frequency_penalty, "max_tokens": settings.max_output_tokens, "dtype": settings.compute.dtype}
 
 
 def engine_key(settings: ProfilesSettings, weights: str) -> str:
     """Digest of everything but the facts that an answer depends on: weights, shared prompt, output form, decoding."""
-    return digest({"weights": weights, "system": SYSTEM_PROMPT, "pattern": output_pattern(settings.max_output_tokens), "decoding": decoding(settings)})
+    return digest({"weights": weights, "system": SYSTEM_PROMPT, "form": (settings.answer_form, FORM_VERSION), "decoding": decoding(settings)})
 
 
 def prompt_hash(engine: str, facts: str) -> str:

@@ -285,13 +285,13 @@ def _training(report: Report) -> str:
 def _stages(report: Report) -> str:
     rows = []
     for one in report.stages:
-        dropped = "; ".join(f"{count:,} {escape(reason)}" for reason, count in one.dropped.items()) or "0"
+        dropped = "<br>".join(f"{count:,} {escape(reason)}" for reason, count in one.dropped.items()) or "none"
         links = " ".join(f'<a href="#{stage}-{key}"><code>{escape(stage)}</code></a>' for stage, key in one.inputs.items())
-        cells = f"<td>{one.seconds:,.1f}</td><td>{one.rows_in:,}</td><td>{one.rows_out:,}</td><td>{dropped}</td><td>{one.seed}</td>"
+        cells = f"<td>{one.seconds:,.1f}</td><td>{one.rows_in:,}</td><td>{one.rows_out:,}</td><td class='left'>{dropped}</td><td>{one.seed}</td>"
         cells += f"<td><code>{one.key}</code></td><td><code>{escape(one.commit)}</code></td><td class='left'>{links}</td>"
         rows.append(f'<tr id="{escape(one.stage)}-{one.key}"><th scope="row" class="name">{escape(one.stage)}</th>{cells}</tr>')
-    names = ("seconds", "rows in", "rows out", "dropped", "seed", "key", "commit")
-    titles = "<th class='name'>stage</th>" + "".join(f"<th>{name}</th>" for name in names) + "<th class='left'>reads</th>"
+    titles = "<th class='name'>stage</th><th>seconds</th><th>rows in</th><th>rows out</th><th class='left'>dropped</th>"
+    titles += "<th>seed</th><th>key</th><th>commit</th><th class='left'>reads</th>"
     table = f'<table class="metrics"><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     total = sum(one.seconds for one in report.stages)
     intro = f"{total:,.0f} s in all, counting a reused stage with the time that it once took. The same key is the same code version, config, seed and input."

@@ -151,7 +151,8 @@ class TargetAttention(nn.Module):
         self.product_DK = nn.Parameter(torch.empty(dim, widths[0]).uniform_(-bound, bound))
         self.recency_K = nn.Parameter(torch.empty(widths[0]).uniform_(-bound, bound)) if recency else None
         self.bias_K = nn.Parameter(torch.zeros(widths[0]))
-        self.later = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        # No bias on the score itself: a softmax does not see it, so its gradient is rounding noise, which Adagrad would blow up to full steps.
+        self.later = nn.ModuleList(nn.Linear(a, b, bias=b > 1) for a, b in pairwise(widths))
 
     def forward(
         self,
