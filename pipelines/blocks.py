@@ -30,6 +30,14 @@ def cut(table: pa.Table, size: int) -> list[pa.Table]:
     return [block.append_column("part", pa.array([number] * len(block), pa.int32())) for number, block in enumerate(blocks)]
 
 
+def source(table: pa.Table, size: int) -> "ray.data.Dataset":
+    """The first step of a plan: `table` in blocks of `size` rows."""
+    # Ray Data warns every half minute of a step that uses more memory than it reserved; what these steps hold does not grow with the data.
+    ray.data.DataContext.get_current().issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
+    dataset: ray.data.Dataset = ray.data.from_arrow(cut(table, size))
+    return dataset
+
+
 def check_room(pools: Mapping[str, Compute]) -> None:
     """Refuse actor pools that the cluster cannot hold side by side; Ray Data would wait for them without a word.
 
@@ -57,8 +65,10 @@ def actors(dataset: "ray.data.Dataset", actor: Any, compute: Compute, **construc
 
 
 def tasks(dataset: "ray.data.Dataset", function: Any, **arguments: Any) -> "ray.data.Dataset":
-    """The next step of a plan: a light function of whole blocks."""
-    return dataset.map_batches(function, fn_kwargs=arguments, num_cpus=SMALL_CPUS, batch_size=None, batch_format="pyarrow")
+    """The next step of a plan: a light function of whole blocks, one at a time."""
+    # At so small a reservation Ray would start a worker process for every block at once, and each costs seconds to start.
+    pool = ray.data.TaskPoolStrategy(size=1)
+    return dataset.map_batches(function, fn_kwargs=arguments, compute=pool, num_cpus=SMALL_CPUS, batch_size=None, batch_format="pyarrow")
 
 
 def write_part(block: pa.Table, uri: str, folder: str, columns: Sequence[str]) -> pa.Table:

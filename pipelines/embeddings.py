@@ -9,7 +9,6 @@ import logging
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 
 from actors.embed import EmbedActor
 from longtail.artifacts import Draft
@@ -47,7 +46,7 @@ def _embed(context: Context, draft: Draft, table: pa.Table, key: pa.Schema, sett
     """Embed `table`'s `text` and write `key` and `vector`."""
     blocks.check_room({f"embeddings.{what.split('_')[0]}": settings.compute})
     folder = blocks.parts_folder(draft, "vectors")
-    plan: ray.data.Dataset = ray.data.from_arrow(blocks.cut(table, settings.compute.batch_size))
+    plan = blocks.source(table, settings.compute.batch_size)
     plan = blocks.actors(plan, EmbedActor, settings.compute, settings=settings)
     plan = blocks.tasks(plan, blocks.write_part, uri=context.store.uri, folder=folder, columns=[*key.names, "vector"])
     plan = blocks.tasks(plan, blocks.summarise)

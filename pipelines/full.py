@@ -26,10 +26,12 @@ from pipelines.stage import Outcome, Stage, arguments, clear_errors, config_from
 from pipelines.train import RANKER_STAGES
 
 
+SHARED_STAGES = (LOGS, PROFILES, USER_VECTORS, ITEM_VECTORS, ITEM_Z, USER_CODES, ITEM_CODES, GROUPS, SAMPLES)
+
+
 def stages(config: Config) -> list[Stage]:
     """Every stage in the order of the data."""
-    rankers = [RANKER_STAGES[name] for name in config.train.rankers]
-    return [LOGS, PROFILES, USER_VECTORS, ITEM_VECTORS, ITEM_Z, USER_CODES, ITEM_CODES, GROUPS, SAMPLES, *rankers, evaluation_stage(config)]
+    return [*SHARED_STAGES, *(RANKER_STAGES[name] for name in config.train.rankers), evaluation_stage(config)]
 
 
 def run(config: Config, store: Store, say: Callable[[str], None] = lambda line: None) -> Iterator[Outcome]:

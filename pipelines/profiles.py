@@ -48,7 +48,7 @@ def build(context: Context, draft: Draft) -> Result:
     _prepare(config)
     weights = fingerprint(settings.model) if settings.generator == "llm" else ""
     folder = blocks.parts_folder(draft, "profiles")
-    plan: ray.data.Dataset = ray.data.from_arrow(blocks.cut(facts, settings.compute.batch_size))
+    plan = blocks.source(facts, settings.compute.batch_size)
     plan = blocks.tasks(plan, add_prompts, settings=settings, kind=kind)
     if settings.generator == "llm":
         key = engine_key(settings, weights)

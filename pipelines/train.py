@@ -116,10 +116,10 @@ def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Seque
     compute = train.compute
     resources = {"CPU": compute.num_cpus} | ({"GPU": compute.num_gpus} if compute.num_gpus else {})
     trainer = TorchTrainer(
-        _work,
+        _work,  # type: ignore[arg-type]  # the annotation knows no return value
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(num_workers=compute.num_actors, use_gpu=compute.num_gpus > 0, resources_per_worker=resources),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # the annotation is V1's
             name=job.name,
             storage_path=folder,
             storage_filesystem=fs,
@@ -131,31 +131,35 @@ def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Seque
         torch_config=TorchConfig(backend="nccl" if compute.num_gpus else "gloo"),
     )
     result = trainer.fit()
-    assert result.metrics is not None
-    if "failed" in result.metrics:
-        raise ValueError(result.metrics["failed"])
+    not_finite = result.return_value  # type: ignore[attr-defined]  # Train V2's Result has it, the annotation is V1's
+    if not_finite is not None:
+        raise ValueError(not_finite)
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as local:
         progress = json.loads((Path(local) / "progress.json").read_text())
     return Fitted(result.checkpoint, tuple(progress["metrics"]), progress["best_epoch"])
 
 
-def _work(loop_config: dict[str, Any]) -> None:
-    """What every worker of Ray Train runs."""
+def _work(loop_config: dict[str, Any]) -> str | None:
+    """What every worker of Ray Train runs; returns why the numbers stopped being finite, None if they did not."""
     job: TrainJob = loop_config["job"]
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else it prints every report in full, from every worker
     logging.getLogger("longtail").setLevel(logging.INFO if workers.rank == 0 else logging.WARNING)
     torch.set_num_threads(max(1, int(job.config.train.compute.num_cpus)))
     try:
         _train(job, workers, get_device())
     except NonFiniteLossError as error:
-        # Every worker is here: the check is on sums over workers. Reported, not raised: a restart would meet the same numbers again.
-        ray.train.report({"failed": str(error)})
+        # Every worker is here: the check is on sums over workers. Returned, not raised: a restart would meet the same numbers again.
+        return str(error)
+    return None
 
 
 def _train(job: TrainJob, workers: Workers, device: torch.device) -> None:
     settings = job.config.train
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL's gather of validation scores goes through the current device
 
     def wrap(ranker: Ranker) -> nn.Module:
         devices = [device] if device.type == "cuda" else None

@@ -43,7 +43,7 @@ def _say(text: str) -> None:
 
 def _addresses(config: Config, store: Store, served: Deployed) -> list[str]:
     """What is where, a line each."""
-    dashboard = ray._private.worker.global_worker.node.webui_url if config.cluster.dashboard else ""  # type: ignore[union-attr]
+    dashboard = ray._private.worker.global_worker.node.webui_url  # type: ignore[union-attr]
     evaluation = find(evaluation_stage(config), config, store)
     lines = [
         f"rankers     {served.url}/v1/rank   {', '.join(config.train.rankers)}",
@@ -59,6 +59,7 @@ def main() -> None:
     with clear_errors():
         args = arguments(__doc__ or "", _flags)
         config = config_from(args)
+        config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"dashboard": True})})
         store = open_store(config)
         try:
             _on_signals(_end)

@@ -69,7 +69,7 @@ def test_logs_to_profiles_to_vectors_in_one_plan(ray_cluster: None, tmp_path: Pa
     assert "milk" in rows[0]["interests"] or "cream" in rows[0]["interests"] or "Home" in rows[0]["interests"]
     info = profiles.info
     assert info["outcomes"] == {"llm": 7}
-    assert (info["engines_started"], info["cached"]) == (1, 0)
+    assert (info["engines_started"], info["cached"]) == (1, 1)  # nothing happened to c between the snapshots: one prompt, asked once
     assert info["profile_pool"]["busy_s"] > 0
     assert info["embed_pool"]["first_started"] > info["profile_pool"]["first_started"]
     assert info["overlap_s"] >= 0
@@ -81,28 +81,27 @@ def test_logs_to_profiles_to_vectors_in_one_plan(ray_cluster: None, tmp_path: Pa
     vectors = taken.read("vectors")
     assert vectors.schema.equals(schema.vectors(schema.USER_KEY, 384))
     assert vectors.select(["user_id", "as_of"]).to_pylist() == table.select(["user_id", "as_of"]).to_pylist()
-    unit_vectors(vectors, 384)
-
-    again = build(PROFILES, settings, source, "two")
+    apart = config(tmp_path, snapshots=("history_end", "train_end"), streaming=False)
+    assert stage_key(PROFILES, apart, source) == stage_key(PROFILES, settings, source)  # the same profiles
+    again = build(PROFILES, apart, source, "two")
     assert (again.info["engines_started"], again.info["cached"]) == (0, 7)
     assert again.read("profiles", ["text"]).to_pylist() == table.select(["text"]).to_pylist()
+    later = build(USER_VECTORS, apart, {"profiles": again}, "two")
+    assert later.info["made_with"] == "user_vectors"
+    # bfloat16, and other texts in a batch
+    np.testing.assert_allclose(unit_vectors(later.read("vectors"), 384), unit_vectors(vectors, 384), atol=0.01)
 
 
-def test_without_a_model_and_in_two_plans(ray_cluster: None, tmp_path: Path) -> None:
-    source = {"logs": logs(tmp_path)}
-    streamed = config(tmp_path, generator="deterministic")
-    apart = config(tmp_path, generator="deterministic", streaming=False)
-    assert stage_key(PROFILES, streamed, source) == stage_key(PROFILES, apart, source)  # the same profiles
-    both = build(PROFILES, streamed, source, "streamed")
-    only = build(PROFILES, apart, source, "apart")
-    assert only.read("profiles").equals(both.read("profiles"))
-    assert only.read("profiles").column("outcome").to_pylist() == ["deterministic"] * 3
-    first = build(USER_VECTORS, streamed, {"profiles": both}, "streamed")
-    second = build(USER_VECTORS, apart, {"profiles": only}, "apart")
-    assert (first.info["made_with"], second.info["made_with"]) == ("profiles", "user_vectors")
-    np.testing.assert_allclose(unit_vectors(first.read("vectors"), 384), unit_vectors(second.read("vectors"), 384), atol=0.01)  # bfloat16, other batches
+def test_without_a_model(ray_cluster: None, tmp_path: Path) -> None:
+    settings = config(tmp_path, generator="deterministic", streaming=False)
+    profiles = build(PROFILES, settings, {"logs": logs(tmp_path)}, "one").read("profiles")
+    assert profiles.column("outcome").to_pylist() == ["deterministic"] * 3
+    assert profiles.column("raw_text").to_pylist() == [""] * 3
+    assert profiles.column("identity").to_pylist()[0] == "Shopper with city: Bonn, age: 31."
 
-    items = build(ITEM_VECTORS, streamed, source, "items")
+
+def test_item_vectors(ray_cluster: None, tmp_path: Path) -> None:
+    items = build(ITEM_VECTORS, config(tmp_path), {"logs": logs(tmp_path)}, "items")
     vectors = items.read("vectors")
     assert vectors.schema.equals(schema.vectors(schema.ITEM_KEY, 384))
     assert sorted(vectors.column("item_id").to_pylist()) == ["cream", "milk", "odd", "soap"]

@@ -130,8 +130,8 @@ def auc_of(size: int, epoch: int) -> float:
     return 1 / size + epoch / 100
 
 
-def three_epochs(loop_config: dict[str, Any]) -> None:
-    for epoch in (1, 2, 3):
+def two_epochs(loop_config: dict[str, Any]) -> None:
+    for epoch in (1, 2):
         ray.train.report({"epoch": epoch, "auc": auc_of(loop_config["size"], epoch)})
 
 
@@ -143,13 +143,13 @@ def fit_one(point: dict[str, Any]) -> dict[str, Any]:
         return {"refused": str(error)}
     report = ReportAndDrain()
     TorchTrainer(
-        three_epochs,
+        two_epochs,
         train_loop_config={"size": size},
         scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(name=tune.get_context().get_trial_id(), storage_path=os.environ["SWEEP_TEST_FOLDER"], callbacks=[report]),
     ).fit()
     report.drain()
-    return {"kept": {"auc": auc_of(size, 3)}}
+    return {"kept": {"auc": auc_of(size, 2)}}
 
 
 @pytest.mark.ray
@@ -167,11 +167,11 @@ def test_two_trials_at_a_time_on_two_cpus(tmp_path: Path, monkeypatch: pytest.Mo
     callbacks = tune_callbacks(config, Store.open(str(tmp_path / "run")), "spring-sweep")
     trials = search(trainable, space, points, config, (pafs.LocalFileSystem(), str(tmp_path / "tune")), callbacks)
     assert [one.point for one in trials] == points
-    assert [one.score for one in trials] == [pytest.approx(1 / 8 + 0.03), pytest.approx(1 / 4 + 0.03), None, None]
+    assert [one.score for one in trials] == [pytest.approx(1 / 8 + 0.02), pytest.approx(1 / 4 + 0.02), None, None]
     assert trials[2].refused == "16 codes need 64 rows, there are 32"
     assert "the disk is full" in (trials[3].refused or "")
     runs = read(tmp_path / "run")
     assert len(runs) == 4
     assert {run["group"] for run in runs} == {"spring-sweep"}
     curves = sorted([row["auc"] for row in run["history"] if "auc" in row] for run in runs)
-    assert curves == [[], [], pytest.approx([0.135, 0.145, 0.155]), pytest.approx([0.26, 0.27, 0.28])]
+    assert curves == [[], [], pytest.approx([0.135, 0.145]), pytest.approx([0.26, 0.27])]

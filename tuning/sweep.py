@@ -140,8 +140,8 @@ def search(
         param_space={one.setting: tune.choice(sorted({*one.values, points[0][one.setting]}, key=repr)) for one in space},
         tune_config=tune.TuneConfig(
             num_samples=len(points),
-            max_concurrent_trials=config.sweep.max_concurrent,
-            search_alg=BasicVariantGenerator(points_to_evaluate=[dict(point) for point in points]),
+            # TuneConfig's own max_concurrent_trials is ignored beside this generator.
+            search_alg=BasicVariantGenerator(points_to_evaluate=[dict(point) for point in points], max_concurrent=config.sweep.max_concurrent),
         ),
         run_config=tune.RunConfig(name="tune", storage_path=folder, storage_filesystem=fs, callbacks=[finished, *callbacks], verbose=0),
     )
