@@ -47,6 +47,7 @@ def unit_vectors(table: pa.Table, dim: int) -> np.ndarray[Any, np.dtype[np.float
     return vectors
 
 
+@pytest.mark.timeout(900)  # half a minute on an idle machine; the first run on a machine also converts the model
 def test_logs_to_profiles_to_vectors_in_one_plan(ray_cluster: None, tmp_path: Path) -> None:
     """The real engine: structured answers of the real model, embedded as they come, and a second run that starts none."""
     settings = config(tmp_path, snapshots=("history_end", "train_end"))

@@ -12,7 +12,7 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 
 from longtail.artifacts import Store
-from longtail.config import Config, load
+from longtail.config import load
 from pipelines.tracking import tune_callbacks
 from tests.test_tracking import read
 from tuning.spaces import SPACES, Parameter, Point, current, draw, in_words, space_of, with_point
@@ -152,26 +152,41 @@ def fit_one(point: dict[str, Any]) -> dict[str, Any]:
     return {"kept": {"auc": auc_of(size, 2)}}
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
-def test_two_trials_at_a_time_on_two_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
+def run_sweep(tmp_path: Path, sizes: tuple[int, ...], max_concurrent: int, callbacks: list[Any]) -> list[Trial]:
     folder, space = str(tmp_path / "train"), (Parameter("codes.user.codebook_size", (4, 8, 16, 32)),)
-    points: list[Point] = [{"codes.user.codebook_size": size} for size in (8, 4, 16, 32)]
-    config: Config = load(None, ["sweep.metric=auc", "sweep.max_concurrent=2"])
+    points: list[Point] = [{"codes.user.codebook_size": size} for size in sizes]
 
     def trainable(point: dict[str, Any]) -> dict[str, Any]:
         os.environ["SWEEP_TEST_FOLDER"] = folder
         return fit_one(point)
 
-    callbacks = tune_callbacks(config, Store.open(str(tmp_path / "run")), "spring-sweep")
+    config = load(None, ["sweep.metric=auc", f"sweep.max_concurrent={max_concurrent}"])
     trials = search(trainable, space, points, config, (pafs.LocalFileSystem(), str(tmp_path / "tune")), callbacks)
     assert [one.point for one in trials] == points
-    assert [one.score for one in trials] == [pytest.approx(1 / 8 + 0.02), pytest.approx(1 / 4 + 0.02), None, None]
+    return trials
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_trains_and_one_that_dies_is_in_the_table(tmp_path: Path) -> None:
+    trained, died = run_sweep(tmp_path, (8, 32), max_concurrent=1, callbacks=[])
+    assert trained.score == pytest.approx(1 / 8 + 0.02)
+    assert trained.refused is None
+    assert died.score is None
+    assert "the disk is full" in (died.refused or "")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_trials_at_a_time_on_two_cpus_leave_a_run_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    callbacks = tune_callbacks(load(None), Store.open(str(tmp_path / "run")), "spring-sweep")
+    trials = run_sweep(tmp_path, (8, 4, 16), max_concurrent=2, callbacks=callbacks)
+    assert [one.score for one in trials] == [pytest.approx(1 / 8 + 0.02), pytest.approx(1 / 4 + 0.02), None]
     assert trials[2].refused == "16 codes need 64 rows, there are 32"
-    assert "the disk is full" in (trials[3].refused or "")
     runs = read(tmp_path / "run")
-    assert len(runs) == 4
+    assert len(runs) == 3
     assert {run["group"] for run in runs} == {"spring-sweep"}
     curves = sorted([row["auc"] for row in run["history"] if "auc" in row] for run in runs)
-    assert curves == [[], [], pytest.approx([0.135, 0.145]), pytest.approx([0.26, 0.27])]
+    assert curves == [[], pytest.approx([0.135, 0.145]), pytest.approx([0.26, 0.27])]

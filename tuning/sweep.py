@@ -146,35 +146,36 @@ def search(
         run_config=tune.RunConfig(name="tune", storage_path=folder, storage_filesystem=fs, callbacks=[finished, *callbacks], verbose=0),
     )
     tuner.fit()
-    trials = [_trial(points.index(point), point, last, error, config) for point, last, error in finished.rows]
-    return sorted(trials, key=lambda one: one.number)
+    return sorted((_trial(points.index(dict(one.config)), one, config) for one in finished.trials), key=lambda one: one.number)
 
 
 class Finished(tune.Callback):
-    """Collects what became of each trial, those that died before their first report too, and logs a line about it."""
+    """Collects the trials, those too that died before their first report and that Tune's results say nothing of, and logs a line about each."""
 
     def __init__(self, num_trials: int) -> None:
         self._num_trials = num_trials
-        self.rows: list[tuple[Point, dict[str, Any], str | None]] = []
+        self.trials: list[Any] = []
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._take(trial, None)
+        self._take(trial, "done")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._take(trial, str(trial.get_error()).strip().splitlines()[-1])
+        self._take(trial, "failed")
 
-    def _take(self, trial: Any, error: str | None) -> None:
-        self.rows.append((dict(trial.config), dict(trial.last_result or {}), error))
-        logger.info("sweep: trial %d/%d %s: %s", len(self.rows), self._num_trials, "failed" if error else "done", in_words(trial.config))
+    def _take(self, trial: Any, state: str) -> None:
+        self.trials.append(trial)
+        logger.info("sweep: trial %d/%d %s: %s", len(self.trials), self._num_trials, state, in_words(trial.config))
 
 
-def _trial(number: int, point: Point, last: Mapping[str, Any], error: str | None, config: Config) -> Trial:
+def _trial(number: int, finished: Any, config: Config) -> Trial:
+    last: Mapping[str, Any] = finished.last_result or {}
     kept: Mapping[str, Any] = last.get("kept") or {}
-    score = None if error else kept.get(metric_of(config))
-    refused = error or last.get("refused")
+    error = finished.get_error()
+    refused = str(error).strip().splitlines()[-1] if error else last.get("refused")
+    score = None if refused else kept.get(metric_of(config))
     if score is None and refused is None:
         refused = f"{metric_of(config)} has no value on the validation window"
-    return Trial(number, point, score, kept, refused, round(last.get("time_total_s", 0.0), 1))
+    return Trial(number, dict(finished.config), score, kept, refused, round(last.get("time_total_s", 0.0), 1))
 
 
 def metric_of(config: Config) -> str:
