@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 export TOKENIZERS_PARALLELISM ?= false
 # Models and data are installed packages: nothing is looked up on a hub.
 export HF_HUB_OFFLINE ?= 1
-export VLLM_LOGGING_LEVEL ?= WARNING
+export VLLM_LOGGING_LEVEL ?= ERROR
 export VLLM_NO_USAGE_STATS ?= 1
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 export RAY_USAGE_STATS_ENABLED ?= 0

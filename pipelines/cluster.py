@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.data
 
 from longtail.config import ClusterSettings
 
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+#: What workers would print a hundred times over their own progress; each can be set to something else in the environment.
+QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 def in_job() -> bool:
@@ -27,7 +32,8 @@ def in_job() -> bool:
 
 def runtime_env() -> dict[str, Any]:
     """What a worker needs to import the core and the packages beside it, where no working directory is uploaded."""
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")])}}
+    quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")]), **quiet}}
 
 
 @contextmanager
@@ -65,6 +71,8 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
         }
     try:
         ray.init(**arguments)
+        if not sys.stdout.isatty():  # Ray Data's bars become twelve log lines every ten seconds; the stages log their own progress
+            ray.data.DataContext.get_current().enable_progress_bars = False
         os.environ.pop("RAY_GCS_SERVER_PORT", None)
         yield
     finally:

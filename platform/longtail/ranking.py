@@ -235,7 +235,7 @@ class RequestRanker:
                 catalogue.item_id_N[row] = OOV
                 catalogue.category_NC[row] = torch.from_numpy(item.category_C)
                 catalogue.brand_N[row] = item.brand
-                catalogue.vector_ND[row] = 0.0 if item.vector_D is None else torch.from_numpy(item.vector_D)
+                catalogue.vector_ND[row] = 0.0 if item.vector_D is None else torch.tensor(item.vector_D)
                 catalogue.codes_NS[row] = 0 if item.codes_S is None else torch.from_numpy(item.codes_S.astype(np.int64))
             output = predict_rows(self.rankers[name], replace(batch, item_row_B=rows))
         probabilities: npt.NDArray[np.float64] = output.probabilities_BH.double().numpy()
