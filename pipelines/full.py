@@ -25,7 +25,6 @@ from pipelines.samples import SAMPLES
 from pipelines.stage import Outcome, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
 from pipelines.train import RANKER_STAGES
 
-
 SHARED_STAGES = (LOGS, PROFILES, USER_VECTORS, ITEM_VECTORS, ITEM_Z, USER_CODES, ITEM_CODES, GROUPS, SAMPLES)
 
 

@@ -1,6 +1,5 @@
 """The whole line on a world whose truth is known: planted groups and semantics are recovered, and a control that breaks the tie loses them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +55,10 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     store = Store.open(str(tmp_path_factory.mktemp("planted")))
     config = CONFIG.model_copy(update={"run": CONFIG.run.model_copy(update={"uri": store.uri})})
-    yield Run(config, {stage.name: ensure(stage, config, store).artifact for stage in SHARED_STAGES})
+    return Run(config, {stage.name: ensure(stage, config, store).artifact for stage in SHARED_STAGES})
 
 
 def recovered(table: pa.Table, key: str, truth: pa.Table, label: str) -> float:
