@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -33,7 +34,10 @@ def in_job() -> bool:
 def runtime_env() -> dict[str, Any]:
     """What a worker needs to import the core and the packages beside it, where no working directory is uploaded."""
     quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")]), **quiet}}
+    env: dict[str, Any] = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")]), **quiet}}
+    if shlex.quote(sys.executable) != sys.executable:
+        env["py_executable"] = shlex.quote(sys.executable)  # Ray puts it into a shell command as it is: a path with a space would not start (Ray 2.60)
+    return env
 
 
 @contextmanager

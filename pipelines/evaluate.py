@@ -31,6 +31,7 @@ from pipelines.logs import LOGS
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
 from pipelines.stage import Context, Result, Stage, main_for
+from pipelines.tracking import describe, evaluation_summary, record
 from pipelines.train import RANKER_STAGES
 
 SPLIT = "test"
@@ -65,6 +66,8 @@ def _build(context: Context, draft: Draft) -> Result:
     predictions = schema.check(parts.read("predictions"), schema.PREDICTIONS, "predictions")
     metrics = evaluate(predictions, context.config.evaluate, seed=context.seed, rankers=tuple(rankers))
     draft.write_json("metrics.json", metrics.model_dump(mode="json"))
+    tracked = describe(context.config, context.store, name="evaluation", job_type="evaluate", key=draft.key, inputs=context.inputs)
+    record(tracked, {f"{name}/{key}": value for name in rankers for key, value in evaluation_summary(metrics, name).items()})
     report = Report(
         run=context.config.run.name,
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

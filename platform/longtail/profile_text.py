@@ -155,14 +155,16 @@ def fallback(facts: Mapping[str, Any]) -> Fields:
 
 
 def _interests(stable: Sequence[Mapping[str, Any]], recent: Sequence[Mapping[str, Any]], searches: Sequence[str]) -> str:
+    queries = list(dict.fromkeys(search.split(" ", 1)[1] for search in searches if " " in search))[:5]
     if not stable:
-        queries = [search.split(" ", 1)[1] for search in searches[:3] if " " in search]
         return f"Searches for {', '.join(queries)}." if queries else "Interests are not known yet."
     parts = ["Mostly " + ", ".join(f"{line['leaf']} ({line['l1']}, {line['price_power']} price)" for line in stable[:3])]
     if stable[3:]:
         parts.append("also " + ", ".join(line["leaf"] for line in stable[3:8]))
     if recent:
         parts.append("lately " + ", ".join(line["leaf"] for line in recent[:3]))
+    if queries:
+        parts.append("searches for " + ", ".join(queries))
     return "; ".join(parts) + "."
 
 
