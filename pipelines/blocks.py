@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 #: What the small steps between the pools reserve: without it they would wait for the CPUs that the actors hold.
 SMALL_CPUS = 0.05
+PROGRESS_EVERY_S = 10.0
 _ROW_GROUP = 65_536
 
 
@@ -86,10 +87,14 @@ def summarise(block: pa.Table) -> pa.Table:
 def run(dataset: "ray.data.Dataset", num_rows: int, what: str) -> tuple[list[dict[str, Any]], str]:
     """Execute a plan that ends in `summarise`; logs its progress, returns the summaries and Ray Data's own statistics."""
     started, done, summaries = time.monotonic(), 0, []
+    said = started - PROGRESS_EVERY_S
     for summary in dataset.iter_rows():
         summaries.append(summary)
         done += summary["rows"]
-        logger.info("%s: %d of %d rows, %.0f s", what, done, num_rows, time.monotonic() - started)
+        now = time.monotonic()
+        if now - said >= PROGRESS_EVERY_S or done == num_rows:
+            said = now
+            logger.info("%s: %d of %d rows, %.0f s", what, done, num_rows, now - started)
     if done != num_rows:
         raise RuntimeError(f"{what}: {done} rows came out of a plan that was given {num_rows}")
     return summaries, dataset.stats()
