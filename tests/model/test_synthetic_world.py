@@ -24,7 +24,7 @@ from longtail.training_loop import train_ranker
 from pipelines.full import SHARED_STAGES
 from pipelines.stage import ensure
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 CONFIG = Config.model_validate(
     {
