@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow.compute as pc
-import requests
 
 from longtail.artifacts import Artifact
 from longtail.config import Config
@@ -20,8 +19,9 @@ from longtail.report import text_table
 from pipelines.cluster import ray_session
 from pipelines.full import run, time_table
 from pipelines.stage import Outcome, arguments, clear_errors, config_from, open_store, summary
+from serve_apps.client import RankClient
 from serve_apps.memory import PeakMemory
-from serve_apps.ranking import Deployed, deployed, served_run
+from serve_apps.ranking import deployed, served_run
 
 NUM_CANDIDATES = 20
 REQUEST_TIMEOUT_S = 120
@@ -64,18 +64,6 @@ def demo_requests(logs: Artifact, config: Config) -> list[tuple[str, dict[str, A
     ]
 
 
-def ask(served: Deployed, body: dict[str, Any]) -> dict[str, Any]:
-    """One answer of POST /v1/rank.
-
-    Raises:
-        requests.HTTPError: the answer is a problem.
-    """
-    answer = requests.post(f"{served.url}/v1/rank", json=body, timeout=REQUEST_TIMEOUT_S)
-    answer.raise_for_status()
-    ranked: dict[str, Any] = answer.json()
-    return ranked
-
-
 def _show(title: str, body: dict[str, Any], answer: dict[str, Any]) -> str:
     top = ", ".join(f"{item['item_id']} {item['score']:.4f}" for item in answer["items"][:3])
     return f"  {title}\n    {body['ranker']} ranks {len(answer['items'])} items in {answer['seconds'] * 1000:.0f} ms, group {answer['user']['group']}: {top}, …"
@@ -115,8 +103,9 @@ def main() -> None:
             outcomes = list(run(config, store, _say))
             answers = []
             with _timed("serving"), deployed(served_run(config, store)) as served:
+                client = RankClient(served.url, REQUEST_TIMEOUT_S)
                 for title, body in demo_requests(outcomes[0].artifact, config):
-                    answers.append((title, body, ask(served, body)))
+                    answers.append((title, body, client.rank(body)))
         seconds = time.monotonic() - started
         print(_report(outcomes, answers, memory.peak_bytes, seconds))
         print(json.dumps({"seconds": round(seconds, 1), "peak_gib": round(memory.peak_bytes / 2**30, 2)} | {o.artifact.stage: summary(o) for o in outcomes}))
