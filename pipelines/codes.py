@@ -98,22 +98,20 @@ def build(context: Context, draft: Draft, *, upstream: str, table: str, key: pa.
     return Result(rows_in=len(keys), rows_out=len(keys), info={"quality": report, "shape": list(fit.codebook_SKD.shape)})
 
 
-USER_CODES = Stage(
-    name="user_codes",
-    version=1,
-    inputs=(USER_VECTORS,),
-    settings=lambda config: config.codes.user.key_fields(),
-    build=partial(build, upstream="user_vectors", table="vectors", key=schema.USER_KEY, section="user"),
-    command="pipelines.codes",
-)
-ITEM_CODES = Stage(
-    name="item_codes",
-    version=1,
-    inputs=(ITEM_Z,),
-    settings=lambda config: config.codes.item.key_fields(),
-    build=partial(build, upstream="item_z", table="z", key=schema.ITEM_KEY, section="item"),
-    command="pipelines.codes",
-)
+def codes_stage(section: str, upstream: Stage, table: str, key: pa.Schema) -> Stage:
+    """The codes of one kind of entity: `section` of [codes] is fitted on `table` of `upstream`, whose rows `key` names."""
+    return Stage(
+        name=f"{section}_codes",
+        version=1,
+        inputs=(upstream,),
+        settings=lambda config: getattr(config.codes, section).key_fields(),
+        build=partial(build, upstream=upstream.name, table=table, key=key, section=section),
+        command="pipelines.codes",
+    )
+
+
+USER_CODES = codes_stage("user", USER_VECTORS, "vectors", schema.USER_KEY)
+ITEM_CODES = codes_stage("item", ITEM_Z, "z", schema.ITEM_KEY)
 
 
 def main() -> None:

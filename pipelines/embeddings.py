@@ -5,6 +5,7 @@ Run: python -m pipelines.embeddings --config …
 """
 
 import logging
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,7 +32,7 @@ def build_user_vectors(context: Context, draft: Draft) -> Result:
         table = profiles.read(USER_VECTORS_TABLE)
         draft.write("vectors", table)
         return Result(len(table), len(table), info={"dim": profiles.info["dim"], "made_with": "profiles"})
-    return _embed(context, draft, profiles.read("profiles", [*USER_KEY.names, "text"]), USER_KEY, settings, "user_vectors")
+    return _embed(context, draft, profiles.read("profiles", [*USER_KEY.names, "text"]), USER_KEY, "user")
 
 
 def build_item_vectors(context: Context, draft: Draft) -> Result:
@@ -39,43 +40,42 @@ def build_item_vectors(context: Context, draft: Draft) -> Result:
     items = context.inputs["logs"].read("items")
     table = pa.table({"item_id": items.column("item_id"), "text": pa.array(item_texts(items), pa.string())})
     table = table.take(pc.sort_indices(table, sort_keys=[("text", "ascending"), ("item_id", "ascending")])).combine_chunks()
-    return _embed(context, draft, table, ITEM_KEY, context.config.embeddings.item, "item_vectors")
+    return _embed(context, draft, table, ITEM_KEY, "item")
 
 
-def _embed(context: Context, draft: Draft, table: pa.Table, key: pa.Schema, settings: EncoderSettings, what: str) -> Result:
-    """Embed `table`'s `text` and write `key` and `vector`."""
-    blocks.check_room({f"embeddings.{what.split('_')[0]}": settings.compute})
+def _embed(context: Context, draft: Draft, table: pa.Table, key: pa.Schema, section: str) -> Result:
+    """Embed `table`'s `text` by `section` of [embeddings] and write `key` and `vector`."""
+    settings: EncoderSettings = getattr(context.config.embeddings, section)
+    blocks.check_room({f"embeddings.{section}": settings.compute})
     folder = blocks.parts_folder(draft, "vectors")
     plan = blocks.source(table, settings.compute.batch_size)
     plan = blocks.actors(plan, EmbedActor, settings.compute, settings=settings)
     plan = blocks.tasks(plan, blocks.write_part, uri=context.store.uri, folder=folder, columns=[*key.names, "vector"])
     plan = blocks.tasks(plan, blocks.summarise)
-    summaries, statistics = blocks.run(plan, len(table), what)
+    summaries, statistics = blocks.run(plan, len(table), f"{section}_vectors")
     dim = int(pq.read_schema(f"{folder}/part-000000.parquet", filesystem=draft.fs).field("vector").type.list_size)
     blocks.merge(draft, folder, "vectors", vectors(key, dim))
     distinct = int(pc.count_distinct(table.column("text")).as_py())
-    info = {"dim": dim, "made_with": what, "distinct_texts": distinct, "embed_pool": blocks.span(summaries, "embed"), "plan_statistics": statistics}
+    info = {"dim": dim, "made_with": f"{section}_vectors", "distinct_texts": distinct}
+    info |= {"embed_pool": blocks.span(summaries, "embed"), "plan_statistics": statistics}
     return Result(len(table), len(table), info=info)
 
 
-USER_VECTORS = Stage(
-    name="user_vectors",
-    version=1,
-    inputs=(PROFILES,),
-    settings=lambda config: config.embeddings.user.key_fields(),
-    build=build_user_vectors,
-    command="pipelines.embeddings",
-    fingerprint=lambda config: fingerprint(config.embeddings.user.model),
-)
-ITEM_VECTORS = Stage(
-    name="item_vectors",
-    version=1,
-    inputs=(LOGS,),
-    settings=lambda config: config.embeddings.item.key_fields(),
-    build=build_item_vectors,
-    command="pipelines.embeddings",
-    fingerprint=lambda config: fingerprint(config.embeddings.item.model),
-)
+def vectors_stage(section: str, upstream: Stage, build: Callable[[Context, Draft], Result]) -> Stage:
+    """The vectors of one kind of entity, by `section` of [embeddings]."""
+    return Stage(
+        name=f"{section}_vectors",
+        version=1,
+        inputs=(upstream,),
+        settings=lambda config: getattr(config.embeddings, section).key_fields(),
+        build=build,
+        command="pipelines.embeddings",
+        fingerprint=lambda config: fingerprint(getattr(config.embeddings, section).model),
+    )
+
+
+USER_VECTORS = vectors_stage("user", PROFILES, build_user_vectors)
+ITEM_VECTORS = vectors_stage("item", LOGS, build_item_vectors)
 
 
 def main() -> None:
