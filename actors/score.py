@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
+import ray
 
 from longtail.artifacts import Artifact
 from longtail.checkpoint import load_ranker
@@ -23,7 +23,8 @@ class Scorer:
         self.samples = samples
         self.batch_size = batch_size
         self.spec = FeatureSpec.model_validate(samples.info["spec"])
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        # By what Ray gave this actor, not by what it sees: without a GPU of its own it may see the others'.
+        self.device = "cuda" if ray.is_initialized() and ray.get_gpu_ids() else "cpu"
         self.name: str | None = None
         self.ranker: Ranker | None = None
 

@@ -15,7 +15,9 @@ import ray
 
 from actors.timing import carried
 from longtail.artifacts import Draft, Store
+from longtail.config import ClusterSettings
 from longtail.settings import Compute
+from pipelines.cluster import may_grow
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +41,13 @@ def source(table: pa.Table, size: int) -> "ray.data.Dataset":
     return dataset
 
 
-def check_room(pools: Mapping[str, Compute]) -> None:
-    """Refuse actor pools that the cluster cannot hold side by side; Ray Data would wait for them without a word.
+def check_room(pools: Mapping[str, Compute], cluster: ClusterSettings) -> None:
+    """Refuse actor pools that this machine's Ray cannot hold side by side; it would wait for them without a word.
+
+    A cluster that was joined may grow: there, what its nodes lack now is only said.
 
     Raises:
-        ValueError: their CPUs or GPUs are more than the cluster has.
+        ValueError: their CPUs or GPUs are more than there are.
     """
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it without annotations
     for resource, wanted in (
@@ -52,10 +56,11 @@ def check_room(pools: Mapping[str, Compute]) -> None:
     ):
         if wanted > have.get(resource, 0.0):
             sections = ", ".join(f"[{name}.compute]" for name in pools)
-            raise ValueError(
-                f"{sections} reserve {wanted:g} {resource}s together with the steps between them, the cluster has {have.get(resource, 0.0):g}. "
-                f"Lower num_actors or num_{resource.lower()}s there (fractions are fine), or raise cluster.num_cpus."
-            )
+            short = f"{sections} reserve {wanted:g} {resource}s together with the steps between them, the cluster has {have.get(resource, 0.0):g}."
+            if may_grow(cluster):
+                logger.warning("%s Waiting for it to grow; a cluster of fixed size never will.", short)
+                continue
+            raise ValueError(f"{short} Lower num_actors or num_{resource.lower()}s there (fractions are fine), or raise cluster.num_cpus.")
 
 
 def actors(dataset: "ray.data.Dataset", actor: Any, compute: Compute, **constructor: Any) -> "ray.data.Dataset":
@@ -100,20 +105,27 @@ def run(dataset: "ray.data.Dataset", num_rows: int, what: str) -> tuple[list[dic
     return summaries, dataset.stats()
 
 
-def merge(draft: Draft, folder: str, name: str, schema: pa.Schema) -> None:
-    """Put the parts below `folder` together as the table `name` of the draft, in their order, one part in memory at a time."""
-    fs = draft.fs
+def merge(draft: Draft, folder: str, name: str, schema: pa.Schema, num_rows: int) -> None:
+    """Put the parts below `folder` together as the table `name` of the draft, in their order, one part in memory at a time.
+
+    Raises:
+        RuntimeError: they do not hold `num_rows` rows together.
+    """
+    fs, written = draft.fs, 0
     parts = sorted(entry.path for entry in fs.get_file_info(pafs.FileSelector(folder)) if entry.path.endswith(".parquet"))
     with pq.ParquetWriter(draft.path(f"{name}.parquet"), schema, filesystem=fs, compression="zstd") as writer:
         held: list[pa.Table] = []
         for path in parts:
             held.append(pq.read_table(path, filesystem=fs).cast(schema))
+            written += len(held[-1])
             while sum(len(table) for table in held) >= _ROW_GROUP:
                 whole = pa.concat_tables(held)
                 writer.write_table(whole.slice(0, _ROW_GROUP))
                 held = [whole.slice(_ROW_GROUP)]
         if held:
             writer.write_table(pa.concat_tables(held))
+    if written != num_rows:
+        raise RuntimeError(f"{name}: the parts hold {written} rows, the plan was given {num_rows}; one was lost or written over. Run the stage again.")
     fs.delete_dir(folder)
 
 

@@ -31,6 +31,11 @@ def in_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
+def may_grow(settings: ClusterSettings) -> bool:
+    """True where the Ray is a cluster that was joined or submitted to, whose autoscaler may add nodes; one's own has what it was started with."""
+    return in_job() or settings.address != "local"
+
+
 def runtime_env() -> dict[str, Any]:
     """What a worker needs to import the core and the packages beside it, where no working directory is uploaded."""
     quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
@@ -45,7 +50,7 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
     """Ray for the length of a block: left as it was if it was up, started and stopped here otherwise.
 
     Raises:
-        ConnectionError: cluster.address names a cluster that does not answer.
+        ValueError: cluster.address names a cluster that does not answer.
     """
     if ray.is_initialized():
         yield
@@ -74,7 +79,12 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
             "_temp_dir": str(temp_dir),
         }
     try:
-        ray.init(**arguments)
+        try:
+            ray.init(**arguments)
+        except ConnectionError as error:
+            raise ValueError(
+                f'cluster.address = {settings.address!r} does not answer: {error}. Start that cluster, or set "local" for one of its own.'
+            ) from error
         if not sys.stdout.isatty():  # Ray Data's bars become twelve log lines every ten seconds; the stages log their own progress
             ray.data.DataContext.get_current().enable_progress_bars = False
         os.environ.pop("RAY_GCS_SERVER_PORT", None)

@@ -21,6 +21,7 @@ from longtail import schema
 from longtail.artifacts import Draft
 from longtail.codes import BlockSums, CodebookSettings, Floats, block_ranges, check_rows, codebook_bytes, fit_codebook, gather_rows, quality
 from longtail.vectors import VectorTable
+from pipelines import blocks
 from pipelines.embeddings import USER_VECTORS
 from pipelines.item_encoder import ITEM_Z
 from pipelines.stage import Context, Result, Stage, main_for
@@ -80,6 +81,7 @@ def build(context: Context, draft: Draft, *, upstream: str, table: str, key: pa.
     keys = schema.check(vectors.keys(key), key, upstream)
     rows = fit_order(keys)
     check_rows(settings, len(rows), f"codes.{section}", f"stage {upstream!r}" + (" at its first as_of" if "as_of" in key.names else ""))
+    blocks.check_room({f"codes.{section}": settings.compute}, context.config.cluster)
     shards = RayShards(vectors, rows, settings)
     try:
         fit = fit_codebook(shards, len(rows), vectors.dim(), settings, context.seed)

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from actors.embed import EmbedActor
 from longtail.artifacts import Draft
-from longtail.embeddings import EncoderSettings, encoder_key, item_texts
+from longtail.codes import check_rows
+from longtail.embeddings import ITEM_TEXT_COLUMNS, EncoderSettings, encoder_key, item_texts
 from longtail.packaged_models import fingerprint
 from longtail.schema import ITEM_KEY, USER_KEY, vectors
 from pipelines import blocks
@@ -37,8 +38,9 @@ def build_user_vectors(context: Context, draft: Draft) -> Result:
 
 def build_item_vectors(context: Context, draft: Draft) -> Result:
     """Embed every item's text; the rows are ordered by text, so that equal texts meet in one block and are embedded once."""
-    items = context.inputs["logs"].read("items")
+    items = context.inputs["logs"].read("items", ["item_id", *ITEM_TEXT_COLUMNS])
     table = pa.table({"item_id": items.column("item_id"), "text": pa.array(item_texts(items), pa.string())})
+    check_rows(context.config.codes.item, len(table), "codes.item", "stage 'logs'")  # here already, and not after the encoder's work
     table = table.take(pc.sort_indices(table, sort_keys=[("text", "ascending"), ("item_id", "ascending")])).combine_chunks()
     return _embed(context, draft, table, ITEM_KEY, "item")
 
@@ -46,7 +48,7 @@ def build_item_vectors(context: Context, draft: Draft) -> Result:
 def _embed(context: Context, draft: Draft, table: pa.Table, key: pa.Schema, section: str) -> Result:
     """Embed `table`'s `text` by `section` of [embeddings] and write `key` and `vector`."""
     settings: EncoderSettings = getattr(context.config.embeddings, section)
-    blocks.check_room({f"embeddings.{section}": settings.compute})
+    blocks.check_room({f"embeddings.{section}": settings.compute}, context.config.cluster)
     folder = blocks.parts_folder(draft, "vectors")
     plan = blocks.source(table, settings.compute.batch_size)
     plan = blocks.actors(plan, EmbedActor, settings.compute, settings=settings)
@@ -54,7 +56,7 @@ def _embed(context: Context, draft: Draft, table: pa.Table, key: pa.Schema, sect
     plan = blocks.tasks(plan, blocks.summarise)
     summaries, statistics = blocks.run(plan, len(table), f"{section}_vectors")
     dim = int(pq.read_schema(f"{folder}/part-000000.parquet", filesystem=draft.fs).field("vector").type.list_size)
-    blocks.merge(draft, folder, "vectors", vectors(key, dim))
+    blocks.merge(draft, folder, "vectors", vectors(key, dim), len(table))
     distinct = int(pc.count_distinct(table.column("text")).as_py())
     info = {"dim": dim, "made_with": f"{section}_vectors", "distinct_texts": distinct}
     info |= {"embed_pool": blocks.span(summaries, "embed"), "plan_statistics": statistics}

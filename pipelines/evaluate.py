@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import ray
-from ray.exceptions import RayTaskError
 from ray.util.actor_pool import ActorPool
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from longtail.config import Config
 from longtail.evaluation import evaluate
 from longtail.report import CodeUse, Hits, Report, StageRecord, page
 from longtail.run_state import logs_info
+from pipelines import blocks
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_Z
@@ -91,6 +91,7 @@ def _score_all(context: Context, draft: Draft, rankers: Sequence[str]) -> tuple[
     """Every ranker over every sample file, in one pool of actors; returns test rows times rankers, and how many of them got a prediction."""
     samples, compute = context.inputs["samples"], context.config.evaluate.compute
     sources = parquet_files(samples.fs, samples.path("samples.parquet"))
+    blocks.check_room({"evaluate": compute}, context.config.cluster)
     jobs = [(ranker, source, draft.path(f"predictions.parquet/{ranker}-{source.rsplit('/', 1)[1]}")) for ranker in rankers for source in sources]
     remote = ray.remote(Scorer).options(num_cpus=compute.num_cpus, num_gpus=compute.num_gpus, max_restarts=2, max_task_retries=2)
     checkpoints = {ranker: context.inputs[ranker] for ranker in rankers}
@@ -100,8 +101,6 @@ def _score_all(context: Context, draft: Draft, rankers: Sequence[str]) -> tuple[
         done = ActorPool(actors).map_unordered(lambda actor, job: actor.score.remote(*job, SPLIT), jobs)
         for rows, predicted in tqdm(done, total=len(jobs), desc="evaluation: files scored", unit="file", mininterval=1):
             rows_in, rows_out = rows_in + rows, rows_out + predicted
-    except RayTaskError as error:
-        raise error.cause from None  # what the scorer said, without the worker's traceback around it
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -12,7 +12,6 @@ import json
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from longtail.artifacts import Draft
@@ -34,10 +33,7 @@ def build(context: Context, draft: Draft) -> Result:
     # On this node: a local run.uri, and relative paths of the user's tables, mean this machine.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     task: Any = ray.remote(num_cpus=1, max_calls=1)(build_and_write).options(scheduling_strategy=here)
-    try:
-        result: Result = ray.get(task.remote(context.config.logs, context.config.samples.rows_per_file, context.seed, draft))
-    except RayTaskError as error:
-        raise error.cause from None
+    result: Result = ray.get(task.remote(context.config.logs, context.config.samples.rows_per_file, context.seed, draft))
     return result
 
 
@@ -48,7 +44,7 @@ def build_and_write(logs_settings: LogsSettings, rows_per_file: int, seed: int, 
     return Result(logs.rows_in, logs.info.num_events, logs.dropped, logs.info.model_dump(mode="json"))
 
 
-LOGS = Stage("logs", 1, (), settings, build, "pipelines.logs", fingerprint=lambda config: fingerprint(config.logs))
+LOGS = Stage("logs", 2, (), settings, build, "pipelines.logs", fingerprint=lambda config: fingerprint(config.logs))
 
 
 def check(logs_settings: LogsSettings, seed: int) -> Report:

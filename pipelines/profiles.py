@@ -19,6 +19,7 @@ from actors.embed import EmbedActor
 from actors.profile import ProfileActor, deterministic_profiles
 from longtail import schema
 from longtail.artifacts import Artifact, Draft
+from longtail.codes import check_rows
 from longtail.config import Config
 from longtail.embeddings import encoder_key
 from longtail.logs import LogsInfo
@@ -35,6 +36,8 @@ from pipelines.stage import Context, Result, Stage, main_for
 logger = logging.getLogger(__name__)
 
 USER_VECTORS_TABLE = "user_vectors"
+FACT_ITEM_COLUMNS = ["item_id", "category", "price"]  # of the logs' tables, which may hold pictures
+FACT_EVENT_COLUMNS = ["user_id", "ts", "kind", "item_id", "query", "price"]
 
 
 def build(context: Context, draft: Draft) -> Result:
@@ -44,7 +47,10 @@ def build(context: Context, draft: Draft) -> Result:
     facts, kind, names, dropped = _facts(context.inputs["logs"], settings)
     pools: dict[str, Compute] = {"profiles": settings.compute} if settings.generator == "llm" else {}
     pools |= {"embeddings.user": encoder.compute} if settings.streaming else {}
-    blocks.check_room(pools)
+    blocks.check_room(pools, config.cluster)
+    # Here already: a codebook that is too wide would be refused after the language model's work.
+    num_users = pc.sum(pc.equal(facts.column("as_of"), pc.min(facts.column("as_of")))).as_py()
+    check_rows(config.codes.user, num_users, "codes.user", "stage 'profiles' at its first as_of")
     _prepare(config)
     weights = fingerprint(settings.model) if settings.generator == "llm" else ""
     folder = blocks.parts_folder(draft, "profiles")
@@ -62,11 +68,11 @@ def build(context: Context, draft: Draft) -> Result:
         plan = blocks.tasks(plan, blocks.write_part, uri=context.store.uri, folder=vector_folder, columns=[*USER_KEY.names, "vector"])
     plan = blocks.tasks(plan, blocks.summarise)
     summaries, statistics = blocks.run(plan, len(facts), "profiles")
-    blocks.merge(draft, folder, "profiles", schema.PROFILES)
+    blocks.merge(draft, folder, "profiles", schema.PROFILES, len(facts))
     info = _outcomes(draft) | {"weights": weights, "snapshots": sorted({str(time) for time in facts.column("as_of").unique().to_pylist()})}
     info |= {"plan_statistics": statistics, "profile_pool": blocks.span(summaries, "profile")}
     if vector_folder is not None:
-        dim = _merge_vectors(draft, vector_folder)
+        dim = _merge_vectors(draft, vector_folder, len(facts))
         info |= {"encoder": encoder_key(encoder), "dim": dim, "embed_pool": blocks.span(summaries, "embed")}
         info["overlap_s"] = round(blocks.overlap_s(summaries, "profile", "embed"), 3)
     if settings.generator == "llm":
@@ -80,10 +86,11 @@ def build(context: Context, draft: Draft) -> Result:
 def _facts(logs: Artifact, settings: ProfilesSettings) -> tuple[pa.Table, str, list[str], dict[str, int]]:
     """Facts of all snapshots, the kind of events that they count, every name of the run, and the users left out by reason."""
     info = LogsInfo.model_validate(logs.info)
-    users, items, events = logs.read("users"), logs.read("items"), logs.read("events")
+    users, items = logs.read("users"), logs.read("items", FACT_ITEM_COLUMNS)
+    events = logs.read("events", FACT_EVENT_COLUMNS)
     check(users, USERS, "users")
-    check(items.select(["item_id", "title"]), pa.schema([ITEMS.field("item_id"), ITEMS.field("title")]), "items")
-    check(events.select(["event_id", "user_id", "ts", "kind"]), pa.schema([EVENTS.field(name) for name in ("event_id", "user_id", "ts", "kind")]), "events")
+    check(items, pa.schema([ITEMS.field(name) for name in FACT_ITEM_COLUMNS]), "items")
+    check(events, pa.schema([EVENTS.field(name) for name in FACT_EVENT_COLUMNS]), "events")
     tables, dropped = [], Counter[str]()
     for as_of in snapshot_times(settings, info):
         table, left_out = facts_table(users, items, events, info, settings, as_of)
@@ -136,11 +143,11 @@ def _outcomes(draft: Draft) -> dict[str, Any]:
     }
 
 
-def _merge_vectors(draft: Draft, folder: str) -> int:
+def _merge_vectors(draft: Draft, folder: str, num_rows: int) -> int:
     """Merge the vectors' parts; returns their width."""
     first = pq.read_schema(f"{folder}/part-000000.parquet", filesystem=draft.fs)
     dim = int(first.field("vector").type.list_size)
-    blocks.merge(draft, folder, USER_VECTORS_TABLE, vectors(USER_KEY, dim))
+    blocks.merge(draft, folder, USER_VECTORS_TABLE, vectors(USER_KEY, dim), num_rows)
     return dim
 
 
@@ -156,7 +163,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 PROFILES = Stage(
     name="profiles",
-    version=1,
+    version=2,
     inputs=(LOGS,),
     settings=_settings,
     build=build,

@@ -12,6 +12,7 @@ from ray.util.actor_pool import ActorPool
 from actors.features import FeatureActor
 from longtail.artifacts import Draft, parquet_files
 from longtail.config import Config
+from pipelines import blocks
 from pipelines.codes import USER_CODES
 from pipelines.groups import GROUPS
 from pipelines.logs import LOGS
@@ -23,6 +24,7 @@ def _build(context: Context, draft: Draft) -> Result:
     sources = parquet_files(logs.fs, logs.path("examples.parquet"))
     targets = [draft.path(f"samples.parquet/{source.rsplit('/', 1)[1]}") for source in sources]
     compute = context.config.samples.compute
+    blocks.check_room({"samples": compute}, context.config.cluster)
     actor = ray.remote(num_cpus=compute.num_cpus, num_gpus=compute.num_gpus, max_restarts=2, max_task_retries=2)(FeatureActor)
     actors: list[Any] = [
         actor.remote(logs, context.inputs["user_codes"], context.inputs["groups"], context.config) for _ in range(min(compute.num_actors, len(sources)))
@@ -38,7 +40,7 @@ def _settings(config: Config) -> dict[str, object]:
     return {"samples": config.samples.key_fields(), "groups": config.groups.key_fields()}
 
 
-SAMPLES = Stage("samples", 1, (LOGS, USER_CODES, GROUPS), _settings, _build, "pipelines.samples")
+SAMPLES = Stage("samples", 2, (LOGS, USER_CODES, GROUPS), _settings, _build, "pipelines.samples")
 
 
 def main() -> None:

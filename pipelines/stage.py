@@ -15,6 +15,7 @@ from longtail.artifacts import Artifact, Draft, Store
 from longtail.config import Config, load
 from longtail.hashing import digest
 from pipelines.cluster import in_job, ray_session
+from pipelines.errors import mendable
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,12 @@ def open_store(config: Config) -> Store:
     if in_job() and "://" not in uri and not Path(uri).is_absolute():
         uri = str(Path(os.environ.get("LONGTAIL_HOME", "~/.longtail")).expanduser() / uri)
         logger.warning("run.uri = %r is relative; this job keeps it in %s", config.run.uri, uri)
-    return Store.open(uri)
+    store = Store.open(uri)
+    try:
+        store.fs.create_dir(store.root, recursive=True)
+    except OSError as error:
+        raise ValueError(f"run.uri = {uri!r} cannot be written to: {error}. Name a folder that is yours, or give access to this one.") from error
+    return store
 
 
 def stage_key(stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> str:
@@ -172,12 +178,13 @@ def summary(outcome: Outcome) -> dict[str, Any]:
 
 
 class clear_errors:
-    """A block whose ValueErrors, which a user can mend, end the command with their message and exit code 2 instead of a traceback."""
+    """A block in which errors that a user can mend end the command with their message and exit code 2 instead of a traceback."""
 
     def __enter__(self) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError):
-            print(f"error: {error}", file=sys.stderr)
+        told = mendable(error)
+        if told is not None:
+            print(f"error: {told}", file=sys.stderr)
             raise SystemExit(2) from error

@@ -4,8 +4,8 @@ Reads the config's `tracking` section; writes run folders below <run.uri>/wandb,
 `wandb sync <run.uri>/wandb/offline-run-*` pushes them whenever someone wants to. tracking.mode = "online" streams them (key in WANDB_API_KEY).
 
     tracked = describe(config, store, name="choirrec", job_type="train", key=draft.key, inputs=context.inputs)
-    fit(job, storage, callbacks=train_callbacks(tracked, config.train.epochs))    # a curve, epoch by epoch
-    record(tracked, evaluation_summary(metrics, "choirrec"))                      # a summary without a curve
+    fit(job, storage, callbacks=train_callbacks(tracked))    # a curve, epoch by epoch
+    record(tracked, evaluation_summary(metrics, "choirrec"))    # a summary without a curve
 
 A sweep hands `tune_callbacks(...)` to its Tuner.
 """
@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
-import ray.train
-from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
 from longtail.artifacts import Artifact, Store
@@ -87,31 +86,38 @@ class TrackedRun:
                 wandb.teardown()  # ends W&B's service process now, not some time after this one
 
 
-class TrackReports(UserCallback):
-    """Records what rank 0 reports to Ray Train, from Ray Train's controller: workers that fail and come back stay one run."""
+class TrackReports(ReportCallback, ControllerCallback):
+    """Records what rank 0 reports to Ray Train, from Ray Train's controller and as long as that lives: workers that fail and come back stay one run.
 
-    def __init__(self, tracked: TrackedRun, num_epochs: int) -> None:
+    Not a UserCallback: its after_exception comes before Ray Train decides whether the workers start again, and not at all where they never started.
+    """
+
+    def __init__(self, tracked: TrackedRun) -> None:
         self._tracked = tracked
-        self._num_epochs = num_epochs
         self._opened = ExitStack()
-        self._track: Track | None = None
+        self._track = Track(None)
 
-    def after_report(self, run_context: TrainRunContext, metrics: list[dict[str, Any]], checkpoint: ray.train.Checkpoint | None) -> None:
-        """Log the metrics of one epoch; the last epoch, or a report without one, closes the run."""
-        first = metrics[0]
-        if self._track is None:
-            self._track = self._opened.enter_context(self._tracked.open())
-        epoch = first.get("epoch")
-        if epoch is not None:
-            self._track.log(first, step=epoch)
-        if epoch is None or epoch >= self._num_epochs:
-            self._opened.close()
-            self._track = None
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+        self._track = self._opened.enter_context(self._tracked.open())
+
+    def after_report(self, training_report: Any, metrics: list[dict[str, Any]]) -> None:
+        """Log the metrics of one epoch."""
+        self._track.log(metrics[0], step=metrics[0]["epoch"])
+
+    def after_controller_finish(self, result: Any) -> None:
+        """Close the run: as failed after an error, and where the workers returned why they gave up."""
+        self._close(result.error or (None if result.return_value is None else RuntimeError(result.return_value)))
+
+    def before_controller_abort(self) -> None:
+        self._close(KeyboardInterrupt())
+
+    def _close(self, failure: BaseException | None) -> None:
+        self._opened.__exit__(type(failure) if failure else None, failure, None)
 
 
-def train_callbacks(tracked: TrackedRun, num_epochs: int) -> list[UserCallback]:
+def train_callbacks(tracked: TrackedRun) -> list[TrackReports]:
     """Ray Train callbacks that record a training run by epoch; empty with backend "none"."""
-    return [] if tracked.settings.backend == "none" else [TrackReports(tracked, num_epochs)]
+    return [] if tracked.settings.backend == "none" else [TrackReports(tracked)]
 
 
 def describe(config: Config, store: Store, *, name: str, job_type: str, key: str, inputs: Mapping[str, Artifact]) -> TrackedRun:

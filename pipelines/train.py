@@ -31,6 +31,7 @@ from longtail.rankers.ranker import Ranker
 from longtail.run_state import load_entities
 from longtail.sample_files import Purpose, SampleFiles, Workers, generator
 from longtail.samples import FeatureSpec
+from longtail.training import training_seed
 from longtail.training_loop import Metrics, NonFiniteLossError, TrainState, train_ranker
 from longtail.validation import Validation
 from pipelines.codes import ITEM_CODES
@@ -43,6 +44,10 @@ from pipelines.tracking import describe, train_callbacks
 logger = logging.getLogger(__name__)
 
 FINISHED = "finished"  # folder within the last reported checkpoint
+
+
+class ContradictionError(ValueError):
+    """A ranker's settings contradict each other: the same settings meet it every time."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,11 @@ class TrainJob:
         return load_entities(self.inputs["logs"], self.config.samples.numeric_bins)
 
     def ranker(self) -> Ranker:
-        """The ranker with freshly drawn weights, the same in every process."""
+        """The ranker with freshly drawn weights, the same in every process.
+
+        Raises:
+            ContradictionError: its settings contradict each other or the source.
+        """
         codes = self.inputs["item_codes"]
         num_stages, codebook_size, _ = codes.info["shape"]
         trained_users, trained_items = self.files.trained_rows()
@@ -80,7 +89,10 @@ class TrainJob:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(Purpose.WEIGHTS, self.seed).initial_seed())
-            return build_ranker(self.name, self.files.spec, catalogue, self.config.rankers)
+            try:
+                return build_ranker(self.name, self.files.spec, catalogue, self.config.rankers)
+            except ValueError as error:  # all that it says by one: it reads no data
+                raise ContradictionError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Seque
         callbacks: of Ray Train's controller, such as Tune's TuneReportCallback.
 
     Raises:
-        ValueError: the loss or the gradient stopped being finite.
+        NonFiniteLossError: the loss or the gradient stopped being finite.
     """
     train, (fs, folder) = job.config.train, storage
     compute = train.compute
@@ -133,7 +145,7 @@ def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Seque
     result = trainer.fit()
     not_finite = result.return_value  # type: ignore[attr-defined]  # Train V2's Result has it, the annotation is V1's
     if not_finite is not None:
-        raise ValueError(not_finite)
+        raise NonFiniteLossError(not_finite)
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as local:
         progress = json.loads((Path(local) / "progress.json").read_text())
@@ -198,12 +210,14 @@ def _train(job: TrainJob, workers: Workers, device: torch.device) -> None:
         train(resume=Path(folder))
 
 
-def _build(context: Context, draft: Draft, *, name: str) -> Result:
-    job = TrainJob.of(context.config, context.inputs, name, context.seed)
+def build(context: Context, draft: Draft, *, name: str, callbacks: Sequence[Any] | None = None) -> Result:
+    """Train a ranker and write its checkpoint; `callbacks` stand in for those that record a run of its own."""
+    job = TrainJob.of(context.config, context.inputs, name, training_seed(context.config.train, context.seed))
     parameters = job.ranker().num_parameters()  # also refuses contradicting settings before any worker starts
     scratch = draft.path("ray_train/run").rsplit("/", 1)[0]
-    tracked = describe(context.config, context.store, name=name, job_type="train", key=draft.key, inputs=context.inputs)
-    fitted = fit(job, (draft.fs, scratch), callbacks=train_callbacks(tracked, context.config.train.epochs))
+    if callbacks is None:
+        callbacks = train_callbacks(describe(context.config, context.store, name=name, job_type="train", key=draft.key, inputs=context.inputs))
+    fitted = fit(job, (draft.fs, scratch), callbacks=callbacks)
     fitted.copy_to(draft.fs, draft.path("checkpoint"))
     draft.fs.delete_dir(scratch)
     files = job.files
@@ -232,7 +246,7 @@ RANKER_STAGES: dict[str, Stage] = {
         version=1,
         inputs=(LOGS, ITEM_Z, ITEM_CODES, SAMPLES),
         settings=partial(_settings, name=name),
-        build=partial(_build, name=name),
+        build=partial(build, name=name),
         command="pipelines.train",
     )
     for name in RANKERS

@@ -2,7 +2,7 @@
 
 Web       the HTTP side: validation, problem details, the OpenAPI page
 Rankers   the run's checkpoints and its feature state; asks Encoder only for what the run does not know
-Encoder   the frozen text encoder, the item projection and both codebooks; loads them with the first request that needs them
+Encoder   the frozen text encoder, the item projection and both codebooks; loaded before it is ready, so that no request waits for a model
 """
 
 import asyncio
@@ -16,16 +16,15 @@ import torch
 from fastapi import FastAPI
 
 from longtail.artifacts import Artifact
-from longtail.checkpoint import load_ranker
+from longtail.checkpoint import check_vocabulary, load_ranker
 from longtail.config import Config
 from longtail.newcomers import NewcomerEncoder
+from longtail.packaged_models import cache_dir
 from longtail.ranking import Encoded, Question, Ranking, RequestRanker, Unknowns
 from longtail.run_state import load_feature_state, logs_info
 from serve_apps.web import ModelInfo, ServiceInfo, web_app
 
 logger = logging.getLogger(__name__)
-
-COPIES = Path("~/.cache/longtail")  # of artifacts that do not lie on a local disk
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class ServedRun:
         return wanted if wanted in self.rankers else next(iter(self.rankers))
 
     def local(self, artifact: Artifact, name: str) -> Path:
-        return artifact.local_path(name, COPIES.expanduser())
+        """The file or folder `name` of one of the run's artifacts; from a remote store copied below $LONGTAIL_CACHE, once per machine."""
+        return artifact.local_path(name, cache_dir() / "artifacts")
 
     def encoder(self) -> NewcomerEncoder:
         """The encoder of what requests describe."""
@@ -65,9 +65,17 @@ class ServedRun:
         )
 
     def request_ranker(self) -> RequestRanker:
-        """All rankers over one feature state."""
+        """All rankers over one feature state.
+
+        Raises:
+            ValueError: a ranker was trained on other users, items or features than the run has.
+        """
         state = load_feature_state(self.logs, self.user_codes, self.groups, self.config)
-        rankers = {name: load_ranker(self.local(artifact, "checkpoint")) for name, artifact in self.rankers.items()}
+        rankers = {}
+        for name, artifact in self.rankers.items():
+            checkpoint = self.local(artifact, "checkpoint")
+            check_vocabulary(checkpoint, name, state.entities)
+            rankers[name] = load_ranker(checkpoint)
         return RequestRanker(state, rankers, logs_info(self.logs).end, self.config.serve.max_items)
 
     def info(self, ranker: RequestRanker) -> ServiceInfo:
@@ -91,15 +99,11 @@ class Encoder:
 
     def __init__(self, run: ServedRun) -> None:
         torch.set_num_threads(run.config.serve.num_threads)
-        self._run = run
-        self._encoder: NewcomerEncoder | None = None
-        self._loading = asyncio.Lock()
+        self._encoder = run.encoder()
+        self._encoder.warm()
 
     async def encode(self, unknowns: Unknowns) -> Encoded:
         """Codes of the described user, z and codes of the described items."""
-        async with self._loading:
-            if self._encoder is None:
-                self._encoder = await asyncio.to_thread(self._run.encoder)
         return await asyncio.to_thread(self._encoder.encode, unknowns)
 
 
@@ -117,9 +121,10 @@ class Rankers:
 
     async def rank(self, question: Question) -> Ranking:
         """One request, one batch."""
-        unknowns = self._ranker.unknowns(question)
+        found = self._ranker.find(question)
+        unknowns = self._ranker.unknowns(question, found)
         encoded: Encoded | None = await self._encoder.encode.remote(unknowns) if unknowns else None
-        return self._ranker.rank(question, encoded)
+        return self._ranker.rank(question, encoded, found)
 
 
 class Web:

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from longtail.ranking import Knowledge, Question, Ranking
@@ -60,7 +61,8 @@ class RequestProblemError(Exception):
 
 def web_app(info: ServiceInfo, answer: Callable[[Question], Awaitable[Ranking]], root_path: str = "") -> FastAPI:
     """The FastAPI application over one run's rankers."""
-    app = FastAPI(title="Longtail", version=version("longtail"), description=DESCRIPTION, root_path=root_path)
+    # FastAPI's own /docs takes Swagger UI from a CDN and is blank where that cannot be reached; this one brings it along.
+    app = FastAPIOffline(title="Longtail", version=version("longtail"), description=DESCRIPTION, root_path=root_path)
     _add_problem_handlers(app)
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": text, "content": {PROBLEM_MEDIA_TYPE: {}}}

@@ -1,6 +1,7 @@
 """Artifacts: they exist once their manifest does, and only then."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,34 @@ def test_first_of_two_concurrent_attempts_stays(store: Store) -> None:
     assert not Path(second.root).exists()
 
 
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_first_manifest_stays_if_it_comes_between_the_look_and_the_writing(store: Store, monkeypatch: pytest.MonkeyPatch, hard_links: bool) -> None:
+    first, second = store.create("codes", "k1"), store.create("codes", "k1")
+    first.write("codes", table(1))
+    second.write("codes", table(2))
+    look, looked = Store.find, []
+
+    def find(self: Store, stage: str, key: str) -> Artifact | None:
+        found = look(self, stage, key)
+        if not looked:
+            looked.append(key)
+            commit(first)
+        return found
+
+    def no_link(source: Path, target: str) -> None:
+        raise PermissionError(1, "Operation not permitted")  # what exFAT says
+
+    if not hard_links:
+        monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(Store, "find", find)
+    kept = commit(second)
+    stays, goes = (first, second) if hard_links else (second, first)  # without hard links the last one stays, and the first's readers keep their data
+    assert kept.root == stays.root
+    assert Path(stays.root).exists()
+    assert Path(goes.root).exists() == (not hard_links)
+    assert sorted(path.name for path in Path(stays.root).parent.iterdir() if path.is_file()) == ["manifest.json"]
+
+
 def test_discarded_draft_leaves_nothing(store: Store) -> None:
     draft = store.create("codes", "k1")
     draft.discard()
@@ -152,6 +181,53 @@ def test_any_pyarrow_file_system_will_do(tmp_path: Path) -> None:
     assert json.loads(copied.read_text()) == {"dead": 0}
     assert str(tmp_path) in str(copied)
     assert artifact.local_path("quality.json", tmp_path) == copied
+
+
+def remote_checkpoint() -> Artifact:
+    store = Store("mock://run", pafs._MockFileSystem(), "run")
+    draft = store.create("ranker", "k1")
+    draft.write_json("checkpoint/ranker.json", {})
+    draft.write_json("checkpoint/vocabulary.json", {})
+    return commit(draft)
+
+
+def test_an_interrupted_copy_is_no_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    artifact = remote_checkpoint()
+
+    def interrupted(source: str, target: str, **more: Any) -> None:
+        Path(target).mkdir(exist_ok=True)
+        (Path(target) / "ranker.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pafs, "copy_files", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            artifact.local_path("checkpoint", tmp_path)
+    folder = artifact.local_path("checkpoint", tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"ranker.json", "vocabulary.json"}
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "checkpoint/ranker.json"])
+def test_two_replicas_copy_at_once_and_both_see_the_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    artifact, copy, seen = remote_checkpoint(), pafs.copy_files, []
+
+    def slow(source: str, target: str, **more: Any) -> None:
+        if not seen:  # the other replica asks while this one is still copying
+            seen.append(target)
+            seen.append(artifact.local_path(name, tmp_path))
+            assert seen[1].exists()
+        copy(source, target, **more)
+
+    monkeypatch.setattr(pafs, "copy_files", slow)
+    first = artifact.local_path(name, tmp_path)
+    assert first == seen[1]
+    assert first.is_file() or {path.name for path in first.iterdir()} == {"ranker.json", "vocabulary.json"}
+    assert [path.name for path in first.parent.iterdir()] == [first.name]
+
+
+def test_copies_of_two_attempts_at_one_key_are_two(tmp_path: Path) -> None:
+    assert remote_checkpoint().local_path("checkpoint", tmp_path) != remote_checkpoint().local_path("checkpoint", tmp_path)
 
 
 def test_local_artifacts_are_read_in_place(store: Store, tmp_path: Path) -> None:

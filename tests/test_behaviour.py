@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longtail.behaviour import DAY_US, CountIndex
+from longtail.behaviour import CountIndex
+from longtail.times import DAY_US
 from tests import small_world
 
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=30)

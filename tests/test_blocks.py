@@ -7,9 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from longtail.artifacts import Store
+from longtail.config import ClusterSettings
 from longtail.settings import Compute
 from pipelines import blocks
 
+OWN = ClusterSettings()
 SCHEMA = pa.schema([pa.field("user_id", pa.string(), nullable=False), pa.field("n", pa.int64())])
 
 
@@ -24,7 +26,7 @@ def test_parts_make_the_table_again_whatever_the_block_size_and_order(size: int,
     cut = blocks.cut(table(7), size)
     for block in [*reversed(cut), cut[0]]:  # any order, and one of them twice as after a retry
         assert blocks.write_part(block, str(tmp_path), folder, SCHEMA.names) is block
-    blocks.merge(draft, folder, "t", SCHEMA)
+    blocks.merge(draft, folder, "t", SCHEMA, 7)
     written = pq.read_table(draft.path("t.parquet"))
     assert written.schema.equals(SCHEMA)
     assert written.to_pylist() == table(7).to_pylist()
@@ -38,9 +40,18 @@ def test_merging_is_the_same_bytes_for_any_block_size(tmp_path: Path) -> None:
         folder = blocks.parts_folder(draft, "t")
         for block in blocks.cut(table(11), size):
             blocks.write_part(block, str(tmp_path), folder, SCHEMA.names)
-        blocks.merge(draft, folder, "t", SCHEMA)
+        blocks.merge(draft, folder, "t", SCHEMA, 11)
         files.append(Path(draft.path("t.parquet")).read_bytes())
     assert files[0] == files[1]
+
+
+def test_a_lost_part_is_noticed(tmp_path: Path) -> None:
+    draft = Store.open(str(tmp_path)).create("profiles", "k")
+    folder = blocks.parts_folder(draft, "t")
+    for block in blocks.cut(table(11), 5)[1:]:
+        blocks.write_part(block, str(tmp_path), folder, SCHEMA.names)
+    with pytest.raises(RuntimeError, match="the parts hold 6 rows, the plan was given 11"):
+        blocks.merge(draft, folder, "t", SCHEMA, 11)
 
 
 def span(first: tuple[float, float], second: tuple[float, float]) -> dict[str, float]:
@@ -62,8 +73,14 @@ def test_a_summary_is_one_row_with_the_blocks_times() -> None:
 
 @pytest.mark.ray
 def test_pools_that_do_not_fit_are_refused(ray_cluster: None) -> None:
-    blocks.check_room({"profiles": Compute(num_cpus=1), "embeddings.user": Compute(num_cpus=0.5)})
+    blocks.check_room({"profiles": Compute(num_cpus=1), "embeddings.user": Compute(num_cpus=0.5)}, OWN)
     with pytest.raises(ValueError, match=r"\[profiles.compute\], \[embeddings.user.compute\] reserve 2.1 CPUs .* the cluster has 2"):
-        blocks.check_room({"profiles": Compute(num_cpus=1), "embeddings.user": Compute(num_cpus=1)})
+        blocks.check_room({"profiles": Compute(num_cpus=1), "embeddings.user": Compute(num_cpus=1)}, OWN)
     with pytest.raises(ValueError, match="Lower num_actors or num_gpus"):
-        blocks.check_room({"profiles": Compute(num_gpus=1)})
+        blocks.check_room({"profiles": Compute(num_gpus=1)}, OWN)
+
+
+@pytest.mark.ray
+def test_a_cluster_that_may_grow_is_waited_for(ray_cluster: None, caplog: pytest.LogCaptureFixture) -> None:
+    blocks.check_room({"profiles": Compute(num_gpus=1)}, ClusterSettings(address="auto"))
+    assert "Waiting for it to grow" in caplog.text

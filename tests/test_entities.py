@@ -2,6 +2,8 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
 
 from longtail.entities import UNKNOWN_TIME, Vocabulary
 from tests import small_world
@@ -44,6 +46,14 @@ def test_a_path_deeper_than_the_levels_keeps_its_true_leaf_in_tables_and_in_requ
     assert entities.category_codes(deep[:3]).tolist() == entities.category_codes_NC[2].tolist()
 
 
+def test_numbers_that_are_none_and_empty_levels_spoil_nothing() -> None:
+    users = pa.table({"user_id": list("abcdef"), "city": ["x"] * 6, "age": [float("nan"), float("inf"), 20.0, 30.0, 40.0, None]})
+    items = pa.table({"item_id": ["i", "j"], "title": ["I", "J"], "category": pa.array([["food", None, ""], ["food"]], pa.list_(pa.string()))})
+    entities = small_world.Entities.build(users, items, small_world.INFO, 3)
+    assert entities.attribute_codes_MA[:, 1].tolist() == [0, 0, 0, 1, 2, 3, 0]
+    assert entities.category_codes_NC[1].tolist() == entities.category_codes_NC[2].tolist()
+
+
 def test_prices_and_first_sight_keep_the_unknown_apart() -> None:
     entities = small_world.entities()
     assert np.isnan(entities.log_price_N[0])
@@ -59,6 +69,25 @@ def test_tables_without_optional_columns_are_all_unknown() -> None:
     assert bare.attribute_codes_MA.shape == (2, 0)
     assert bare.category_codes_NC.shape == (2, 0)
     assert bare.leaf_codes_N.tolist() == [0, 0]
+
+
+def test_a_few_values_are_looked_up_without_hashing_the_vocabulary_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary = Vocabulary(pa.array([f"id {number:04d}" for number in range(2000)]))
+    asked = ["id 1999", None, "nobody", "id 0000", "id 1999"]
+    column = pa.array(asked)
+    assert (
+        vocabulary.encode(asked).tolist()
+        == vocabulary.encode(column).tolist()
+        == vocabulary.encode(pa.chunked_array([column])).tolist()
+        == [2000, 0, 0, 1, 2000]
+    )
+    assert vocabulary.encode([]).dtype == vocabulary.encode(column).dtype == np.int32
+
+    def hashing(*args: object, **more: object) -> None:
+        raise AssertionError("the whole vocabulary was hashed for a few values")
+
+    monkeypatch.setattr(pc, "index_in", hashing)
+    assert vocabulary.encode(asked).tolist() == [2000, 0, 0, 1, 2000]
 
 
 def test_vocabulary_drops_nulls() -> None:

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 
 from longtail import schema
-from longtail.behaviour import DAY_US
 from longtail.features import CROSS_STATS, ITEM_STATS, USER_STATS, FeatureState, Rows, UserGroups
 from longtail.groups import GroupsSettings
 from longtail.rankers.batch import Batch
 from longtail.run_state import feature_spec
 from longtail.samples import SamplesSettings
+from longtail.times import DAY_US
 from tests import small_world, test_groups
 
 SETTINGS = SamplesSettings(history_length=3, snapshot_days=7)
@@ -82,8 +82,23 @@ def test_item_counts_change_only_at_snapshots() -> None:
     assert got["item_events"] == [2, 3]
     assert np.isclose(counts[0]["log_events_7d"], np.log1p(2))
     assert np.isclose(counts[1]["log_events_7d"], np.log1p(1))
-    assert counts[0]["age_known"] == 0
+    assert counts[0]["age_known"] == 0  # seen, but nobody knows since when
     assert np.isnan(got["item_age_days"][0])
+
+
+def test_an_items_age_is_as_of_the_snapshot_and_nothing_before_its_first_sight() -> None:
+    # book is first seen on day 10; the boundaries are days 7, 14 and 21. odd has neither a date nor an event.
+    got = features([("a", "book", 9), ("a", "book", 13.9), ("a", "book", 14), ("a", "book", 22), ("a", "odd", 22), ("a", "not in the shop", 22)])
+    assert np.allclose(got["item_age_days"], [0, 0, 4, 11, 0, 0])
+    known = ITEM_STATS.index("age_known")
+    assert [row[known] for row in got["item_stats"]] == [1] * 6
+
+
+def test_a_first_sale_tells_nothing_of_the_rows_around_it() -> None:
+    """Positives and negatives of the week of an item's first sight read the same age, whichever came first."""
+    assert small_world.entities().first_seen_N[1] == small_world.us(10)
+    ages = features([("a", "book", 8), ("b", "book", 9.99), ("c", "book", 10), ("d", "book", 13.9)])["item_age_days"]
+    assert len(set(ages)) == 1
 
 
 def test_groups_lend_to_those_who_lack_and_unknown_users_get_everyone() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from longtail import schema
@@ -133,6 +134,26 @@ def test_large_strings_dictionaries_and_other_units_are_fine() -> None:
     events = replaced(events, "user_id", events.column("user_id").cast(pa.large_string()))
     events = replaced(events, "ts", events.column("ts").cast(pa.timestamp("ns", "UTC")))
     assert checked(tables | {"events": events}).findings == []
+
+
+def test_what_is_taken_as_unknown_is_said() -> None:
+    tables = shop()
+    users = tables["users"].append_column("age", pa.array([float("nan"), float("inf"), None] + [30.0] * 57))
+    items = tables["items"].append_column("category", pa.array([["a", None], ["", "b"], None, []] + [["a", "b"]] * 36, pa.list_(pa.string())))
+    report = checked(tables | {"users": users, "items": items}, attributes=(("city",), ("age",)))
+    assert {(finding.level, finding.what, finding.count) for finding in report.findings} == {
+        ("warning", "age is not a finite number", 2),
+        ("warning", "category with a null or empty level", 2),
+    }
+
+
+def test_events_that_are_dropped_fill_no_window() -> None:
+    tables = shop()
+    late = pc.greater(tables["events"].column("ts"), pa.scalar(START + timedelta(days=85), pa.timestamp("us", "UTC")))
+    users = pc.if_else(late, "nobody", tables["events"].column("user_id"))
+    split = SplitSettings(history_end=START + timedelta(days=40), train_end=START + timedelta(days=86))
+    report = checked(tables | {"events": replaced(tables["events"], "user_id", users)}, unknown_ids="drop", split=split)
+    assert [finding.what for finding in report.errors] == ["empty window"]
 
 
 @pytest.mark.parametrize(("fault", "code"), [(None, 0), ("unknown user", 1)])

@@ -1,7 +1,7 @@
-"""The logs stage: the split, labels and negatives by hand and by property, sampling, adapters, and what it refuses."""
+"""The logs stage: the split and negatives by hand and by property, sampling, adapters, and what it refuses."""
 
 import importlib.util
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,90 +21,10 @@ from longtail.negatives import Negatives, popularity_matched
 from longtail.sources import complete_journey, movielens, tables
 from longtail.sources.raw import Pools, RawLogs
 from longtail.strata import stratified
-from longtail.windows import SplitSettings, Windows, to_us
+from longtail.times import to_us
+from longtail.windows import SplitSettings, Windows
 from tests.tables_world import at, events_table, shop, write
-
-SPLIT = {"history_end": at(10), "train_end": at(30), "validation_frac": 0.25}
-
-
-def by_hand() -> RawLogs:
-    """Logs whose labels can be told by looking: history before hour 10, train to 25, validation to 30, test after."""
-    rows = [
-        {"user": "a", "item": "x", "hour": 0, "kind": "impression", "request": "r0"},
-        {"user": "a", "item": "x", "hour": 1, "kind": "click", "request": "r0"},
-        # clicked after 1 h, bought after 3 more: both outcomes
-        {"user": "a", "item": "x", "hour": 11, "kind": "impression", "request": "r1"},
-        {"user": "a", "item": "x", "hour": 12, "kind": "click", "request": "r1"},
-        {"user": "a", "item": "x", "hour": 15, "kind": "purchase", "request": "r1"},
-        # clicked, but 6 h later: outside of the outcome window of 4 h
-        {"user": "a", "item": "y", "hour": 11, "kind": "impression", "request": "r1"},
-        {"user": "a", "item": "y", "hour": 17, "kind": "click", "request": "r1"},
-        # the click belongs to another request, and to another user
-        {"user": "b", "item": "x", "hour": 12, "kind": "impression", "request": "r2"},
-        {"user": "b", "item": "x", "hour": 13, "kind": "click", "request": "r3"},
-        # clicked an hour before it was shown
-        {"user": "b", "item": "y", "hour": 14, "kind": "impression", "request": "r4"},
-        {"user": "b", "item": "y", "hour": 13, "kind": "click", "request": "r4"},
-        # shown in train, clicked when train was closed (hour 25): not known then
-        {"user": "b", "item": "x", "hour": 24, "kind": "impression", "request": "r5"},
-        {"user": "b", "item": "x", "hour": 26, "kind": "click", "request": "r5"},
-        # validation: clicked; bought after the conversion window of 5 h
-        {"user": "b", "item": "y", "hour": 25, "kind": "impression", "request": "r6"},
-        {"user": "b", "item": "y", "hour": 25.5, "kind": "click", "request": "r6"},
-        {"user": "b", "item": "y", "hour": 31, "kind": "purchase", "request": "r6"},
-        {"user": "a", "item": "y", "hour": 29, "kind": "impression", "request": "r7"},
-        # test
-        {"user": "a", "item": "x", "hour": 30, "kind": "impression", "request": "r8"},
-        {"user": "a", "item": "x", "hour": 30, "kind": "click", "request": "r8"},
-        {"user": "a", "item": "y", "hour": 40, "kind": "impression", "request": "r9"},
-    ]
-    return RawLogs(
-        users=pa.table({"user_id": ["a", "b"]}),
-        items=pa.table({"item_id": ["x", "y"], "title": ["one", "two"]}),
-        events=events_table(rows),
-        labels=tables.own_labels({"impression", "click", "purchase"}),
-        negatives=Negatives(),
-        rows_in=len(rows),
-    )
-
-
-def rows_of(logs: Logs) -> dict[tuple[str, str, str], tuple[str, int, int | None]]:
-    """(user, item, request) -> (split, outcome, conversion)."""
-    table = logs.tables["examples"].to_pylist()
-    return {(row["user_id"], row["item_id"], row["request_id"]): (row["split"], row["outcome"], row["conversion"]) for row in table}
-
-
-def test_labels_and_split_by_hand() -> None:
-    settings = LogsSettings.model_validate({"source": "synthetic", "split": SPLIT, "labels": {"outcome_window_h": 4, "conversion_window_h": 5}})
-    logs = logs_from(by_hand(), settings, seed=1)
-    assert rows_of(logs) == {
-        ("a", "x", "r1"): ("train", 1, 1),
-        ("a", "y", "r1"): ("train", 0, 0),
-        ("b", "x", "r2"): ("train", 0, 0),
-        ("b", "y", "r4"): ("train", 0, 0),
-        ("b", "x", "r5"): ("train", 0, 0),
-        ("b", "y", "r6"): ("validation", 1, 0),
-        ("a", "y", "r7"): ("validation", 0, 0),
-        ("a", "x", "r8"): ("test", 1, 0),
-        ("a", "y", "r9"): ("test", 0, 0),
-    }
-    assert logs.info.behaviour_kinds == ("click", "purchase")
-    assert logs.info.has_conversion
-    assert logs.info.exposure.startswith("logged impressions")
-    assert set(logs.tables["examples"].column("origin").to_pylist()) == {"logged"}
-
-
-def test_config_overrides_single_labels() -> None:
-    settings = LogsSettings.model_validate({"source": "synthetic", "split": SPLIT, "labels": {"conversion": "none", "outcome_window_h": 7}})
-    logs = logs_from(by_hand(), settings, seed=1)
-    assert not logs.info.has_conversion
-    assert rows_of(logs)["a", "y", "r1"] == ("train", 1, None)  # six hours are within the window now
-
-
-def test_labels_out_of_order_are_refused() -> None:
-    settings = LogsSettings.model_validate({"source": "synthetic", "split": SPLIT, "labels": {"exposure": "cart"}})
-    with pytest.raises(ValueError, match="must follow each other in the order"):
-        logs_from(by_hand(), settings, seed=1)
+from tests.test_labels import SPLIT, by_hand, rows_of
 
 
 def test_windows_by_shares() -> None:
@@ -293,15 +213,16 @@ def test_one_seed_gives_one_result_and_another_seed_another(tmp_path: Path) -> N
     assert not first.equals(other)
 
 
-def test_first_seen_is_a_day_and_left_censored() -> None:
+@pytest.mark.parametrize("given_time", [at(-24 * 400), at(1)])  # long before the logs, and in their first days
+def test_a_first_event_is_left_censored_and_a_given_first_sight_is_not(given_time: datetime) -> None:
     raw = by_hand()
-    items = raw.items.append_column("first_seen", pa.array([at(-24 * 400), None], schema.TIMESTAMP))
+    items = raw.items.append_column("first_seen", pa.array([given_time, None], schema.TIMESTAMP))
     raw = RawLogs(**{**raw.__dict__, "items": items})
     settings = {"source": "synthetic", "split": SPLIT}
     censored = logs_from(raw, LogsSettings.model_validate(settings), seed=1).tables["items"].column("first_seen").to_pylist()
-    assert censored == [at(-24 * 400), None]  # y was first shown in the logs' first days
+    assert censored == [given_time, None]  # y was first shown in the logs' first days
     trusted = logs_from(raw, LogsSettings.model_validate(settings | {"censored_days": 0}), seed=1).tables["items"].column("first_seen").to_pylist()
-    assert trusted == [at(-24 * 400), at(0)]
+    assert trusted == [given_time, pc.min(raw.events.filter(pc.equal(raw.events.column("item_id"), "y")).column("ts")).as_py()]
 
 
 def test_history_price_sees_the_history_window_only() -> None:
@@ -397,6 +318,33 @@ def test_missing_tables_are_named(tmp_path: Path) -> None:
     paths = write(shop(), tmp_path) | {"items": str(tmp_path / "nowhere.parquet")}
     with pytest.raises(ValueError, match=r"logs.tables.items = .*nowhere.parquet.*nothing is there"):
         fingerprint(LogsSettings.model_validate({"source": "tables", "tables": paths}))
+
+
+def test_encodings_that_save_room_are_read_like_plain_columns(tmp_path: Path) -> None:
+    world = shop()
+    plain = build_logs(shop_settings(tmp_path), seed=5)
+    times = world["events"].column("ts").cast(pa.timestamp("ns", "UTC"))
+    stored = {
+        "users": world["users"].set_column(0, "user_id", world["users"].column("user_id").cast(pa.string_view())),
+        "items": world["items"].set_column(0, "item_id", world["items"].column("item_id").dictionary_encode()),
+        "events": world["events"]
+        .set_column(1, "user_id", world["events"].column("user_id").dictionary_encode())
+        .set_column(2, "ts", pc.add(times, pa.scalar(7, pa.duration("ns")))),
+    }
+    folder = tmp_path / "stored"
+    folder.mkdir()
+    encoded = build_logs(shop_settings(tmp_path, tables=write(stored, folder)), seed=5)
+    assert all(encoded.tables[name].equals(plain.tables[name]) for name in ("users", "items", "events", "examples"))
+
+
+def test_parts_of_a_folder_that_differ_are_named(tmp_path: Path) -> None:
+    world, folder = shop(), tmp_path / "items"
+    folder.mkdir()
+    pq.write_table(world["items"], folder / "a.parquet")
+    pq.write_table(world["items"].append_column("brand", pa.repeat("x", 40)), folder / "b.parquet")
+    paths = write(world, tmp_path) | {"items": str(folder)}
+    with pytest.raises(ValueError, match=r"logs\.tables\.items = .*b\.parquet from .*a\.parquet by \[.*brand"):
+        tables.read(tables.TablesSettings.model_validate(paths))
 
 
 def test_tables_section_and_source_go_together() -> None:

@@ -1,6 +1,8 @@
 """Newcomers: what a request says becomes the same text, vector and codes as it would in the pipeline."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -65,19 +67,43 @@ def test_vectors_and_codes_are_those_of_the_runs_encoders(encoder: NewcomerEncod
     assert got.user_codes == tuple(encode(TextEncoder(EMBEDDINGS.user).encode([profile]), encoder.user_codebook_SKD)[0])
 
 
+def counting(make: Callable[[EncoderSettings], TextEncoder], loaded: list[EncoderSettings]) -> Callable[[EncoderSettings], TextEncoder]:
+    def made(settings: EncoderSettings) -> TextEncoder:
+        loaded.append(settings)
+        return make(settings)
+
+    return made
+
+
 def test_a_text_model_is_loaded_only_when_a_text_needs_it(encoder: NewcomerEncoder) -> None:
     loaded: list[EncoderSettings] = []
-
-    def counting(make: Callable[[EncoderSettings], TextEncoder]) -> Callable[[EncoderSettings], TextEncoder]:
-        def made(settings: EncoderSettings) -> TextEncoder:
-            loaded.append(settings)
-            return make(settings)
-
-        return made
-
-    lazy = replace(encoder, make_encoder=counting(TextEncoder), _encoders={})
+    lazy = replace(encoder, make_encoder=counting(TextEncoder, loaded), _encoders={})
     assert lazy.encode(Unknowns(StatedUser({}), ())).user_codes is None
     assert not loaded
     for _ in range(2):
         lazy.encode(Unknowns(None, (StatedItem("t", "Tea"),)))
     assert loaded == [EMBEDDINGS.item]
+
+
+def test_first_texts_that_come_at_once_load_one_model(encoder: NewcomerEncoder) -> None:
+    loaded: list[EncoderSettings] = []
+    ready = TextEncoder(EMBEDDINGS.item)
+
+    def slow(settings: EncoderSettings) -> TextEncoder:
+        time.sleep(0.2)
+        return ready
+
+    lazy = replace(encoder, make_encoder=counting(slow, loaded), _encoders={})
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lazy.encode, [Unknowns(None, (StatedItem("t", "Tea"),))] * 4))
+    assert loaded == [EMBEDDINGS.item]
+    assert all(np.array_equal(one.item_z_ND, together[0].item_z_ND) for one in together)
+
+
+def test_after_warming_no_text_waits_for_a_model(encoder: NewcomerEncoder) -> None:
+    loaded: list[EncoderSettings] = []
+    warm = replace(encoder, make_encoder=counting(TextEncoder, loaded), _encoders={})
+    warm.warm()
+    assert set(loaded) == {EMBEDDINGS.user, EMBEDDINGS.item}
+    warm.encode(Unknowns(StatedUser({"city": "Ulm"}), (StatedItem("t", "Tea"),)))
+    assert len(loaded) == 2

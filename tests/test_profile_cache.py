@@ -43,7 +43,7 @@ def block(first: int, size: int, part: int = 0) -> pa.Table:
             "user_id": f"u{number}",
             "as_of": day(1),
             "attributes": ["age: unknown"],
-            "lines": [{"window": 2, "l1": "grocery", "leaf": "tea", "count": number, "price_power": "low"}],
+            "lines": [{"window": 2, "l1": "grocery", "leaf": "tea", "count": number, "price_power": "low", "recent": True}],
             "searches": [],
         }
         for number in range(first, first + size)

@@ -10,7 +10,7 @@ import pytest
 
 from longtail import schema
 from longtail.logs import LogsInfo
-from longtail.profile_facts import facts_table, plain, price_level, price_percentile, render
+from longtail.profile_facts import facts_table, plain, price_level, price_percentile, recent_goods, render
 from longtail.profiles import ProfilesSettings, snapshot_times
 from longtail.token_count import count_words, token_counter
 from tests.small_world import INFO, day
@@ -111,6 +111,18 @@ def test_facts_by_hand() -> None:
     assert lines(found["c"]) == []
 
 
+def test_recent_is_what_the_longest_window_hardly_knows_whether_its_line_is_shown_or_not() -> None:
+    own = [("a", day, "purchase", "milk", None, 1.0) for day in (1, 2, 3, 99)] + [("a", day, "purchase", "cream", None, 1.0) for day in (60, 98)]
+    row = facts(events([*own, *[("a", 50.0 + number / 9, "purchase", "soap", None, 1.0) for number in range(9)]]))["a"]
+    assert {line["leaf"] for line in recent_goods(row)} == {"cream"}
+    # soap leads the long window: with room for one line there milk's own is cut, and milk stays a staple
+    cut = facts(events([*own, *[("a", 50.0 + number / 9, "purchase", "soap", None, 1.0) for number in range(9)]]), SETTINGS.model_copy(update={"max_l1": 1}))[
+        "a"
+    ]
+    assert all(line["leaf"] != "fluid milk" for line in cut["lines"] if line["window"] == 2)
+    assert {line["leaf"] for line in recent_goods(cut)} == {"cream"}
+
+
 def test_rows_left_out_are_counted() -> None:
     _, dropped = facts_table(USERS, ITEMS, LOG, INFO, SETTINGS, AS_OF)
     assert dropped == {"not_seen_before_as_of": 1}
@@ -163,7 +175,7 @@ def test_prompt_by_hand() -> None:
 
 def busy_row(num_lines: int) -> dict[str, Any]:
     own = [
-        {"window": window, "l1": "grocery", "leaf": f"goods {place}", "count": num_lines - place, "price_power": "low"}
+        {"window": window, "l1": "grocery", "leaf": f"goods {place}", "count": num_lines - place, "price_power": "low", "recent": True}
         for window in range(3)
         for place in range(num_lines)
     ]
@@ -201,11 +213,9 @@ def test_names_are_one_harmless_line() -> None:
     assert len(plain("x" * 500)) == 60
 
 
-def test_snapshots_are_resolved_once_and_refused_clearly() -> None:
+def test_snapshots_are_resolved_once() -> None:
     settings = ProfilesSettings(snapshots=("train_end", "history_end", "2026-01-21"))
     assert snapshot_times(settings, INFO) == (INFO.history_end, INFO.train_end)
-    with pytest.raises(ValueError, match=r"profiles\.snapshots has 'soon'"):
-        snapshot_times(ProfilesSettings(snapshots=("soon",)), INFO)
 
 
 def test_facts_of_many_events_take_seconds() -> None:

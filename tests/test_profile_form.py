@@ -16,7 +16,7 @@ GROUNDED = ProfilesSettings(answer_form="grounded")
 
 
 def line(window: int, leaf: str, count: int, price_power: str = "low") -> dict[str, Any]:
-    return {"window": window, "l1": "grocery", "leaf": leaf, "count": count, "price_power": price_power}
+    return {"window": window, "l1": "grocery", "leaf": leaf, "count": count, "price_power": price_power, "recent": True}
 
 
 ROW = {

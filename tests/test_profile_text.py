@@ -73,14 +73,26 @@ def test_half_a_word_at_the_bound_is_left_out() -> None:
     assert parsed.interests.startswith("fluid milk")
 
 
-def line(window: int, leaf: str, count: int, price_power: str = "low") -> dict[str, object]:
-    return {"window": window, "l1": "grocery", "leaf": leaf, "count": count, "price_power": price_power}
+def test_a_price_level_is_no_part_of_another() -> None:
+    assert reason(answer(), FACTS) == "llm"
+    assert reason(answer(), FACTS.replace("- low)", "- lowest)")) == "foreign_price"
+
+
+def line(window: int, leaf: str, count: int, price_power: str = "low", recent: bool = True) -> dict[str, object]:
+    return {"window": window, "l1": "grocery", "leaf": leaf, "count": count, "price_power": price_power, "recent": recent}
 
 
 def test_fallback_by_hand() -> None:
     row = {
         "attributes": ["age: 35-44", "city: unknown"],
-        "lines": [line(0, "tea", 2), line(0, "milk", 1), line(2, "milk", 9), line(2, "soap", 5, "highest"), line(2, "tea", 3, "unknown"), line(2, "rice", 1)],
+        "lines": [
+            line(0, "tea", 2),
+            line(0, "milk", 1, recent=False),
+            line(2, "milk", 9),
+            line(2, "soap", 5, "highest"),
+            line(2, "tea", 3, "unknown"),
+            line(2, "rice", 1),
+        ],
         "searches": [],
     }
     assert fallback(row) == Fields(

@@ -1,5 +1,6 @@
 """Ranking: a request's features and scores are those of the training samples; the unknown is ranked by what is said of it."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from datetime import datetime
@@ -11,9 +12,10 @@ import torch
 
 from longtail import schema
 from longtail.codes import encode
+from longtail.entities import Entities, Vocabulary
 from longtail.features import CROSS_STATS, ITEM_STATS, sample_rows
 from longtail.rankers.batch import Batch
-from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, StatedUser
+from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, StatedUser, stated_facts
 from longtail.scoring import predict
 from tests import small_run, small_world
 
@@ -135,7 +137,8 @@ def test_features_of_an_unknown_item_come_from_the_category_brand_and_price_stat
     stats = {name: batch.item_stats_BI[:, place].tolist() for place, name in enumerate(ITEM_STATS)}
     for name in ("log_leaf_events_28d", "log_price", "price_known", "log_age_days", "age_known"):
         assert stats[name][1] == stats[name][0] > 0, name
-        assert stats[name][2] == 0, name
+    # Of the other item nothing is known; that nobody has met it is.
+    assert {name: stats[name][2] for name in ITEM_STATS} == dict.fromkeys(ITEM_STATS, 0) | {"age_known": 1}
     assert stats["log_events"][1] == 0
 
 
@@ -157,6 +160,31 @@ def test_a_described_item_follows_its_vector_and_its_codes_and_leaves_no_trace(r
     assert by_id(ranker.rank(question(items=("tea", "?")))) == before
     # the base knows nothing of semantics
     assert len({by_id(ranker.rank(replace(described, ranker="base"), encoded(vectors[[row]])))["new"] for row in (0, 1)}) == 1
+
+
+def test_a_request_is_looked_up_once_and_only_unknown_items_are_read(ranker: RequestRanker, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = question(items=(StatedItem("tea", "Tea", ("food", "drinks"), "x", 2.0), "soap", StatedItem("new", "New", ("home",), "y", 3.0)))
+    alone = ranker.rank(asked, encoded(small_run.item_vectors()[[0]]))
+    looked_up, read = [], []
+    encode_values, category_codes = Vocabulary.encode, Entities.category_codes
+
+    def counting(self: Vocabulary, values: Sequence[str | None]) -> np.ndarray:
+        if self is ranker.state.entities.items:
+            looked_up.append(values)
+        return encode_values(self, values)
+
+    def reading(self: Entities, category: Sequence[str]) -> np.ndarray:
+        read.append(tuple(category))
+        return category_codes(self, category)
+
+    monkeypatch.setattr(Vocabulary, "encode", counting)
+    monkeypatch.setattr(Entities, "category_codes", reading)
+    found = ranker.find(asked)
+    assert [item.item_id for item in ranker.unknowns(asked, found).items] == ["new"]
+    assert ranker.rank(asked, encoded(small_run.item_vectors()[[0]]), found) == alone
+    assert len(looked_up) == 1
+    assert set(read) == {("home",)}
+    assert stated_facts(asked.items[:2], found.item_row_B[:2], ranker.state.entities) is None
 
 
 def test_requests_at_the_same_time_do_not_mix(ranker: RequestRanker) -> None:

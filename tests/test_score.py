@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from actors.score import Scorer
@@ -112,6 +113,30 @@ def test_one_outcome_and_no_attributes(tmp_path: Path) -> None:
     scorer = Scorer(found, found["samples"], 64)
     assert scorer.score("choirrec", found["samples"].path("samples.parquet/part-00000.parquet"), str(tmp_path / "part.parquet"), "test") == (150, 150)
     assert pq.read_table(tmp_path / "part.parquet")["head"].unique().to_pylist() == ["outcome"]
+
+
+def test_the_device_is_what_ray_gave_and_not_what_is_there(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = artifacts(tmp_path, world, ("base",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    for given, device in (([], "cpu"), (["0"], "cuda")):
+        monkeypatch.setattr(ray, "get_gpu_ids", lambda given=given: given)
+        assert Scorer(found, found["samples"], 64).device == device
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_without_a_gpu_scores_on_the_cpu(world: World, tmp_path: Path) -> None:
+    found = artifacts(tmp_path, world, ("base",))
+
+    class Asked(Scorer):
+        def device_of_a_machine_with_a_gpu(self) -> str:
+            torch.cuda.is_available = lambda: True  # in this actor's process
+            self.__init__(self.checkpoints, self.samples, self.batch_size)  # type: ignore[misc]
+            return self.device
+
+    actor = ray.remote(num_cpus=0.5)(Asked).remote(found, found["samples"], 64)
+    assert ray.get(actor.device_of_a_machine_with_a_gpu.remote()) == "cpu"
 
 
 def test_labels_by_hand() -> None:

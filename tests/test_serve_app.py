@@ -1,6 +1,8 @@
 """The Serve application over HTTP: a small finished run, deployed on Ray Serve with its real checkpoints, text encoder and codebooks."""
 
+import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,14 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 import requests
 import yaml
 
 from longtail.artifacts import Store
-from longtail.ranking import Question, StatedItem
+from longtail.checkpoint import save_vocabulary
+from longtail.embeddings import TextEncoder
+from longtail.ranking import Question, StatedItem, StatedUser, Unknowns
 from pipelines.cluster import ROOT
 from serve_apps.client import RankClient
+from serve_apps.deployments import Encoder
 from serve_apps.ranking import app_builder, application, deployed, free_port, served_run
 from tests import small_run
 
@@ -69,7 +75,8 @@ def test_a_described_user_and_a_described_item_go_through_the_runs_own_encoders(
 def test_the_page_the_health_and_the_problems_reach_through_serve(client: RankClient) -> None:
     assert client.health()["rankers"] == ["base", "choirrec", "saviorrec"]
     assert {model["name"] for model in client.models()["models"]} == {"base", "choirrec", "saviorrec"}
-    assert requests.get(f"{client.url}/docs", timeout=30).status_code == 200
+    for path in ("docs", "static-offline-docs/swagger-ui-bundle.js"):
+        assert requests.get(f"{client.url}/{path}", timeout=30).status_code == 200, path
     refused = requests.post(f"{client.url}/v1/rank", json={"user_id": "a", "item_ids": ["tea"], "ranker": "oracle"}, timeout=30)
     assert refused.status_code == 404
     assert refused.headers["content-type"] == "application/problem+json"
@@ -99,6 +106,48 @@ def test_the_serve_file_names_the_builder_and_the_builder_is_strict(config: Any,
 def test_a_run_that_is_not_finished_is_refused_with_the_command(config: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"serving reads 'logs', which is not finished .* python -m pipelines\.full"):
         served_run(config, Store.open(str(tmp_path)))
+
+
+def test_no_request_waits_for_the_text_models(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder(served_run(config, Store.open(config.run.uri)))
+
+    def loading(self: TextEncoder, settings: object) -> None:
+        raise AssertionError("a request loads a text model")
+
+    monkeypatch.setattr(TextEncoder, "__init__", loading)
+    encoded = asyncio.run(encoder.encode(Unknowns(StatedUser({"city": "Ulm"}), (StatedItem("oat", "Oat drink"),))))
+    assert encoded.user_codes is not None
+    assert len(encoded.item_z_ND) == 1
+
+
+def test_a_checkpoint_of_other_ids_is_refused(config: Any, tmp_path: Path) -> None:
+    run = served_run(config, Store.open(config.run.uri))
+    checkpoint = run.local(run.rankers["base"], "checkpoint")
+    for users, items, said in [
+        (
+            ["a", "b", "c", "d"],
+            ["book", "milk", "odd", "tea", "soap"],
+            r"'base' was trained with 5 items .* have 5: row 4 is 'tea' in .*vocabulary\.json and 'soap' in",
+        ),
+        (["a", "b", "c"], ["book", "milk", "odd", "soap", "tea"], r"'base' was trained with 3 users .* 4: row 4 is missing in .* and 'd' in .*train it again"),
+    ]:
+        copy = tmp_path / str(len(users))
+        shutil.copytree(checkpoint, copy / "checkpoint")
+        save_vocabulary(copy / "checkpoint", users, items)
+        other = replace(run.rankers["base"], root=str(copy))
+        with pytest.raises(ValueError, match=said):
+            replace(run, rankers={**run.rankers, "base": other}).request_ranker()
+
+
+def test_copies_of_a_remote_run_lie_in_the_cache(config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LONGTAIL_CACHE", str(tmp_path / "cache"))
+    run = served_run(config, Store.open(config.run.uri))
+    artifact = run.rankers["base"]
+    root = Path(artifact.root).parent
+    remote = replace(artifact, fs=pafs.SubTreeFileSystem(str(root), pafs.LocalFileSystem()), root=Path(artifact.root).name)
+    copied = run.local(remote, "checkpoint")
+    assert (tmp_path / "cache") in copied.parents
+    assert sorted(path.name for path in copied.iterdir()) == ["ranker.json", "vocabulary.json", "weights.safetensors"]
 
 
 def test_the_default_ranker_is_one_that_the_run_has(config: Any) -> None:

@@ -79,7 +79,7 @@ def test_off_means_off(tmp_path: Path) -> None:
     with tracked.open() as track:
         track.log({"auc": 0.5}, step=1)
         track.summarise({"auc": 0.5})
-    assert train_callbacks(tracked, 2) == []
+    assert train_callbacks(tracked) == []
     assert tune_callbacks(config, store, "g") == []
     assert not list(tmp_path.iterdir())
 
@@ -110,10 +110,15 @@ def test_a_recorded_summary_is_complete_on_disk(tmp_path: Path, monkeypatch: pyt
     assert "outcome/all/gauc" not in run["summary"]
 
 
+def not_local(folder: Path) -> Store:
+    """A store whose runs are recorded in a temporary folder and copied when they end, to `folder`/bucket/prefix."""
+    (folder / "bucket").mkdir()
+    return Store("memory://run", pafs.SubTreeFileSystem(str(folder / "bucket"), pafs.LocalFileSystem()), "prefix")
+
+
 def test_a_failed_block_is_a_failed_run_on_a_store_that_is_not_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    (tmp_path / "bucket").mkdir()
-    store = Store("memory://run", pafs.SubTreeFileSystem(str(tmp_path / "bucket"), pafs.LocalFileSystem()), "prefix")
+    store = not_local(tmp_path)
     tracked = describe(config_at(tmp_path / "elsewhere"), store, name="base", job_type="train", key="k1", inputs={})
 
     def fail() -> None:
@@ -141,7 +146,7 @@ def test_a_training_run_leaves_one_curve_whatever_the_number_of_workers(tmp_path
     monkeypatch.setenv("WANDB_MODE", "offline")
     config, store = config_at(tmp_path / "run"), Store.open(str(tmp_path / "run"))
     tracked = describe(config, store, name="base", job_type="train", key="k1", inputs={})
-    callbacks = train_callbacks(tracked, 2)
+    callbacks = train_callbacks(tracked)
     assert [type(callback) for callback in callbacks] == [TrackReports]
     TorchTrainer(
         two_epochs,
@@ -152,3 +157,55 @@ def test_a_training_run_leaves_one_curve_whatever_the_number_of_workers(tmp_path
     (run,) = read(tmp_path / "run")
     assert [(row["_step"], row["epoch"], row["auc"]) for row in run["history"]] == [(1, 1, 0.6), (2, 2, 0.7)]
     assert run["exit_code"] == 0
+
+
+def dies(loop_config: dict[str, Any]) -> None:
+    """Reports an epoch and fails in the next, as often as it is told."""
+    mark = Path(loop_config["folder"]) / "died"
+    ray.train.report({"epoch": 1, "auc": 0.6})
+    if loop_config["always"] or not mark.exists():
+        mark.touch()
+        raise RuntimeError("boom")
+    ray.train.report({"epoch": 2, "auc": 0.7})
+
+
+def dies_at_once(loop_config: dict[str, Any]) -> None:
+    raise RuntimeError("boom")
+
+
+def gives_up(loop_config: dict[str, Any]) -> str:
+    ray.train.report({"epoch": 1, "auc": 0.6})
+    return "the loss is not finite"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("loop", "always", "curve", "exit_code"),
+    [(dies, True, [0.6], 1), (dies_at_once, True, [], 1), (gives_up, True, [0.6], 1), (dies, False, [0.6, 0.6, 0.7], 0)],
+    ids=["fails", "fails before its first report", "gives up", "comes back"],
+)
+def test_a_training_run_is_closed_and_copied_however_it_ends(
+    loop: Any, always: bool, curve: list[float], exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracked = describe(config_at(tmp_path / "elsewhere"), not_local(tmp_path), name="base", job_type="train", key="k1", inputs={})
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"folder": str(tmp_path), "always": always},
+        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
+        run_config=ray.train.RunConfig(
+            name="base",
+            storage_path=str(tmp_path / "train"),
+            failure_config=ray.train.FailureConfig(max_failures=0 if always else 1),
+            callbacks=train_callbacks(tracked),
+        ),
+    )
+    if loop in (dies, dies_at_once) and always:
+        with pytest.raises(ray.train.TrainingFailedError, match="boom"):
+            trainer.fit()
+    else:
+        trainer.fit()
+    (run,) = read(tmp_path / "bucket" / "prefix")
+    assert run["exit_code"] == exit_code
+    assert [row["auc"] for row in run["history"]] == curve

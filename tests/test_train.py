@@ -19,9 +19,12 @@ from longtail.checkpoint import load_ranker, load_vocabulary
 from longtail.config import Config, parse
 from longtail.rankers.ranker import predict_rows
 from longtail.sample_files import GlobalBatch, SampleFiles
+from longtail.tracking import TrackingSettings
+from longtail.training_loop import NonFiniteLossError
 from pipelines.stage import Context
-from pipelines.train import RANKER_STAGES, TrainJob, fit
+from pipelines.train import RANKER_STAGES, ContradictionError, TrainJob, fit
 from tests.ranker_data import DIM, World, fixed, spec_of
+from tests.test_tracking import read
 
 pytestmark = pytest.mark.ray
 
@@ -144,11 +147,22 @@ def test_a_worker_group_that_dies_resumes_from_its_checkpoint(ray_cluster: None,
     assert fitted.metrics == expected.metrics
 
 
-def test_a_loss_that_is_not_finite_ends_the_stage_with_its_reason(ray_cluster: None, inputs: dict[str, Artifact], tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_stage_with_its_reason_and_its_run_as_failed(
+    ray_cluster: None, inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
     store = Store.open(str(tmp_path / "storage"))
-    config = config_of(tmp_path, learning_rate=1e30, optimizer="adam", num_actors=2)
-    with pytest.raises(ValueError, match="the update was not made"):
-        fit(TrainJob.of(config, inputs, "base", 3), (store.fs, store.root))
+    config = config_of(tmp_path, learning_rate=1e30, optimizer="adam", num_actors=2).model_copy(update={"tracking": TrackingSettings()})
+    with pytest.raises(NonFiniteLossError, match="the update was not made"):
+        RANKER_STAGES["base"].build(Context(config, store, inputs), store.create("base", "key"))
+    (run,) = read(tmp_path / "storage")
+    assert (run["id"], run["exit_code"]) == ("train-base-key", 1)
+
+
+def test_settings_that_contradict_each_other_are_told_from_other_errors(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    config = parse({"rankers": {"saviorrec": {"semantic_vector": False, "alignment": False}}}, "test")
+    with pytest.raises(ContradictionError, match=r"rankers\.saviorrec: semantic_vector = false and alignment = false"):
+        TrainJob.of(config, inputs, "saviorrec", 3).ranker()
 
 
 def test_heads_that_the_source_lacks_are_refused_before_ray_starts_a_worker(inputs: dict[str, Artifact], tmp_path: Path) -> None:

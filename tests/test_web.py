@@ -1,6 +1,7 @@
 """The web side without Ray: routes, problem details, examples that can be sent as they stand."""
 
 import asyncio
+import re
 from datetime import timedelta
 
 import numpy as np
@@ -119,6 +120,19 @@ def test_models_and_health_say_what_is_serving(client: TestClient) -> None:
     assert models["attributes"] == {"city": ["Bonn", "Ulm"], "age": None}
     assert (models["num_users"], models["num_items"], models["max_items"]) == (4, 5, 6)
     assert client.get("/healthz").json() == {"status": "ok", "run": "small", "rankers": ["base", "choirrec", "saviorrec"]}
+
+
+@pytest.mark.parametrize("root_path", ["", "/longtail"])
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+def test_the_pages_bring_all_that_they_show(client: TestClient, root_path: str, page: str) -> None:
+    here = TestClient(client.app, root_path=root_path)
+    html = here.get(f"{root_path}{page}").text
+    assert "https://cdn" not in html
+    assets = re.findall(r"""(?:src|href)=["']([^"']+)""", html)
+    assert any(asset.endswith(".js") for asset in assets)
+    for asset in assets:
+        assert asset.startswith(f"{root_path}/static-offline-docs/"), f"{page} takes {asset} from elsewhere"
+        assert here.get(asset).status_code == 200, asset
 
 
 def test_the_openapi_page_is_typed_and_its_examples_work(client: TestClient) -> None:

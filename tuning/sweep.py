@@ -1,7 +1,9 @@
 """Sweep: a Ray Tune search over codebooks and gates, judged on the validation window.
 
-Each trial sets its point's values, ensures the stages before the ranker (trials that need the same artifact share it) and fits the ranker with Ray Train;
-the test window is never looked at. Reads what pipelines.full reads; writes the artifact `sweeps`: results.json, the ranked trials.
+What trials share is built first and once. Then each trial sets its point's values, builds the stages that are its own and fits the ranker with Ray
+Train, as the artifact that pipelines.train would make of these values; the test window is never looked at. A point that our own rules refuse has its
+reason in the table. A trial that fails otherwise ends the sweep when the others are done, and the next attempt finds what they finished.
+Reads what pipelines.full reads; writes the artifact `sweeps`: results.json, the ranked trials.
 
 Run: python -m tuning.sweep --config pipelines/configs/demo.toml [--show]
      ray job submit --working-dir . --runtime-env platform/runtime_env.yaml -- python -m tuning.sweep --config pipelines/configs/demo.toml
@@ -13,9 +15,11 @@ import contextlib
 import json
 import logging
 import os
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
@@ -26,14 +30,14 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from longtail.artifacts import Artifact, Draft, Store
-from longtail.checkpoint import plain
 from longtail.config import Config
+from longtail.hashing import digest
 from pipelines.cluster import ray_session
-from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
 from pipelines.tracking import tune_callbacks
-from pipelines.train import RANKER_STAGES, TrainJob, fit
+from pipelines.train import RANKER_STAGES, build
 from tuning.spaces import Parameter, Point, current, draw, in_words, space_of, with_point
+from tuning.stages import REFUSALS, ensure_shared, line, provenance
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,7 @@ class Trial:
     point: Point
     score: float | None  # the sweep's metric at the kept epoch
     metrics: Mapping[str, Any]  # all of the kept epoch's
-    refused: str | None  # why there is no score
+    refused: str | None  # why there is no score; the same settings meet it every time
     seconds: float
 
 
@@ -62,23 +66,35 @@ class Search:
 
     config: Config
     store: Store
-    scratch: str  # folder on the store for Ray Train's checkpoints
     cwd: str  # the driver's: relative paths of the config start there
 
     def __call__(self, point: dict[str, Any]) -> dict[str, Any]:
         """One trial: stages, then training; returns the kept epoch's metrics, or why the point was refused."""
-        trial_id = tune.get_context().get_trial_id()
         try:
             config = with_point(self.config, point)
-            inputs = outside_of_trial(_inputs, config, self.store, self.cwd)
-            job = TrainJob.of(config, inputs, config.sweep.ranker, config.run.seed)
-            job.ranker()  # refuses contradicting settings before any worker starts
-            report = ReportAndDrain()
-            fitted = fit(job, (self.store.fs, f"{self.scratch}/{trial_id}"), callbacks=[report])
         except ValueError as error:
             return {"refused": str(error)}
-        report.drain()
-        return {"kept": plain(fitted.best)}
+        try:
+            outside_of_trial(_ensure_inputs, config, self.store, self.cwd)
+            return {"kept": self._fit(config)}
+        except REFUSALS as error:
+            return {"refused": str(error)}
+
+    def _fit(self, config: Config) -> dict[str, Any]:
+        """The ranker's artifact, its curve reported to Tune; returns the kept epoch's metrics."""
+        report, name = ReportAndDrain(), config.sweep.ranker
+        stage = replace(RANKER_STAGES[name], build=partial(build, name=name, callbacks=[report]))
+        try:
+            with _started_in(self.cwd):
+                outcome = ensure(stage, config, self.store)
+        finally:
+            report.drain()
+        epochs: list[dict[str, Any]] = outcome.artifact.info["epochs"]
+        if outcome.skipped:
+            for metrics in epochs:
+                tune.report(metrics)
+        best: int = outcome.artifact.info["best_epoch"]
+        return epochs[best - 1]
 
 
 class ReportAndDrain(TuneReportCallback):
@@ -100,24 +116,28 @@ def outside_of_trial(function: Callable[..., T], *args: Any) -> T:
     """Call `function` in a task of its own, whose tasks and actors are not confined to the trial's reservation as the trial's own would be.
 
     Raises:
-        ValueError: the function did.
+        ValueError: one of REFUSALS, as the function raised it; anything else comes with Ray's account of it.
     """
     # Any explicit strategy leaves the trial's placement group.
     task = ray.remote(function).options(num_cpus=0, scheduling_strategy="SPREAD")
     try:
         result: T = ray.get(task.remote(*args))
     except RayTaskError as error:
-        if isinstance(error.cause, ValueError):
+        if isinstance(error.cause, REFUSALS):
             raise error.cause from None
         raise
     return result
 
 
-def _inputs(config: Config, store: Store, cwd: str) -> dict[str, Artifact]:
-    """The artifacts that the ranker is trained on, built where they are missing."""
-    with contextlib.chdir(cwd if os.path.isdir(cwd) else "."):
-        stages = RANKER_STAGES[config.sweep.ranker].inputs
-        return {stage.name: ensure(stage, config, store, build_inputs=True).artifact for stage in stages}
+def _ensure_inputs(config: Config, store: Store, cwd: str) -> None:
+    """Build the artifacts that the ranker is trained on where they are missing."""
+    with _started_in(cwd):
+        for stage in RANKER_STAGES[config.sweep.ranker].inputs:
+            ensure(stage, config, store, build_inputs=True)
+
+
+def _started_in(cwd: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.chdir(cwd if os.path.isdir(cwd) else ".")
 
 
 def search(
@@ -128,7 +148,11 @@ def search(
     storage: tuple[pafs.FileSystem, str],
     callbacks: Sequence[Any] = (),
 ) -> list[Trial]:
-    """Run a trial for each point, `sweep.max_concurrent` at a time; needs a running Ray."""
+    """Run a trial for each point, `sweep.max_concurrent` at a time; needs a running Ray.
+
+    Raises:
+        ValueError: trials failed, or died with a worker or a node; after the others are done.
+    """
     fs, folder = storage
 
     def trial(point: dict[str, Any]) -> dict[str, Any]:  # Tune takes functions only
@@ -146,7 +170,16 @@ def search(
         run_config=tune.RunConfig(name="tune", storage_path=folder, storage_filesystem=fs, callbacks=[finished, *callbacks], verbose=0),
     )
     tuner.fit()
-    return sorted((_trial(points.index(dict(one.config)), one, config) for one in finished.trials), key=lambda one: one.number)
+    done = {points.index(dict(one.config)): one for one in finished.done}
+    why = {points.index(dict(one.config)): _why(one) for one in finished.failed}
+    failures = [f"trial {number} ({in_words(point)}): {why.get(number, 'never ended')}" for number, point in enumerate(points) if number not in done]
+    if failures:
+        raise ValueError(
+            f"{len(failures)} of {len(points)} trials failed, and a sweep is finished when all have a result:\n  " + "\n  ".join(failures) + "\n"
+            "The log above has their tracebacks. Mend the cause, or take the value out of sweep.space, and run the sweep again: stages and trials that are "
+            "finished are found, and only the others are run."
+        )
+    return [_trial(number, done[number], config) for number in range(len(points))]
 
 
 class Finished(tune.Callback):
@@ -154,24 +187,34 @@ class Finished(tune.Callback):
 
     def __init__(self, num_trials: int) -> None:
         self._num_trials = num_trials
-        self.trials: list[Any] = []
+        self.done: list[Any] = []
+        self.failed: list[Any] = []
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._take(trial, "done")
+        self.done.append(trial)
+        self._log(trial, "done")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._take(trial, "failed")
+        self.failed.append(trial)
+        self._log(trial, "failed")
 
-    def _take(self, trial: Any, state: str) -> None:
-        self.trials.append(trial)
-        logger.info("sweep: trial %d/%d %s: %s", len(self.trials), self._num_trials, state, in_words(trial.config))
+    def _log(self, trial: Any, state: str) -> None:
+        logger.info("sweep: trial %d/%d %s: %s", len(self.done) + len(self.failed), self._num_trials, state, in_words(trial.config))
+
+
+def _why(failed: Any) -> str:
+    """What ended a trial, in a line."""
+    error = failed.get_pickled_error() or failed.get_error()
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause  # what was raised, without the accounts of the workers that it passed through
+    name = f"{type(error).__name__}: " if isinstance(error, BaseException) else ""
+    return name + textwrap.shorten(str(error), 400)
 
 
 def _trial(number: int, finished: Any, config: Config) -> Trial:
-    last: Mapping[str, Any] = finished.last_result or {}
+    last: Mapping[str, Any] = finished.last_result
     kept: Mapping[str, Any] = last.get("kept") or {}
-    error = finished.get_error()
-    refused = str(error).strip().splitlines()[-1] if error else last.get("refused")
+    refused = last.get("refused")
     score = None if refused else kept.get(metric_of(config))
     if score is None and refused is None:
         refused = f"{metric_of(config)} has no value on the validation window"
@@ -219,26 +262,45 @@ def _in_order(value: Any) -> tuple[str, Any]:
 
 def _build(context: Context, draft: Draft) -> Result:
     config, store = context.config, context.store
-    space = space_of(config)
-    points = draw(space, current(config, space), config.sweep.num_trials, config.run.seed)
-    scratch = draft.path("scratch/trials").rsplit("/", 1)[0]
-    one = Search(config, store, f"{scratch}/ray_train", os.getcwd())
+    space, points = space_of(config), points_of(config)
+    ensure_shared(RANKER_STAGES[config.sweep.ranker], _accepted(config, points), store)
+    scratch = draft.path("scratch/tune").rsplit("/", 1)[0]
     callbacks = tune_callbacks(config, store, f"{config.tracking.group or config.run.name}-sweep-{draft.key[:6]}")
-    trials = search(one, space, points, config, (draft.fs, scratch), callbacks)
+    trials = search(Search(config, store, os.getcwd()), space, points, config, (draft.fs, scratch), callbacks)
     draft.fs.delete_dir(scratch)
     draft.write_json("results.json", [asdict(trial) for trial in ranked(trials)])
     without = sum(trial.score is None for trial in trials)
-    return Result(len(trials), len(trials) - without, {"refused, failed or without a score": without} if without else {}, {"metric": metric_of(config)})
+    return Result(len(trials), len(trials) - without, {"refused or without a score": without} if without else {}, {"metric": metric_of(config)})
+
+
+def points_of(config: Config) -> list[Point]:
+    """The sweep's points, the config as it stands first."""
+    space = space_of(config)
+    return draw(space, current(config, space), config.sweep.num_trials, config.run.seed)
+
+
+def _accepted(config: Config, points: Sequence[Point]) -> list[Config]:
+    """The configs of the points; those that contradict themselves have none, and their trials say so."""
+    configs = []
+    for point in points:
+        with contextlib.suppress(ValueError):
+            configs.append(with_point(config, point))
+    return configs
 
 
 def _settings(config: Config) -> Mapping[str, Any]:
-    """Everything that a trial's result can depend on."""
+    """The sweep's own, and those of every stage of a trial as the config stands."""
     sweep = config.sweep.model_dump(mode="json", exclude={"max_concurrent"})
-    sections = ("logs", "profiles", "embeddings", "item_encoder", "codes", "groups", "samples", "rankers", "train", "evaluate")
-    return {"sweep": sweep} | {name: getattr(config, name).key_fields() for name in sections}
+    return {"sweep": sweep, "stages": {stage.name: stage.settings(config) for stage in line(RANKER_STAGES[config.sweep.ranker])}}
 
 
-SWEEP = Stage("sweeps", 1, (), _settings, _build, "tuning.sweep", LOGS.fingerprint)
+def _fingerprint(config: Config) -> str:
+    """Everything that the trials' results can depend on: of each trial, its stages' versions and settings and the fingerprints of models and logs."""
+    ranker = RANKER_STAGES[config.sweep.ranker]
+    return digest([provenance(ranker, one)[ranker.name] for one in _accepted(config, points_of(config))])
+
+
+SWEEP = Stage("sweeps", 1, (), _settings, _build, "tuning.sweep", _fingerprint)
 
 
 def trials_of(artifact: Artifact) -> list[Trial]:

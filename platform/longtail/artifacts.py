@@ -3,14 +3,19 @@
     <uri>/<stage>/<key>/manifest.json           the commit point, written last
     <uri>/<stage>/<key>/<attempt>/…             the data it names
 
-An attempt that was interrupted leaves a folder that no manifest names; the next attempt removes it. Two attempts at the same key may run at the
-same time (two trials of a sweep): both write aside, and the first manifest stays.
+An attempt that was interrupted leaves a folder that no manifest names. Who builds the stage next removes those that started more than six hours ago
+(pipelines.stage); once the key is finished, what is left of others stays. Two attempts at the same key may run at the same time (two trials of a sweep): both
+write aside. On a local disk the first manifest stays, and the later attempt takes that artifact for its own. On an object store that holds only as long as
+the first manifest is there before the later attempt looks for it: of two that are written after that the last one stays, beside the data that the first
+attempt may have handed on already.
 """
 
 import hashlib
 import json
 import logging
+import os
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -62,13 +67,26 @@ class Artifact:
             return json.loads(stream.read())
 
     def local_path(self, name: str, into: Path) -> Path:
-        """The file or folder `name` on this machine: itself on a local file system, else a copy below `into`."""
+        """The file or folder `name` on this machine: itself on a local file system, else a copy below `into`, which is there as a whole or not at all.
+
+        Several processes may ask at once: each copies aside, and the first that is done stays.
+        """
         if isinstance(self.fs, pafs.LocalFileSystem):
             return Path(self.path(name))
-        target = into / self.stage / self.key / name
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            pafs.copy_files(self.path(name), str(target), source_filesystem=self.fs, destination_filesystem=pafs.LocalFileSystem())
+        target = into / self.stage / self.key / str(self.manifest["data"]) / name
+        if target.exists():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".copy-", dir=target.parent) as folder:
+            aside = Path(folder) / target.name
+            if self.fs.get_file_info(self.path(name)).type == pafs.FileType.Directory:
+                aside.mkdir()  # copy_files makes the folders in it and not itself
+            pafs.copy_files(self.path(name), str(aside), source_filesystem=self.fs, destination_filesystem=pafs.LocalFileSystem())
+            try:
+                aside.rename(target)
+            except OSError:
+                if not target.exists():  # not another process's finished copy
+                    raise
         return target
 
 
@@ -115,7 +133,7 @@ class Draft:
         dropped: Mapping[str, int],
         info: Mapping[str, Any],
     ) -> Artifact:
-        """Write the manifest; from here on the artifact exists.
+        """Write the manifest; from here on the artifact exists. Where another attempt at the same key was first, its artifact is the answer.
 
         Raises:
             ValueError: rows in are not rows out plus the rows dropped, each with its reason.
@@ -137,13 +155,12 @@ class Draft:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.time() - self.started, 3),
         }
-        existing = self.store.find(self.stage, self.key)
-        if existing is not None:  # another attempt at the same key was faster
-            self.discard()
-            return existing
-        self.store.write_manifest(self.stage, self.key, manifest)
+        if self.store.find(self.stage, self.key) is None:
+            self.store.write_manifest(self.stage, self.key, manifest)
         found = self.store.find(self.stage, self.key)
         assert found is not None
+        if found.manifest["data"] != self.attempt:
+            self.discard()
         return found
 
     def discard(self) -> None:
@@ -171,7 +188,7 @@ class Store:
             return Store(str(root), pafs.LocalFileSystem(), root.as_posix())
         try:
             fs, root_path = pafs.FileSystem.from_uri(uri)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             raise ValueError(f"run.uri = {uri!r} names no file system that pyarrow knows: {error}. Use a local path, s3://, gs:// or hdfs://.") from error
         return Store(uri, fs, root_path.rstrip("/"))
 
@@ -202,23 +219,39 @@ class Store:
         return removed
 
     def write_manifest(self, stage: str, key: str, manifest: Mapping[str, Any]) -> None:
-        """Publish a manifest in one step: renamed into place on a local disk, one PUT elsewhere."""
+        """Publish a manifest in one step: linked into place on a local disk, unless there is one; elsewhere one PUT, which replaces what is there."""
         path = f"{self.root}/{stage}/{key}/manifest.json"
         text = json.dumps(manifest, indent=1, sort_keys=True, default=str).encode()
-        if isinstance(self.fs, pafs.LocalFileSystem):
-            aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
-            aside.write_bytes(text)
-            aside.replace(path)
-        else:
+        if not isinstance(self.fs, pafs.LocalFileSystem):
             with self.fs.open_output_stream(path) as stream:
                 stream.write(text)
+            return
+        aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
+        aside.write_bytes(text)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            logger.info("%s/%s: another attempt was first, its manifest stays", stage, key)
+        except OSError:  # a file system without hard links (exFAT, some network shares): as on an object store
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def read_parquet(fs: pafs.FileSystem, path: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file, or a folder of them in name order."""
+    """One Parquet file, or a folder of them in name order.
+
+    Raises:
+        ValueError: the folder holds none, or they have different schemas.
+    """
     if fs.get_file_info(path).type == pafs.FileType.Directory:
         files = parquet_files(fs, path)
-        return pa.concat_tables([pq.read_table(file, columns=columns, filesystem=fs) for file in files])
+        parts = [pq.read_table(file, columns=columns, filesystem=fs) for file in files]
+        for file, part in zip(files, parts, strict=True):
+            if not part.schema.equals(parts[0].schema):
+                differing = sorted(str(field) for field in set(part.schema) ^ set(parts[0].schema))
+                raise ValueError(f"the parts of {path} differ in their columns: {file} from {files[0]} by {differing}. Write all of them with one schema.")
+        return pa.concat_tables(parts)
     return pq.read_table(path, columns=columns, filesystem=fs)
 
 

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longtail.entities import Entities
+from longtail.times import DAY_US
 
 Ints = npt.NDArray[np.int64]
-
-DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Behaviour:
         time = pc.cast(events.column("ts"), pa.int64()).to_numpy()
         kind = events.column("number").to_numpy().astype(np.int8)
         price = events.column("price").to_numpy().astype(np.float64) if "price" in events.column_names else np.full(len(events), np.nan)
-        log_price = np.log1p(np.maximum(price, 0))
+        log_price = np.log1p(np.maximum(np.where(np.isfinite(price), price, np.nan), 0))
         log_price = np.where(np.isnan(log_price), entities.log_price_N[item_row], log_price)
         order = np.lexsort((item_row, user_row, time))
         order = order[(user_row[order] > 0) & (item_row[order] > 0)]

@@ -2,7 +2,7 @@
 
 weights.safetensors    weights, normalisers and the catalogue's tables
 ranker.json            the ranker's name and settings, feature spec, table sizes, step, metrics by epoch
-vocabulary.json        user and item ids by row (from 1), so that raw ids find their rows; finished checkpoints only
+vocabulary.json        user and item ids by row (from 1), which must be those of the logs that it is served with; finished checkpoints only
 best.safetensors, optimizer.safetensors, progress.json   training's own, not in a finished checkpoint
 """
 
@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 
+from longtail.entities import Entities
 from longtail.rankers.catalogue import Catalogue, sizes_from_json, sizes_to_json
 from longtail.rankers.factory import build_ranker
 from longtail.rankers.ranker import Ranker
@@ -71,6 +73,24 @@ def load_vocabulary(folder: Path | str) -> tuple[list[str], list[str]]:
     """User ids and item ids by row; the first has row 1."""
     vocabulary = json.loads((Path(folder) / "vocabulary.json").read_text())
     return vocabulary["users"], vocabulary["items"]
+
+
+def check_vocabulary(folder: Path | str, name: str, entities: Entities) -> None:
+    """Hold ranker `name`'s checkpoint against a run: its rows must be the same users and items.
+
+    Raises:
+        ValueError: an id has another row.
+    """
+    for kind, trained, served in zip(("user", "item"), load_vocabulary(folder), (entities.users.values, entities.items.values), strict=True):
+        if pa.array(trained, served.type).equals(served):
+            continue
+        here = served.to_pylist()
+        row = next((row for row, (one, other) in enumerate(zip(trained, here, strict=False)) if one != other), min(len(trained), len(here)))
+        one, other = (repr(ids[row]) if row < len(ids) else "missing" for ids in (trained, here))
+        raise ValueError(
+            f"ranker {name!r} was trained with {len(trained)} {kind}s and this run's logs have {len(here)}: row {row + 1} is {one} in {folder}/vocabulary.json "
+            f"and {other} in the logs. A row must be the same {kind} in both: serve the ranker from the run that trained it, or train it again."
+        )
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -56,17 +56,21 @@ class CodesSettings(Settings):
     item: CodebookSettings = CodebookSettings(num_stages=3, codebook_size=32)
 
 
+class TooFewRowsError(ValueError):
+    """The rows cannot carry the codebook: the same settings meet it on the same rows every time."""
+
+
 def check_rows(settings: CodebookSettings, num_rows: int, section: str, source: str) -> None:
     """Refuse a codebook that the rows cannot carry.
 
     Raises:
-        ValueError: num_rows < codebook_size * min_rows_per_code, with the largest codebook_size that would pass.
+        TooFewRowsError: num_rows < codebook_size * min_rows_per_code, with the largest codebook_size that would pass.
     """
     needed = settings.codebook_size * settings.min_rows_per_code
     if num_rows < needed:
         largest = int(num_rows // settings.min_rows_per_code)
         remedy = f"Lower {section}.codebook_size to at most {largest}" if largest >= 2 else f"Lower {section}.min_rows_per_code and codebook_size"
-        raise ValueError(
+        raise TooFewRowsError(
             f"{section}.codebook_size = {settings.codebook_size} needs at least codebook_size * {section}.min_rows_per_code "
             f"({settings.min_rows_per_code:g}) = {needed:g} rows to fit on, and {source} has {num_rows}. {remedy}, or bring more rows."
         )

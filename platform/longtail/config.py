@@ -1,7 +1,8 @@
 """The whole config: one TOML file, parsed once at the edge, every section beside the code that it drives."""
 
+import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from longtail.training import TrainSettings
 class RunSettings(Settings):
     """The run: where its artifacts lie and what it is called."""
 
-    uri: str = Field("runs/demo", description="a local path or any pyarrow file system, s3://…")
+    uri: str = Field("runs/demo", min_length=1, description="a local path or any pyarrow file system, s3://…")
     name: str = "demo"
-    seed: int = 7
+    seed: int = Field(7, ge=0)
 
 
 class ClusterSettings(Settings):
@@ -69,9 +70,13 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     raw: dict[str, Any] = {}
     if path is not None:
         try:
-            raw = tomllib.loads(Path(path).read_text())
+            raw = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # with or without a byte order mark
         except FileNotFoundError as error:
             raise ValueError(f"--config {path}: no such file. The repository's own configs lie in pipelines/configs/.") from error
+        except OSError as error:
+            raise ValueError(f"--config {path} cannot be read: {error.strerror}. Name a TOML file.") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--config {path} is not UTF-8 ({error}). Save it as UTF-8.") from error
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"--config {path}: not valid TOML: {error}") from error
     for override in overrides:
@@ -84,8 +89,23 @@ def parse(raw: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in e['loc'])} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        lines = [f"  {'.'.join(str(part) for part in e['loc'])} = {e['input']!r}: {_told(e)}" for e in error.errors()]
         raise ValueError(f"{where}: {len(lines)} setting(s) refused:\n" + "\n".join(lines)) from error
+
+
+def _told(error: Mapping[str, Any]) -> str:
+    """A refused setting's rule; for a key that there is not, the keys that there are."""
+    if error["type"] != "extra_forbidden":
+        return str(error["msg"])
+    *parents, name = error["loc"]
+    section: Any = Config()
+    for parent in parents:
+        section = getattr(section, str(parent), None)
+    names = list(type(section).model_fields) if isinstance(section, Settings) else []
+    near = difflib.get_close_matches(str(name), names, n=1)
+    where = f"[{'.'.join(str(part) for part in parents)}]" if parents else "the config"
+    remedy = f" Did you mean {near[0]}?" if near else f" There are {', '.join(names)}." if names else ""
+    return f"{where} has no such key.{remedy}"
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -89,9 +89,12 @@ class TextEncoder:
         return result
 
 
+ITEM_TEXT_COLUMNS = ["title", "category", "brand"]
+
+
 def item_texts(items: pa.Table) -> list[str]:
     """What is embedded of each item: title, category path, brand. All from the items table alone, so that nothing of later behaviour leaks in."""
-    columns = {name: items.column(name).to_pylist() if name in items.column_names else [None] * len(items) for name in ("title", "category", "brand")}
+    columns = {name: items.column(name).to_pylist() if name in items.column_names else [None] * len(items) for name in ITEM_TEXT_COLUMNS}
     texts = []
     for title, category, brand in zip(columns["title"], columns["category"], columns["brand"], strict=True):
         parts = [str(title), " > ".join(str(name) for name in category or () if name), str(brand or "")]

@@ -8,6 +8,7 @@ Letters: M users + 1, N items + 1, A attributes, C category levels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +32,16 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.values)
 
+    @cached_property
+    def codes(self) -> Mapping[str, int]:
+        """Code by value: about 150 MB for a million ids, and kept."""
+        return dict(zip(self.values.to_pylist(), range(1, len(self) + 1), strict=True))
+
     def encode(self, values: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> Ints:
-        """Codes [len(values)] int32."""
-        array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(list(values), pa.string())
-        if isinstance(array, pa.ChunkedArray):
-            array = array.combine_chunks()
+        """Codes [len(values)] int32. A column is looked up in one go, which hashes the whole vocabulary each time; a sequence, a request's say, in `codes`."""
+        if not isinstance(values, pa.Array | pa.ChunkedArray):
+            return np.array([0 if value is None else self.codes.get(value, 0) for value in values], np.int32)
+        array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
         found = pc.index_in(array, value_set=self.values, skip_nulls=True)
         codes: Ints = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32) + 1
         return codes
@@ -68,7 +74,7 @@ class AttributeCoding:
         assert self.edges is not None
         numbers = pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else pc.cast(values, pa.float64()).to_numpy()
         codes = np.searchsorted(self.edges, np.nan_to_num(numbers), side="right") + 1
-        return np.where(np.isnan(numbers), 0, codes).astype(np.int32)
+        return np.where(np.isfinite(numbers), codes, 0).astype(np.int32)
 
     def label(self, code: int) -> str:
         """A code in words."""
@@ -113,6 +119,7 @@ class Entities:
         brand_column = _column(items, "brand", pa.string())
         brands = Vocabulary.of(brand_column)
         price = _column(items, "price", pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+        price[~np.isfinite(price)] = np.nan
         first_seen = pc.cast(_column(items, "first_seen", pa.timestamp("us", tz="UTC")), pa.int64())
         return Entities(
             users=Vocabulary(users.column("user_id").combine_chunks()),
@@ -152,13 +159,14 @@ def _coding(name: str, values: pa.ChunkedArray, numeric: bool, bins: int) -> Att
     if not numeric:
         return AttributeCoding(name, Vocabulary.of(pc.cast(values, pa.string())), None)
     known = pc.cast(values, pa.float64()).drop_null().to_numpy()
+    known = known[np.isfinite(known)]
     edges = np.unique(np.quantile(known, np.arange(1, bins) / bins)) if len(known) else np.zeros(0)
     return AttributeCoding(name, None, edges)
 
 
 def _category_levels(paths: pa.Array) -> tuple[tuple[Vocabulary, ...], Ints]:
     """Vocabularies of the path prefixes by level, and codes [N, C] with row 0 unknown."""
-    lists = paths.to_pylist()
+    lists = [[part for part in path or () if part] for path in paths.to_pylist()]
     depth = min(max((len(path) for path in lists if path), default=0), MAX_CATEGORY_LEVELS)
     vocabularies, columns = [], []
     by_row = [_path_prefixes(path, depth) if path else [None] * depth for path in lists]

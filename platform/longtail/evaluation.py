@@ -50,7 +50,7 @@ DEFINITIONS = {
 class EvaluateSettings(Settings):
     """The `evaluate` stage."""
 
-    baseline: str = Field("base", description="the ranker that differences are taken from")
+    baseline: Literal["base", "choirrec", "saviorrec"] = Field("base", description="the ranker that differences are taken from")
     low_activity_frac: float = Field(0.2, gt=0, lt=1, description="users with the fewest purchases before the test window")
     high_activity_frac: float = Field(0.2, gt=0, lt=1)
     cold_item_events: int = Field(100, ge=1, description="an item with fewer events before the row's snapshot is cold")
@@ -166,12 +166,13 @@ class HeadRows:
         """
         example, first, inverse = np.unique(predictions.column("example_id").to_numpy(), return_index=True, return_inverse=True)
         probability, label = predictions.column("probability").to_numpy().astype(np.float64), predictions.column("label").to_numpy().astype(np.int64)
-        ranker = np.asarray(predictions.column("ranker").to_pylist(), dtype=object)
+        ranker = predictions.column("ranker").combine_chunks().dictionary_encode()
+        ranker_N = ranker.indices.to_numpy()
         if (label != label[first][inverse]).any():
             raise ValueError("predictions: rankers disagree on the labels of the same example and head. Score them on the same samples.")
         scores = {}
-        for name in dict.fromkeys(ranker.tolist()):
-            mine = ranker == name
+        for number, name in enumerate(ranker.dictionary.to_pylist()):
+            mine = ranker_N == number
             if np.bincount(inverse[mine], minlength=len(example)).max() > 1:
                 raise ValueError(f"predictions: ranker {name!r} scored an example twice for one head. Write each sample file's predictions to one part.")
             scores[name] = np.full(len(example), np.nan)
@@ -232,7 +233,7 @@ def _slices(rows: HeadRows, activity: Activity, settings: EvaluateSettings) -> I
     yield SliceRule("cold", "main", "cold items", f"fewer than {cold} events before the row's snapshot"), events < cold
     yield SliceRule("warm", "main", "warm items", f"at least {cold} events before the row's snapshot"), events >= cold
     yield SliceRule("zero_shot", "main", "zero-shot items", "no event before the row's snapshot"), events == 0
-    yield SliceRule("new_items", "main", "new items", f"first seen less than {days:g} days before the row"), age < days
+    yield SliceRule("new_items", "main", "new items", f"first seen less than {days:g} days before the row's snapshot, or not yet"), age < days
     for name, mask in bins(purchases, activity.edges):
         yield SliceRule(f"purchases_{name}", "activity", name, f"users with {name} purchases before the first test row"), mask
     for name, mask in bins(events, quantile_edges(events, settings.num_bins)):

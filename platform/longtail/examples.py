@@ -3,7 +3,7 @@
 Letters: E events, K examples, P positives, V visits.
 """
 
-import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,16 +11,19 @@ import numpy.typing as npt
 
 from longtail.labels import CodedEvents, Examples, Labels, dense, logged_examples, outcome_examples
 from longtail.negatives import Negatives, available, popularity_matched
+from longtail.ranks import rank_within
 from longtail.schema import SPLITS
 from longtail.sources.raw import Pools
+from longtail.times import DAY_US
 from longtail.windows import Windows
-
-logger = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-DAY_US = 86_400_000_000
+
+NOT_OFFERED = "not among what the source says was on offer"
+OVER_LIMIT = "over logs.sample.max_positives_per_user"
+TOO_FEW_NEGATIVES = "its item found too few negatives to be matched"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Labelled:
     examples: Examples
     origin: str  # logged | sampled
     exposure: str  # one sentence
+    left_out: Mapping[str, int]  # positives that are no example, by reason
     visits: tuple[Ints, Ints] | None = None  # user and pool of each visit, where requests are visits and not the source's own
 
 
@@ -56,14 +60,16 @@ def build_examples(
         ValueError: the policy is "available" and the source knows no pools.
     """
     if labels.exposure is not None:
-        examples = _capped(logged_examples(events, windows, labels), max_positives_per_user, seed)
-        return Labelled(examples, "logged", f"logged {labels.exposure}s: every {labels.exposure} in the logs is an example")
+        exposures = logged_examples(events, windows, labels)
+        examples = _capped(exposures, max_positives_per_user, seed)
+        left_out = {OVER_LIMIT: _num_positives(exposures) - _num_positives(examples)}
+        return Labelled(examples, "logged", f"logged {labels.exposure}s: every {labels.exposure} in the logs is an example", left_out)
     if negatives.policy == "available":
         if pools is None:
             raise ValueError('logs.negatives.policy = "available" needs a source that knows what was on offer; this one does not. Set "popularity_matched".')
         return _available(events, pools, item_kept, windows, labels, negatives, max_positives_per_user, seed)
-    examples = _matched(events, kinds, windows, labels, negatives, len(item_kept), max_positives_per_user, seed)
-    return Labelled(examples, "sampled", _matched_sentence(labels, negatives))
+    examples, left_out = _matched(events, kinds, windows, labels, negatives, len(item_kept), max_positives_per_user, seed)
+    return Labelled(examples, "sampled", _matched_sentence(labels, negatives), left_out)
 
 
 def _matched(
@@ -75,10 +81,12 @@ def _matched(
     num_items: int,
     max_positives_per_user: int | None,
     seed: int,
-) -> Examples:
-    """Positives, and negatives dealt from the same items, split by split."""
+) -> tuple[Examples, dict[str, int]]:
+    """Positives, and negatives dealt from the same items, split by split; and how many positives were left out, by reason."""
     outcomes = outcome_examples(events, windows, labels)
-    positives = _capped(outcomes.take(outcomes.split_K >= 0), max_positives_per_user, seed)
+    labelled = outcomes.take(outcomes.split_K >= 0)
+    positives = _capped(labelled, max_positives_per_user, seed)
+    left_out = {OVER_LIMIT: len(labelled) - len(positives), TOO_FEW_NEGATIVES: 0}
     met = events.of_kind(*kinds)
     block_us = round(negatives.block_days * DAY_US)
     parts = []
@@ -92,9 +100,9 @@ def _matched(
         block = (rows.time_K - windows.start) // block_us if block_us else np.zeros(len(rows), np.int64)
         rng = np.random.default_rng([seed, 0xB0, place])
         source, item, keep = popularity_matched(rows.item_K, rows.group_K, block, forbidden, scope, num_items, negatives.per_positive, rng)
-        _log_thinned(SPLITS[place], keep)
+        left_out[TOO_FEW_NEGATIVES] += int((~keep).sum())
         parts.append(rows.take(keep).joined(_as_negatives(rows.take(source), item)))
-    return _concatenated(parts)
+    return _concatenated(parts), left_out
 
 
 def _available(
@@ -131,7 +139,9 @@ def _available(
     place = np.minimum(np.searchsorted(key_R, item * len(pool_ids) + pool_V[visit]), max(len(key_R) - 1, 0))
     on_offer = key_R[place] == item * len(pool_ids) + pool_V[visit] if len(key_R) else np.zeros(len(item), bool)
     visit, item = visit[on_offer], item[on_offer]
-    positives = _capped(_visit_examples(visit, item, user_V, time_V, split_V), max_positives_per_user, seed)
+    offered = _visit_examples(visit, item, user_V, time_V, split_V)
+    positives = _capped(offered, max_positives_per_user, seed)
+    left_out = {NOT_OFFERED: len(taken) - len(visit), OVER_LIMIT: len(offered) - len(positives), TOO_FEW_NEGATIVES: 0}
     parts = []
     for split in range(len(SPLITS)):
         rows = positives.take(positives.split_K == split)
@@ -143,9 +153,9 @@ def _available(
             rows.group_K, rows.item_K, pool_V, bought, offered_item[now], offered_pool[now], num_items, negatives.per_positive, rng
         )
         made = _visit_examples(drawn, drawn_item, user_V, time_V, split_V)
-        _log_thinned(SPLITS[split], keep)
+        left_out[TOO_FEW_NEGATIVES] += int((~keep).sum())
         parts.append(rows.take(keep).joined(replace(made, outcome_K=np.zeros(len(made), np.int8))))
-    return Labelled(_concatenated(parts), "sampled", _available_sentence(pools, labels, negatives), visits)
+    return Labelled(_concatenated(parts), "sampled", _available_sentence(pools, labels, negatives), left_out, visits)
 
 
 def _visit_examples(visit: Ints, item: Ints, user_V: Ints, time_V: Ints, split_V: npt.NDArray[np.int8]) -> Examples:
@@ -159,8 +169,8 @@ def _as_negatives(rows: Examples, item: Ints) -> Examples:
     return replace(rows, item_K=item, outcome_K=zeros, conversion_K=np.minimum(rows.conversion_K, zeros))
 
 
-def _log_thinned(split: str, keep_P: Bools) -> None:
-    logger.info("%s: %d positives, %d of them thinned because their items found too few negatives", split, len(keep_P), int((~keep_P).sum()))
+def _num_positives(examples: Examples) -> int:
+    return int(examples.outcome_K.sum())
 
 
 def _concatenated(parts: list[Examples]) -> Examples:
@@ -178,11 +188,7 @@ def _capped(examples: Examples, limit: int | None, seed: int) -> Examples:
     cell = dense(examples.user_K, examples.split_K.astype(np.int64))
     positives = np.bincount(cell, examples.outcome_K)
     share = np.minimum(limit / np.maximum(positives, 1), 1.0)[cell]
-    order = np.lexsort((ticket, -examples.outcome_K, cell))
-    ordered_cell = cell[order]
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - np.searchsorted(ordered_cell, ordered_cell)
-    keep = np.where(examples.outcome_K == 1, rank < limit, ticket < (share * float(2**64 - 1)))
+    keep = np.where(examples.outcome_K == 1, rank_within(cell, -examples.outcome_K, ticket) < limit, ticket < (share * float(2**64 - 1)))
     return examples.take(keep)
 
 

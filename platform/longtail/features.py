@@ -11,10 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longtail.behaviour import DAY_US, Behaviour, CountIndex
+from longtail.behaviour import Behaviour, CountIndex
 from longtail.entities import UNKNOWN_TIME, Entities
 from longtail.groups import GroupsSettings
 from longtail.samples import FeatureSpec, SamplesSettings
+from longtail.times import DAY_US
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -108,11 +109,11 @@ class ActivityIndex:
 
 @dataclass(frozen=True)
 class UserGroups:
-    """Group membership by snapshot, and what each group lends. P prefix groups over all snapshots, K (user, as_of) pairs."""
+    """Group membership by snapshot, and what each group lends. T snapshots, M users + 1, P prefix groups over all snapshots, K (user, as_of) pairs."""
 
     as_of_T: Ints  # snapshots, ascending
     codes_KS: npt.NDArray[np.int32]
-    place: dict[tuple[int, int], int]  # (snapshot number, user_row) -> row of codes_KS
+    place_TM: npt.NDArray[np.int32]  # by snapshot number and user_row, the row of codes_KS; -1 where the user has no codes
     group_of: dict[tuple[int, tuple[int, ...]], int]  # (snapshot number, prefix) -> row of the tables below
     size_P: Ints
     attributes_PA: npt.NDArray[np.int32]
@@ -139,10 +140,12 @@ class UserGroups:
         codes_KS = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(-1, num_stages)
         user_rows = entities.users.encode(codes.column("user_id"))
         code_times = pc.cast(codes.column("as_of"), pa.int64()).to_numpy()
+        place_TM = np.full((len(snapshots), len(entities.users) + 1), -1, np.int32)
+        place_TM[np.searchsorted(snapshots, code_times), user_rows] = np.arange(len(codes))
         return UserGroups(
             as_of_T=snapshots,
             codes_KS=codes_KS,
-            place={(number[int(time)], int(user)): i for i, (time, user) in enumerate(zip(code_times, user_rows, strict=True))},
+            place_TM=place_TM,
             group_of={(number[int(time)], tuple(row["prefix"])): i for i, (time, row) in enumerate(zip(as_of, rows, strict=True))},
             size_P=groups.column("size").to_numpy().astype(np.int64),
             attributes_PA=_matrix(groups, "attributes"),
@@ -156,6 +159,11 @@ class UserGroups:
     def snapshot(self, time_B: Ints) -> Ints:
         """Number of the latest snapshot not after each time; -1 before the first."""
         return np.searchsorted(self.as_of_T, time_B, side="right") - 1
+
+    def codes_of(self, snapshot: int, user_row: int) -> tuple[int, ...] | None:
+        """The user's codes at a snapshot; None before the first one, and for a user without any."""
+        place = self.place_TM[snapshot, user_row] if snapshot >= 0 else -1
+        return tuple(self.codes_KS[place].tolist()) if place >= 0 else None
 
     def lend(self, snapshot: int, codes: tuple[int, ...] | None) -> int:
         """Row of the deepest group on the path of `codes` with enough members; the root's for None, -1 before the first snapshot."""
@@ -227,7 +235,7 @@ class FeatureState:
         history, history_days = self._history(user, time)
         item_events = self.by_item.count(item, snapshot)
         facts = self._item_facts(rows)
-        age_days = _age_days(facts.first_seen_B, time)
+        age_days = _age_days(facts.first_seen_B, item_events, snapshot)
         columns = {
             "user_row": pa.array(user.astype(np.int32)),
             "item_row": pa.array(item.astype(np.int32)),
@@ -331,8 +339,7 @@ class FeatureState:
         place = np.empty(pairs.shape[1], np.int64)
         codes_PS = np.zeros((pairs.shape[1], num_stages), np.int32)
         for number, (snapshot, user) in enumerate(pairs.T):
-            found = self.groups.place.get((int(snapshot), int(user)))
-            codes = tuple(self.groups.codes_KS[found].tolist()) if found is not None else (given[number] if given is not None else None)
+            codes = self.groups.codes_of(int(snapshot), int(user)) or (given[number] if given is not None else None)
             place[number] = self.groups.lend(int(snapshot), codes)
             if codes is not None:
                 codes_PS[number] = np.array(codes) + 1
@@ -352,9 +359,14 @@ def _recency(days: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return recency
 
 
-def _age_days(first_seen_B: Ints, time_B: Ints) -> npt.NDArray[np.float64]:
-    """Days since each item was first seen; NaN where nobody knows."""
-    return np.where(first_seen_B == UNKNOWN_TIME, np.nan, np.maximum(time_B - first_seen_B, 0) / DAY_US)
+def _age_days(first_seen_B: Ints, events_B: Ints, snapshot_B: Ints) -> npt.NDArray[np.float64]:
+    """Days from each item's first sight to the snapshot, 0 where nobody had seen it by then; NaN where it was seen but nobody knows since when.
+
+    As of the snapshot and not of the row: an item's first sale is its first positive, so that a finer clock would tell the labels around it.
+    """
+    known = first_seen_B != UNKNOWN_TIME
+    since = np.where(known, np.maximum(snapshot_B - np.where(known, first_seen_B, snapshot_B), 0) / DAY_US, 0.0)
+    return np.where(~known & (events_B > 0), np.nan, since)
 
 
 def _root_codes(entities: Entities) -> npt.NDArray[np.int32]:

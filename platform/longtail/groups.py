@@ -13,6 +13,7 @@ from pydantic import Field
 from longtail import schema
 from longtail.behaviour import Behaviour
 from longtail.entities import Entities
+from longtail.ranks import rank_within
 from longtail.settings import Settings
 
 Floats = npt.NDArray[np.float32]
@@ -115,7 +116,7 @@ def _sequences(
     chosen_leaves = _top_per_group(leaf_group, score, leaf, settings.sequence_categories)
     chosen = np.isin(group_E * num_leaves + leaf_E, leaf_key[chosen_leaves])
     item_key, inverse, item_count = np.unique(group_E[chosen] * num_items + item_row_E[chosen], return_inverse=True, return_counts=True)
-    mean_time = np.bincount(inverse.reshape(-1), (time_E[chosen] - time_E.min(initial=0)).astype(np.float64)) / np.maximum(item_count, 1)
+    mean_time = np.bincount(inverse.reshape(-1), (time_E[chosen] - (time_E[0] if len(time_E) else 0)).astype(np.float64)) / np.maximum(item_count, 1)
     item_group, item_row = item_key // num_items, item_key % num_items
     cell = item_group * num_leaves + entities.leaf_codes_N[item_row]
     head = _top_per_group(cell, item_count.astype(np.float64), item_row, settings.items_per_category)
@@ -132,8 +133,4 @@ def _sequences(
 
 def _top_per_group(group: Ints, score: npt.NDArray[np.float64], tie: Ints, count: int) -> Ints:
     """Places of the `count` best-scored rows of each group; ties go to the smaller `tie`."""
-    order = np.lexsort((tie, -score, group))
-    _, starts = np.unique(group[order], return_index=True)
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    kept: Ints = order[rank < count]
-    return kept
+    return np.flatnonzero(rank_within(group, -score, tie) < count)

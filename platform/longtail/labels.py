@@ -3,7 +3,7 @@
 Letters: E events, K examples.
 
 Two forms. Where exposures are logged, each is an example, and its label is whether the first outcome of the same user and item (and request, where both
-kinds carry one) came within the window. Where they are not, the outcomes are the positives and longtail.negatives makes the rest by a declared policy.
+name one) came within the window. Where they are not, the outcomes are the positives and longtail.negatives makes the rest by a declared policy.
 An outcome counts only if it lies before the end of its example's split: a later one is not known when that split closes.
 """
 
@@ -16,13 +16,14 @@ from pydantic import Field
 
 from longtail.schema import EVENT_KINDS
 from longtail.settings import Settings
+from longtail.times import HOUR_US
 from longtail.windows import Windows
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 NEVER = np.iinfo(np.int64).max
-HOUR_US = 3_600_000_000
+MAX_HOURS = 876_000.0  # a century
 Outcome = Literal["click", "cart", "purchase"]
 
 
@@ -32,8 +33,8 @@ class LabelSettings(Settings):
     exposure: Literal["none", "impression", "click", "cart"] | None = Field(None, description='"none": no logged exposures, negatives are sampled')
     outcome: Outcome | None = None
     conversion: Literal["none", "cart", "purchase"] | None = Field(None, description='second outcome, for CVR and CTCVR heads; "none": one outcome only')
-    outcome_window_h: float | None = Field(None, gt=0)
-    conversion_window_h: float | None = Field(None, gt=0)
+    outcome_window_h: float | None = Field(None, gt=0, le=MAX_HOURS)
+    conversion_window_h: float | None = Field(None, gt=0, le=MAX_HOURS)
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,26 @@ def _conversions(events: CodedEvents, rows: CodedEvents, outcome_time: Ints, lab
 
 
 def _first_within(events: CodedEvents, rows: CodedEvents, since: Ints, window_h: float, closed: Ints) -> Ints:
-    """Time of the first of `events` with the row's user and item, in [since, since + window] and before `closed`; NEVER where there is none."""
+    """Time of the first of `events` with the row's user and item, in [since, since + window] and before `closed`; NEVER where there is none.
+
+    Where both the event and the row name a request, it must be the same one; unless none of the events' requests is one of the rows', as where
+    impressions carry the page's id and purchases the order's.
+    """
+    named = (events.request_E >= 0) & np.isin(events.request_E, rows.request_E).any()
+    same_request = _first_of_key(events.take(named), rows, True, since, window_h, closed)
+    # An event without a request fits any row, and any event a row without one.
+    unnamed_event = _first_of_key(events.take(~named), rows, False, since, window_h, closed)
+    unnamed_row = np.where(rows.request_E < 0, _first_of_key(events.take(named), rows, False, since, window_h, closed), NEVER)
+    first: Ints = np.minimum(np.minimum(same_request, unnamed_event), unnamed_row)
+    return first
+
+
+def _first_of_key(events: CodedEvents, rows: CodedEvents, by_request: bool, since: Ints, window_h: float, closed: Ints) -> Ints:
+    """`_first_within` by user and item, with `by_request` also by request."""
+    if len(events) == 0 or len(rows) == 0:
+        return np.full(len(rows), NEVER, np.int64)
     columns = [np.concatenate([events.user_E, rows.user_E]), np.concatenate([events.item_E, rows.item_E])]
-    if (events.request_E >= 0).any() and (rows.request_E >= 0).any():
+    if by_request:
         columns.append(np.concatenate([events.request_E, rows.request_E]))
     keys = dense(*columns)
     key_E, key_K = keys[: len(events)], keys[len(events) :]
@@ -176,8 +194,6 @@ def _first_within(events: CodedEvents, rows: CodedEvents, since: Ints, window_h:
     order = np.lexsort((events.time_E, key_E))
     composite_E = key_E[order] * len(clock) + np.searchsorted(clock, events.time_E[order])
     place = np.searchsorted(composite_E, key_K * len(clock) + np.searchsorted(clock, since))
-    if len(events) == 0:
-        return np.full(len(rows), NEVER, np.int64)
     nearest = order[np.minimum(place, len(order) - 1)]
     found = events.time_E[nearest]
     valid = (place < len(order)) & (key_E[nearest] == key_K) & (found - since <= round(window_h * HOUR_US)) & (found < closed)

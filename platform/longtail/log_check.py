@@ -17,7 +17,8 @@ from longtail import schema
 from longtail.labels import LabelSettings
 from longtail.schema import EVENT_KINDS
 from longtail.sources.tables import own_labels
-from longtail.windows import SplitSettings, Windows, from_us
+from longtail.times import from_us
+from longtail.windows import SplitSettings, Windows
 
 NUM_EXAMPLES = 3
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)  # what lies before is seconds or milliseconds read as microseconds
@@ -93,6 +94,11 @@ def check_tables(
     for name, table, key in (("users", users, "user_id"), ("items", items, "item_id"), ("events", events, "event_id")):
         if key in sound[name]:
             _check_unique(report, name, table.column(key), key)
+    for name in attributes[1]:
+        if name in sound["users"]:
+            _check_finite(report, "users", users, name)
+    if "category" in sound["items"]:
+        _check_paths(report, items.column("category"))
     if "first_seen" in sound["items"]:
         _check_times(report, "items", items.column("first_seen"), "first_seen", now)
     if "price" in sound["items"]:
@@ -103,7 +109,12 @@ def check_tables(
         if key in sound[name] and key in sound["events"]:
             _check_known(report, level, name, table.column(key), events, key)
     if {"ts", "kind", "user_id"} <= sound["events"]:
-        _check_windows(report, events, sound["events"], split, labels)
+        kept = events
+        if unknown_ids == "drop":  # what is dropped fills no window
+            for table, key in ((users, "user_id"), (items, "item_id")):
+                if key in sound["events"] and key in table.column_names:
+                    kept = kept.filter(pc.invert(_unknown(table.column(key), kept.column(key))))
+        _check_windows(report, kept, sound["events"], split, labels)
     return report
 
 
@@ -113,8 +124,9 @@ def _check_columns(report: Report, name: str, table: pa.Table, wanted: pa.Schema
     for column in wanted:
         required = not column.nullable or column.name in (must or ())
         if column.name not in table.column_names:
+            declared = ", or take it out of logs.categorical_attributes / numeric_attributes" if column.name in (must or ()) else ""
             if required:
-                report.add("error", name, f"column {column.name!r} is missing", 1, [f"there are {table.column_names}"], f"Add it as {column.type}.")
+                report.add("error", name, f"column {column.name!r} is missing", 1, [f"there are {table.column_names}"], f"Add it as {column.type}{declared}.")
             continue
         kind = table.schema.field(column.name).type
         problem = _type_problem(kind, column.type, column.name in (any_scalar or ()))
@@ -184,6 +196,19 @@ def _check_numbers(report: Report, name: str, table: pa.Table, key: str, below: 
     report.add("warning", name, f"{key} below {below:g} or not finite", pc.sum(bad).as_py() or 0, shown, remedy)
 
 
+def _check_finite(report: Report, name: str, table: pa.Table, key: str) -> None:
+    bad = pc.fill_null(pc.invert(pc.is_finite(table.column(key).cast(pa.float64()))), False)
+    report.add("warning", name, f"{key} is not a finite number", pc.sum(bad).as_py() or 0, _rows(bad), "It is taken as unknown; make it null.")
+
+
+def _check_paths(report: Report, column: pa.ChunkedArray) -> None:
+    parts = pc.list_flatten(column)
+    empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(parts), ""), True)
+    owners = pc.list_parent_indices(column).filter(empty)
+    shown = [f"row {row}" for row in pc.unique(owners).slice(0, NUM_EXAMPLES).to_pylist()]
+    report.add("warning", "items", "category with a null or empty level", pc.sum(empty).as_py() or 0, shown, "Such levels are left out of the path.")
+
+
 def _check_events(report: Report, events: pa.Table, sound: set[str]) -> None:
     if "ts" in sound:
         _check_times(report, "events", events.column("ts"), "ts", None)
@@ -212,11 +237,16 @@ def _check_events(report: Report, events: pa.Table, sound: set[str]) -> None:
 
 
 def _check_known(report: Report, level: Literal["error", "warning"], name: str, known: pa.ChunkedArray, events: pa.Table, key: str) -> None:
-    ids = events.column(key).cast(pa.string())
-    strange = pc.and_(pc.is_valid(ids), pc.invert(pc.is_in(ids, value_set=known.cast(pa.string()).combine_chunks())))
-    shown = [repr(value) for value in pc.unique(ids.filter(strange)).slice(0, NUM_EXAMPLES).to_pylist()]
+    strange = _unknown(known, events.column(key))
+    shown = [repr(value) for value in pc.unique(events.column(key).filter(strange)).slice(0, NUM_EXAMPLES).to_pylist()]
     remedy = f'Add them to {name}, drop those events, or set logs.tables.unknown_ids = "drop".'
     report.add(level, "events", f"{key} that the table {name} does not have", pc.sum(strange).as_py() or 0, shown, remedy)
+
+
+def _unknown(known: pa.ChunkedArray, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which `ids` are there and not among the known ones."""
+    ids = ids.cast(pa.string())
+    return pc.and_(pc.is_valid(ids), pc.invert(pc.is_in(ids, value_set=known.cast(pa.string()).combine_chunks())))
 
 
 def _check_windows(report: Report, events: pa.Table, sound: set[str], split: SplitSettings, labels: LabelSettings) -> None:
@@ -239,7 +269,8 @@ def _check_windows(report: Report, events: pa.Table, sound: set[str], split: Spl
         if wanted is None:
             continue
         empty = [name for name in windows.empty(times[kind == wanted]) if name != "history"]
-        report.add("error", "events", f"no {role} events ({wanted}) in {' and '.join(empty)}", len(empty), [], remedy)
+        there = f"kinds there are: {', '.join(sorted(set(kind)))}"
+        report.add("error", "events", f"no {role} events ({wanted}) in {' and '.join(empty)}", len(empty), [there], remedy)
 
 
 def _rows(mask: pa.ChunkedArray) -> list[str]:

@@ -33,14 +33,13 @@ from longtail.sources.raw import RawLogs
 from longtail.sources.synthetic import SyntheticSettings
 from longtail.sources.tables import TablesSettings
 from longtail.strata import stratified
-from longtail.windows import SplitSettings, Windows, from_us
+from longtail.times import DAY_US, from_us
+from longtail.windows import SplitSettings, Windows
 
 logger = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-DAY_US = 86_400_000_000
 
 
 class SampleSettings(Settings):
@@ -63,7 +62,7 @@ class LogsSettings(Settings):
     negatives: NegativeSettings = NegativeSettings()
     sample: SampleSettings = SampleSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
-    censored_days: float = Field(60.0, ge=0, description="an item first seen this soon after the logs begin may be older: its age is unknown")
+    censored_days: float = Field(60.0, ge=0, le=36_500, description="an item first seen this soon after the logs begin may be older: its age is unknown")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -72,6 +71,12 @@ class LogsSettings(Settings):
         both = set(self.categorical_attributes or ()) & set(self.numeric_attributes or ())
         if both:
             raise ValueError(f"{sorted(both)} stand in both categorical_attributes and numeric_attributes; name each in one of them")
+        for setting in ("categorical_attributes", "numeric_attributes"):
+            names = getattr(self, setting) or ()
+            if "user_id" in names or len(set(names)) < len(names):
+                raise ValueError(f"{setting} = {list(names)}: name each attribute once, and not user_id, which every ranker has anyway")
+        if self.source == "tables" and self.negatives.policy == "available":
+            raise ValueError('negatives.policy = "available" needs a source that knows what was on offer, and three tables do not; set "popularity_matched"')
         return self
 
 
@@ -93,6 +98,7 @@ class LogsInfo(Settings):
     num_items: int
     num_events: int
     num_examples: dict[str, int]  # by split
+    positives_left_out: dict[str, int] = Field({}, description="outcomes after the history window that are no example, by reason")
 
 
 @dataclass(frozen=True)
@@ -215,8 +221,9 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
         num_items=len(written["items"]),
         num_events=len(written["events"]),
         num_examples={name: int((examples.split_K == place).sum()) for place, name in enumerate(SPLITS)},
+        positives_left_out={reason: count for reason, count in labelled.left_out.items() if count},
     )
-    logger.info("logs: %d events, %s examples; %s", info.num_events, info.num_examples, info.exposure)
+    logger.info("logs: %d events, %s examples, positives left out: %s; %s", info.num_events, info.num_examples, info.positives_left_out, info.exposure)
     return Logs(written | _truth(raw, written), info, raw.rows_in, {reason: count for reason, count in dropped.items() if count})
 
 
@@ -276,27 +283,26 @@ def _item_sample(events: CodedEvents, kinds: tuple[str, ...], windows: Windows, 
 
 
 def _first_seen(items: pa.Table, events: CodedEvents, windows: Windows, censored_days: float) -> pa.Array:
-    """The day on which each item was first seen, by the given time or its first event. Null where that is too close to the logs' start to mean anything."""
+    """When each item was first seen: the given time, or else its first event, null where that is too close to the logs' start to mean anything.
+
+    A first event may lie after an example's time: features look at it as of their snapshot, like at every other fact about items.
+    """
     first = np.full(len(items), np.iinfo(np.int64).max)
     named = events.item_E >= 0
     np.minimum.at(first, events.item_E[named], events.time_E[named])
-    known = first < np.iinfo(np.int64).max
-    first = np.where(known, first, 0)
+    known = (first < np.iinfo(np.int64).max) & (first >= windows.start + round(censored_days * DAY_US))
     if "first_seen" in items.column_names:
         given = items.column("first_seen").combine_chunks().cast(schema.TIMESTAMP)
         there = given.is_valid().to_numpy(zero_copy_only=False)
         first = np.where(there, pc.fill_null(given.cast(pa.int64()), 0).to_numpy(zero_copy_only=False), first)
         known |= there
-    # By the day: the first event is also the item's first positive, so that its exact time would tell the label.
-    first = first // DAY_US * DAY_US
-    censored = (first >= windows.start // DAY_US * DAY_US) & (first < windows.start + round(censored_days * DAY_US))
-    return pa.array(first, mask=~known | censored).cast(pa.timestamp("us")).cast(schema.TIMESTAMP)
+    return pa.array(first, mask=~known).cast(pa.timestamp("us")).cast(schema.TIMESTAMP)
 
 
 def _history_price(raw: RawLogs, events: CodedEvents, windows: Windows) -> pa.Array:
     """Median paid unit price of each item [I] in the history window; null where nobody bought it then."""
     price = raw.events.column("price").to_numpy()
-    rows = np.flatnonzero((events.time_E < windows.history_end) & (events.item_E >= 0) & ~np.isnan(price))
+    rows = np.flatnonzero((events.time_E < windows.history_end) & (events.item_E >= 0) & np.isfinite(price))
     rows = rows[np.lexsort((price[rows], events.item_E[rows]))]
     item, start, count = np.unique(events.item_E[rows], return_index=True, return_counts=True)
     low, high = price[rows[start + (count - 1) // 2]], price[rows[start + count // 2]]

@@ -26,27 +26,32 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 class PresortedAuc:
-    """AUC of the same [N] labels and scores under many row weights: the sort is paid once (a bootstrap over users asks hundreds of times)."""
+    """AUC of the same rows under many weights of their groups: the sort is paid once (a bootstrap over users asks hundreds of times)."""
 
-    def __init__(self, labels: ArrayLike, scores: ArrayLike) -> None:
+    def __init__(self, labels: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None) -> None:
+        """Rows [N] with the number of their group from 0; without `groups` every row is its own."""
         labels_N, scores_N = _checked(labels, scores)
-        self.order_N = np.argsort(scores_N, kind="stable")
-        sorted_N = scores_N[self.order_N]
-        self.positive_N = labels_N[self.order_N].astype(np.float64)
+        order_N = np.argsort(scores_N, kind="stable")
+        sorted_N = scores_N[order_N]
+        self.group_N = order_N if groups is None else np.asarray(groups)[order_N]
+        self.positive_N = labels_N[order_N].astype(np.float64)
         self.starts_K = np.flatnonzero(np.concatenate([[True], sorted_N[1:] != sorted_N[:-1]])) if len(sorted_N) else np.zeros(0, dtype=np.int64)
 
-    def __call__(self, weights_N: Floats) -> float:
-        """AUC with each row counted `weights_N` times; nan where a class has no weight."""
+    def __call__(self, weights_G: Floats) -> float:
+        """AUC with each group's rows counted `weights_G` times; nan where a class has no weight."""
         if len(self.starts_K) == 0:
             return float("nan")
-        weights = weights_N[self.order_N]
-        positives_K = np.add.reduceat(weights * self.positive_N, self.starts_K)
-        negatives_K = np.add.reduceat(weights, self.starts_K) - positives_K
-        pairs = positives_K.sum() * negatives_K.sum()
+        weights_K = weights_G[self.group_N]
+        positives_K = weights_K * self.positive_N
+        if len(self.starts_K) < len(weights_K):  # tied scores count together
+            positives_K = np.add.reduceat(positives_K, self.starts_K)
+            weights_K = np.add.reduceat(weights_K, self.starts_K)
+        negatives_K = weights_K - positives_K
+        below_K = np.cumsum(negatives_K)
+        pairs = positives_K.sum() * below_K[-1]
         if pairs <= 0:
             return float("nan")
-        below_K = np.cumsum(negatives_K) - negatives_K
-        return float((positives_K @ (below_K + 0.5 * negatives_K)) / pairs)
+        return float((positives_K @ below_K - 0.5 * (positives_K @ negatives_K)) / pairs)
 
 
 @dataclass(frozen=True)

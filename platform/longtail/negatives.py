@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from longtail.ranks import rank_within
 from longtail.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,9 @@ class NegativeSettings(Settings):
         None,
         description="popularity_matched never draws: what the user chose in the same request | what the user meets at any time before the split ends (unrated)",
     )
-    block_days: float | None = Field(None, ge=0, description="popularity_matched: popularity is matched within blocks of this many days; 0: within each split")
+    block_days: float | None = Field(
+        None, ge=0, le=36_500, description="popularity_matched: popularity is matched within blocks of this many days; 0: within each split"
+    )
 
 
 @dataclass(frozen=True)
@@ -208,9 +211,7 @@ def _thinned(item_P: Ints, block_P: Ints, lost_item: Ints, lost_block: Ints, per
     key_P = block_P * num_items + item_P
     keys, lost = np.unique(lost_block * num_items + lost_item, return_counts=True)
     surplus = np.round(lost / per_positive).astype(np.int64)
-    order = np.lexsort((rng.random(len(key_P)), key_P))
-    sorted_key = key_P[order]
-    rank = np.arange(len(order)) - np.searchsorted(sorted_key, sorted_key)
-    place = np.minimum(np.searchsorted(keys, sorted_key), len(keys) - 1)
-    keep[order[(keys[place] == sorted_key) & (rank < surplus[place])]] = False
+    rank = rank_within(key_P, rng.random(len(key_P)))
+    place = np.minimum(np.searchsorted(keys, key_P), len(keys) - 1)
+    keep[(keys[place] == key_P) & (rank < surplus[place])] = False
     return keep

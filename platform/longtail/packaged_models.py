@@ -32,10 +32,12 @@ def locate(model: str) -> Path | None:
     """The file or folder of `model` on this machine; None for a hub name.
 
     Raises:
-        ValueError: a package or a file in it is not there.
+        ValueError: a path, a package or a file in it is not there.
     """
     if not model.startswith(PREFIX):
         path = Path(model).expanduser()
+        if not path.exists() and model.startswith((".", "/", "~")):
+            raise ValueError(f"model = {model!r}: there is no such folder. Name one, a hub model, or package:<name>/<path>.")
         return path if path.exists() else None
     name, _, inside = model[len(PREFIX) :].partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
@@ -78,8 +80,6 @@ def resolve(model: str) -> str:
     """
     path = locate(model)
     if path is None:
-        if model.startswith((".", "/", "~")):
-            raise ValueError(f"model = {model!r}: there is no such folder. Name one, a hub model, or package:<name>/<path>.")
         return model
     if path.is_dir():
         return str(path)

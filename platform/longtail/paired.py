@@ -31,16 +31,15 @@ class Interval(Settings):
 def paired_differences(label_N: Ints, user_N: Ints, base_N: Floats, other_N: Floats, rounds: int, rng: np.random.Generator) -> dict[str, Interval]:
     """`other` minus `base` in AUC, GAUC and log loss on the same rows, with 95 % intervals from `rounds` resamples of the users."""
     distinct, user_N = np.unique(user_N, return_inverse=True)
-    base_auc, other_auc = PresortedAuc(label_N, base_N), PresortedAuc(label_N, other_N)
+    base_auc, other_auc = PresortedAuc(label_N, base_N, user_N), PresortedAuc(label_N, other_N, user_N)
     base_users, other_users = user_aucs(label_N, base_N, user_N), user_aucs(label_N, other_N, user_N)
     rows_U = base_users.rows_U.astype(np.float64)
     loss_U = np.bincount(user_N, weights=log_losses(label_N, other_N) - log_losses(label_N, base_N), minlength=len(distinct))
 
     def differences(count_U: Floats) -> tuple[float, float, float]:
-        weight_N = count_U[user_N]
         total = float(count_U @ rows_U)
         return (
-            other_auc(weight_N) - base_auc(weight_N),
+            other_auc(count_U) - base_auc(count_U),
             weighted_mean(other_users.auc_U, count_U * rows_U) - weighted_mean(base_users.auc_U, count_U * rows_U),
             float(count_U @ loss_U) / total if total else float("nan"),
         )

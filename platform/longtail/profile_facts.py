@@ -17,13 +17,14 @@ import pyarrow.compute as pc
 
 from longtail.logs import LogsInfo
 from longtail.profiles import ProfilesSettings
+from longtail.ranks import rank_within
 from longtail.schema import TIMESTAMP
+from longtail.times import DAY_US
 from longtail.token_count import CountTokens
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-DAY_US = 86_400_000_000
 MAX_NAME_CHARS = 60
 PRICE_LEVELS = ("lowest", "low", "middle", "high", "highest")
 UNKNOWN = "unknown"
@@ -35,6 +36,7 @@ LINE = pa.struct(
         pa.field("leaf", pa.string()),
         pa.field("count", pa.int32()),
         pa.field("price_power", pa.string()),  # one of PRICE_LEVELS, or unknown
+        pa.field("recent", pa.bool_()),  # at least half of the good's count in the longest window lies in this one
     ]
 )
 FACTS = pa.schema(
@@ -139,6 +141,11 @@ def _window_lines(user_ids: pa.Array, items: pa.Table, events: pa.Table, kind: s
     mean = np.concatenate([column[4] for column in columns])
     order = np.lexsort((pair, -count, window_number, user))
     user, pair = user[order], pair[order]
+    # Counted over everything, and not over the lines that were kept: a staple whose yearly line is cut is not a recent good.
+    in_longest = age_E <= max(settings.windows_days) * DAY_US
+    num_pairs = max(len(pair_names), 1)
+    keys, total = np.unique(user_E[in_longest] * num_pairs + pair_E[in_longest], return_counts=True)
+    recent = total[np.searchsorted(keys, user * num_pairs + pair)] <= 2 * count[order] if len(keys) else np.zeros(0, np.bool_)
     structs = pa.StructArray.from_arrays(
         [
             pa.array(window_number[order].astype(np.int8)),
@@ -146,6 +153,7 @@ def _window_lines(user_ids: pa.Array, items: pa.Table, events: pa.Table, kind: s
             pa.array([names[1] for names in pair_names], pa.string()).take(pa.array(pair)),
             pa.array(count[order].astype(np.int32)),
             pa.array([price_level(value) for value in mean[order]], pa.string()),
+            pa.array(recent),
         ],
         fields=list(LINE),
     )
@@ -165,24 +173,12 @@ def _top_lines(
     total = np.bincount(group_E[priced], weights=percentile_E[priced], minlength=len(keys_G))
     mean_G = np.where(num_priced > 0, total / np.maximum(num_priced, 1), np.nan)
     l1_G = l1_of_pair[pair_G] if len(pair_G) else pair_G
-    leaf_rank = _rank_within(user_G * num_pairs + l1_G, -count_G, pair_G)
+    leaf_rank = rank_within(user_G * num_pairs + l1_G, -count_G, pair_G)
     l1_keys, l1_number = np.unique(user_G * num_pairs + l1_G, return_inverse=True)
     l1_count = np.bincount(l1_number, weights=count_G, minlength=len(l1_keys)).astype(np.int64)
-    l1_rank = _rank_within(l1_keys // num_pairs, -l1_count, l1_keys)
+    l1_rank = rank_within(l1_keys // num_pairs, -l1_count, l1_keys)
     keep = (leaf_rank < max_leaves) & (l1_rank[l1_number] < max_l1) if len(keys_G) else np.zeros(0, np.bool_)
     return user_G[keep], np.full(int(keep.sum()), window), pair_G[keep], count_G[keep].astype(np.int64), mean_G[keep]
-
-
-def _rank_within(group: Ints, value: Ints, tie: Ints) -> Ints:
-    """Rank from 0 of each element in its group, by value and then tie."""
-    order = np.lexsort((tie, value, group))
-    sorted_group = group[order]
-    starts = np.append(True, sorted_group[1:] != sorted_group[:-1])[: len(group)]
-    place = np.arange(len(group))
-    rank = np.empty(len(group), np.int64)
-    if len(group):
-        rank[order] = place - place[starts][np.cumsum(starts) - 1]
-    return rank
 
 
 def _paid(events: pa.Table, items: pa.Table, item_E: Ints, known: npt.NDArray[np.bool_]) -> Floats:
@@ -248,13 +244,8 @@ def stable_goods(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def recent_goods(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The lines of a row's shortest window that has any, of goods that are rare in the longest one: at least half of their count is recent."""
-    shortest = min((line["window"] for line in facts["lines"]), default=0)
-    stable = stable_goods(facts)
-    if not stable or stable[0]["window"] == shortest:
-        return []
-    total = {(line["l1"], line["leaf"]): line["count"] for line in stable}
-    recent = (line for line in facts["lines"] if line["window"] == shortest)
-    return [line for line in recent if total.get((line["l1"], line["leaf"]), 0) <= 2 * line["count"]]
+    windows = {line["window"] for line in facts["lines"]}
+    return [line for line in facts["lines"] if line["window"] == min(windows) and line["recent"]] if len(windows) > 1 else []
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def check(fields: Fields, facts: str, names: Sequence[str], known: KnownNames) -
         raise RefusedError("repetition")
     if not set(_NUMBER.findall(text)) <= set(_NUMBER.findall(facts)):
         raise RefusedError("foreign_number")
-    given_levels = {level for level in PRICE_LEVELS if f" {level}" in facts}
+    given_levels = {level for level in PRICE_LEVELS if f"- {level})" in facts}
     given = " " + " ".join(words(facts)) + " "
     if any(f" {name} " not in given for name in known.within(text)):
         raise RefusedError("foreign_name")

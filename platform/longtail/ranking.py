@@ -8,9 +8,9 @@ Letters: B candidates, H heads, N described items, D semantic width, S code stag
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,16 @@ class Question:
     heads: tuple[str, ...] | None = None  # None: all of the ranker's; the first one decides the order
     now: datetime | None = None  # None: the end of the run's logs
     user: StatedUser | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A request in row numbers."""
+
+    user_row: int
+    item_row_B: npt.NDArray[np.int64]
+    time_us: int
+    published: bool  # the user has group codes in the snapshot that holds at the request's time
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,8 @@ class RequestRanker:
         self._spare = {name: ranker.catalogue.add_spare_rows(max_items) for name, ranker in rankers.items()}
         self._max_items = max_items
         self._lock = threading.Lock()
+        for vocabulary in (state.entities.users, state.entities.items, state.entities.brands, *state.entities.categories):
+            _ = vocabulary.codes  # made now, not in the first request's time
 
     def knowledge(self, examples: int = 5) -> Knowledge:
         """What this run knows, with a few ids and values to start from."""
@@ -152,23 +164,32 @@ class RequestRanker:
             item_ids=tuple(entities.items.values[:examples].to_pylist()),
         )
 
-    def unknowns(self, question: Question) -> Unknowns:
+    def find(self, question: Question) -> Found:
+        """The request in row numbers; `unknowns`, `rank` and `batch` look it up themselves where it is not passed on to them."""
+        entities, groups = self.state.entities, self.state.groups
+        user = int(entities.users.encode([question.user_id])[0])
+        time = _microseconds(question.now or self.now)
+        snapshot = int(groups.snapshot(np.array([time]))[0])
+        items = entities.items.encode([item.item_id for item in question.items]).astype(np.int64)
+        return Found(user, items, time, groups.codes_of(snapshot, user) is not None)
+
+    def unknowns(self, question: Question, found: Found | None = None) -> Unknowns:
         """What of `question` needs the text encoder: a described user without a published group, described items that the run does not know."""
-        found = self._find(question)
+        found = found or self.find(question)
         user = question.user
         if user is not None and (found.published or not (user.attributes or user.profile)):
             user = None
         return Unknowns(user, tuple(item for item, row in zip(question.items, found.item_row_B, strict=True) if row == 0 and item.described))
 
-    def rank(self, question: Question, encoded: Encoded | None = None) -> Ranking:
+    def rank(self, question: Question, encoded: Encoded | None = None, found: Found | None = None) -> Ranking:
         """Score all candidates as one batch; `encoded` answers `unknowns(question)`, None where there were none.
 
         Raises:
             KeyError: no ranker has that name.
             ValueError: more unknown items than there are spare rows, or a head that the ranker lacks.
         """
-        found, num = self._find(question), len(question.items)
-        batch = self.batch(question, encoded)
+        found, num = found or self.find(question), len(question.items)
+        batch = self.batch(question, encoded, found)
         ranker = self.rankers[question.ranker]
         places = np.flatnonzero(found.item_row_B == 0)
         spare = [self._spare_item(question.items[place]) for place in places]
@@ -195,14 +216,14 @@ class RequestRanker:
             group_basis="everyone" if not group else "published" if found.published else "request",
         )
 
-    def batch(self, question: Question, encoded: Encoded | None = None) -> Batch:
+    def batch(self, question: Question, encoded: Encoded | None = None, found: Found | None = None) -> Batch:
         """The request's features, by the function that makes the training samples; unknown items have item row 0."""
-        state, found, num = self.state, self._find(question), len(question.items)
+        state, found, num = self.state, found or self.find(question), len(question.items)
         rows = Rows(
             user_row_B=np.full(num, found.user_row, np.int64),
             item_row_B=found.item_row_B,
             time_B=np.full(num, found.time_us, np.int64),
-            stated=stated_facts(question.items, state.entities),
+            stated=stated_facts(question.items, found.item_row_B, state.entities),
         )
         attributes = None
         codes: list[tuple[int, ...] | None] | None = None
@@ -211,13 +232,6 @@ class RequestRanker:
         if encoded is not None and encoded.user_codes is not None:
             codes = [encoded.user_codes for _ in question.items]
         return Batch.from_table(state.features(rows, attributes, codes), state.spec)
-
-    def _find(self, question: Question) -> "_Found":
-        entities, groups = self.state.entities, self.state.groups
-        user = int(entities.users.encode([question.user_id])[0])
-        time = _microseconds(question.now or self.now)
-        snapshot = int(groups.snapshot(np.array([time]))[0])
-        return _Found(user, entities.items.encode([item.item_id for item in question.items]).astype(np.int64), time, (snapshot, user) in groups.place)
 
     def _spare_item(self, item: StatedItem) -> "_SpareItem":
         entities = self.state.entities
@@ -243,16 +257,6 @@ class RequestRanker:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A request in row numbers."""
-
-    user_row: int
-    item_row_B: npt.NDArray[np.int64]
-    time_us: int
-    published: bool  # the user has group codes in the snapshot that holds at the request's time
-
-
-@dataclass(frozen=True)
 class _SpareItem:
     """What the catalogue is told of an item that the run does not know."""
 
@@ -262,17 +266,31 @@ class _SpareItem:
     codes_S: npt.NDArray[np.int32] | None = None  # code plus one
 
 
-def stated_facts(items: Sequence[StatedItem], entities: Entities) -> ItemFacts:
-    """What a request says of its items, as features ask for it; categories and brands that the run has not met are unknown."""
-    category_BC = np.stack([entities.category_codes(item.category) for item in items]).astype(np.int32) if items else np.zeros((0, 0), np.int32)
-    prices = [np.nan if item.price is None else np.log1p(max(item.price, 0.0)) for item in items]
-    return ItemFacts(
+def stated_facts(items: Sequence[StatedItem], item_row_B: npt.NDArray[np.int64], entities: Entities) -> ItemFacts | None:
+    """What a request says of the items that the run does not know (row 0), as features ask for it; zeros, which nobody reads, in the rows of the others.
+
+    Categories and brands that the run has not met are unknown. None where the run knows every item.
+    """
+    places = np.flatnonzero(item_row_B == 0)
+    if len(places) == 0:
+        return None
+    stated = [items[place] for place in places]
+    category_BC = np.stack([entities.category_codes(item.category) for item in stated]).astype(np.int32)
+    facts = ItemFacts(
         leaf_B=np.array([entities.leaf_code(codes) for codes in category_BC], np.int64),
-        root_B=category_BC[:, 0].astype(np.int64) if category_BC.shape[1] else np.zeros(len(items), np.int64),
-        brand_B=entities.brands.encode([item.brand for item in items]).astype(np.int64),
-        log_price_B=np.array(prices, np.float32),
-        first_seen_B=np.array([UNKNOWN_TIME if item.first_seen is None else _microseconds(item.first_seen) for item in items], np.int64),
+        root_B=category_BC[:, 0].astype(np.int64) if category_BC.shape[1] else np.zeros(len(stated), np.int64),
+        brand_B=entities.brands.encode([item.brand for item in stated]).astype(np.int64),
+        log_price_B=np.array([np.nan if item.price is None else np.log1p(max(item.price, 0.0)) for item in stated], np.float32),
+        first_seen_B=np.array([UNKNOWN_TIME if item.first_seen is None else _microseconds(item.first_seen) for item in stated], np.int64),
     )
+    return ItemFacts(**{f.name: _spread(getattr(facts, f.name), places, len(items)) for f in fields(ItemFacts)})
+
+
+def _spread(values: npt.NDArray[Any], places: npt.NDArray[np.int64], num: int) -> npt.NDArray[Any]:
+    """Zeros [num], with `values` at `places`."""
+    spread_B = np.zeros(num, values.dtype)
+    spread_B[places] = values
+    return spread_B
 
 
 def _microseconds(time: datetime) -> int:

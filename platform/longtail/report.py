@@ -127,6 +127,7 @@ def _header(report: Report) -> str:
         ("time", f"history to {logs.history_end:%Y-%m-%d}, train to {logs.train_end:%Y-%m-%d}, test to {logs.end:%Y-%m-%d}"),
         ("examples", ", ".join(f"{logs.num_examples.get(split, 0):,} {split}" for split in SPLITS)),
         ("exposure", logs.exposure),
+        ("left out", "; ".join(f"{count:,} positives: {reason}" for reason, count in logs.positives_left_out.items()) or "no positive"),
         ("run", f"seed {report.seed}, commit {report.commit}, {report.date}"),
     ]
     cells = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts)
@@ -279,7 +280,19 @@ def _code_figures(use: CodeUse, title: str, fill: str) -> list[str]:
 
 def _training(report: Report) -> str:
     drawn = [figure(what, plots.curves_by_epoch(curves, what)) for what, curves in report.training.items() if any(curves.values())]
-    return section("Training", "Every ranker had the same data, budget and schedule.", f'<div class="two">{"".join(drawn)}</div>') if drawn else ""
+    return section("Training", _same_training(report.metrics), f'<div class="two">{"".join(drawn)}</div>') if drawn else ""
+
+
+def _same_training(metrics: Metrics) -> str:
+    """What the rankers' training had in common, and what not."""
+    if len(metrics.heads) == 1:
+        return "Every ranker had the same rows, epochs, batches and schedule."
+    trained = {name: [head.head for head in metrics.heads if name in head.rankers] for name in metrics.rankers}
+    told = "; ".join(f"{plots.NAMES.get(name, name)}: {', '.join(heads)}" for name, heads in trained.items() if heads)
+    return (
+        f"Every ranker had the same epochs, batch size and schedule, and learned its own heads ({told}) on the rows that carry their labels, so that a "
+        "difference between two rankers is also one of heads. rankers.<name>.heads gives them the same."
+    )
 
 
 def _stages(report: Report) -> str:

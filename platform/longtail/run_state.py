@@ -1,7 +1,5 @@
 """From a run's artifacts to the objects that features are computed from; samples and serving load the same."""
 
-from datetime import datetime
-
 from longtail.artifacts import Artifact
 from longtail.behaviour import Behaviour
 from longtail.config import Config
@@ -9,6 +7,10 @@ from longtail.entities import Entities
 from longtail.features import CROSS_STATS, ITEM_STATS, USER_STATS, FeatureState, UserGroups
 from longtail.logs import LogsInfo
 from longtail.samples import FeatureSpec
+from longtail.times import to_us
+
+ITEM_COLUMNS = ["item_id", "category", "brand", "price", "first_seen"]  # of the logs' tables: no titles, no pictures
+EVENT_COLUMNS = ["user_id", "item_id", "ts", "kind", "price"]
 
 
 def logs_info(logs: Artifact) -> LogsInfo:
@@ -16,17 +18,12 @@ def logs_info(logs: Artifact) -> LogsInfo:
     return LogsInfo.model_validate(logs.info)
 
 
-def microseconds(time: datetime) -> int:
-    """Microseconds since the epoch of an aware time."""
-    return round(time.timestamp() * 1e6)
-
-
 def load_entities(logs: Artifact, numeric_bins: int) -> Entities:
-    return Entities.build(logs.read("users"), logs.read("items"), logs_info(logs), numeric_bins)
+    return Entities.build(logs.read("users"), logs.read("items", ITEM_COLUMNS), logs_info(logs), numeric_bins)
 
 
 def load_behaviour(logs: Artifact, entities: Entities) -> Behaviour:
-    return Behaviour.build(logs.read("events"), entities, logs_info(logs).behaviour_kinds)
+    return Behaviour.build(logs.read("events", EVENT_COLUMNS), entities, logs_info(logs).behaviour_kinds)
 
 
 def feature_spec(entities: Entities, config: Config, has_conversion: bool) -> FeatureSpec:
@@ -58,5 +55,5 @@ def load_feature_state(logs: Artifact, user_codes: Artifact, groups: Artifact, c
         UserGroups.build(user_codes.read("codes"), groups.read("groups"), entities, spec.code_sizes, config.groups),
         spec,
         config.samples,
-        microseconds(info.start),
+        to_us(info.start),
     )

@@ -101,7 +101,7 @@ PREDICTIONS = pa.schema(
         pa.field("alpha_fusion", pa.float32()),  # ChoirRec only
         pa.field("num_purchases", pa.int32(), nullable=False),  # the user's, before the row
         pa.field("item_events", pa.int32(), nullable=False),  # the item's, before the row's snapshot
-        pa.field("item_age_days", pa.float32(), nullable=False),  # NaN where the first sight is unknown
+        pa.field("item_age_days", pa.float32(), nullable=False),  # at the snapshot, 0 where not seen by then, NaN where the first sight is unknown
     ]
 )
 

@@ -18,7 +18,7 @@ class ServeSettings(Settings):
     default_ranker: Literal["base", "choirrec", "saviorrec"] = "choirrec"
     num_replicas: int = Field(1, ge=1, description="of the rankers, which hold the checkpoints and the feature state")
     num_cpus: float = Field(0.3, ge=0, description="per replica of the rankers")
-    num_encoder_replicas: int = Field(1, ge=1, description="of the text encoder, which loads its model with the first request that needs it")
+    num_encoder_replicas: int = Field(1, ge=1, description="of the text encoder, which loads its models before it is ready")
     num_encoder_cpus: float = Field(0.1, ge=0, description="per replica of the encoder")
     num_encoder_gpus: float = Field(0.0, ge=0)
     num_threads: int = Field(1, ge=1, description="torch threads of a replica")

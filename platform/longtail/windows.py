@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from longtail.schema import SPLITS
 from longtail.settings import Settings
+from longtail.times import from_us, to_us
 
 Ints = npt.NDArray[np.int64]
 
@@ -97,14 +98,3 @@ class Windows:
     def ends(self) -> Ints:
         """When each split of schema.SPLITS closes: what happens later is not known to its labels."""
         return np.array([self.validation_start, self.train_end, self.end], np.int64)
-
-
-def to_us(value: datetime) -> int:
-    """Microseconds since the epoch; exact, unlike a float of seconds."""
-    delta = value - datetime(1970, 1, 1, tzinfo=UTC)
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
-
-
-def from_us(value: int) -> datetime:
-    """The UTC time of microseconds since the epoch."""
-    return datetime.fromtimestamp(value // 1_000_000, UTC).replace(microsecond=value % 1_000_000)

@@ -43,7 +43,11 @@ class GroupIdFusion(nn.Module):
 
 
 class GroupSide(nn.Module):
-    """The group channel's features: fused group ID, completed attributes and group statistics, group sequence, the item."""
+    """The group channel's features: fused group ID, completed attributes and group statistics, group sequence, the item.
+
+    Departs from ChoirRec (group behaviour sequence): attention starts from the logarithm of each item's share in the group's purchases, which the paper
+    does not name; and the sequence's order by mean time reaches no parameter, since means over a group lie close together.
+    """
 
     def __init__(self, spec: FeatureSpec, item_dim: int, settings: ChoirRecSettings) -> None:
         super().__init__()

@@ -1,12 +1,13 @@
 """The rankers' settings; each part of a published method can be switched off."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from longtail.settings import Settings
 
 Head = Literal["outcome", "cvr", "conversion"]
+Width = Annotated[int, Field(ge=1)]
 
 
 class TowerSettings(Settings):
@@ -15,8 +16,8 @@ class TowerSettings(Settings):
     heads: tuple[Head, ...] | None = Field(None, description="None: the ranker's own choice of those that the source allows")
     id_dim: int = Field(16, ge=1)
     attribute_dim: int = Field(4, ge=1)
-    hidden_dims: tuple[int, ...] = Field((128, 64), min_length=1)
-    attention_dims: tuple[int, ...] = (32,)
+    hidden_dims: tuple[Width, ...] = Field((128, 64), min_length=1)
+    attention_dims: tuple[Width, ...] = (32,)
     dropout: float = Field(0.0, ge=0, lt=1)
 
 

@@ -19,6 +19,7 @@ from longtail.labels import Labels
 from longtail.negatives import Negatives
 from longtail.settings import Settings
 from longtail.sources.raw import RawLogs
+from longtail.times import DAY_US
 from longtail.windows import SplitSettings, Windows
 
 Ints = npt.NDArray[np.int64]
@@ -28,7 +29,6 @@ Block = tuple[str, Ints, Ints | None, Ints, Ints]  # kind, users, items, times, 
 
 START_US = 1_704_067_200_000_000  # 2024-01-01
 MINUTE_US = 60_000_000
-DAY_US = 86_400_000_000
 CLICK_LIKED, CLICK_OTHER = 0.40, 0.06
 BUY_LIKED, BUY_OTHER = 0.55, 0.15
 QUIET_SHARE = 0.1  # sessions of a quiet user beside a busy one's

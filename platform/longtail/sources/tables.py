@@ -12,6 +12,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
+import pyarrow.types as pt
 from pydantic import Field
 
 from longtail import schema
@@ -28,9 +29,9 @@ logger = logging.getLogger(__name__)
 class TablesSettings(Settings):
     """Where the user's own three tables lie (Parquet files or folders, local or any pyarrow URI)."""
 
-    users: str
-    items: str
-    events: str
+    users: str = Field(min_length=1)
+    items: str = Field(min_length=1)
+    events: str = Field(min_length=1)
     unknown_ids: Literal["refuse", "drop"] = Field("refuse", description="events of users or items that the tables lack: refused, or dropped and counted")
 
 
@@ -119,18 +120,44 @@ def _file_digest(name: str, place: str, path: str, size: int, mtime_ns: int | No
 def _read(name: str, place: str) -> pa.Table:
     fs, path = _open(name, place)
     try:
-        return read_parquet(fs, path)
+        return plain(read_parquet(fs, path))
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(
             f"logs.tables.{name} = {place!r} is not readable as Parquet: {error}. Write it as a .parquet file or a folder of such files."
         ) from error
+    except ValueError as error:
+        raise ValueError(f"logs.tables.{name} = {place!r}: {error}") from error
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """`table` without the encodings that only save room (dictionaries, views, large offsets), and with times by the microsecond."""
+    for place, field in enumerate(table.schema):
+        kind = _plain_type(field.type)
+        if kind != field.type:
+            column = table.column(place).cast(kind, safe=not pt.is_timestamp(kind))  # nanoseconds below a microsecond are cut
+            table = table.set_column(place, pa.field(field.name, kind, field.nullable), column)
+    return table
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pt.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pt.is_large_string(kind) or pt.is_string_view(kind):
+        return pa.string()
+    if pt.is_large_binary(kind) or pt.is_binary_view(kind):
+        return pa.binary()
+    if pt.is_list(kind) or pt.is_large_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    if pt.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    return kind
 
 
 def _open(name: str, place: str) -> tuple[pafs.FileSystem, str]:
     if "://" in place:
         try:
             fs, path = pafs.FileSystem.from_uri(place)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             raise ValueError(f"logs.tables.{name} = {place!r} names no file system that pyarrow knows: {error}. Use a local path, s3:// or gs://.") from error
     else:
         fs, path = pafs.LocalFileSystem(), Path(place).expanduser().resolve().as_posix()
