@@ -1,14 +1,26 @@
 """What the Serve application speaks: requests, answers and problem details (RFC 9457) as typed models, with their limits and meanings."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from longtail.ranking import GroupBasis, ItemBasis, Question, StatedItem, StatedUser
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+
+
+def _plausible(time: datetime) -> datetime:
+    if not EARLIEST <= time < LATEST:
+        raise ValueError(f"times lie between {EARLIEST:%Y} and {LATEST:%Y}")
+    return time
+
+
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Time = Annotated[AwareDatetime, AfterValidator(_plausible)]
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Text = Annotated[str, StringConstraints(max_length=1000)]
 
 
@@ -21,7 +33,7 @@ class Strict(BaseModel):
 class UserIn(Strict):
     """What the request itself says of its user; of use where the run knows no group of theirs."""
 
-    attributes: dict[str, str | bool | int | float | None] = Field({}, description="values of the run's user attributes; GET /v1/models lists them")
+    attributes: dict[str, str | bool | Whole | float | None] = Field({}, description="values of the run's user attributes; GET /v1/models lists them")
     profile: Annotated[str, StringConstraints(max_length=4000)] | None = Field(
         None, description="the user in words; without it, a text is made of the attributes by rule"
     )
@@ -35,7 +47,7 @@ class ItemIn(Strict):
     category: list[Text] = Field([], max_length=16, description="path, root to leaf")
     brand: Text | None = None
     price: float | None = Field(None, ge=0, allow_inf_nan=False)
-    first_seen: AwareDatetime | None = None
+    first_seen: Time | None = None
 
 
 class RankRequest(Strict):
@@ -46,7 +58,7 @@ class RankRequest(Strict):
     items: list[ItemIn] | None = Field(None, description="candidates with their content, for items that the run does not know")
     ranker: str | None = Field(None, description="base, choirrec or saviorrec, as far as the run trained them; by default the application's own choice")
     heads: list[str] | None = Field(None, min_length=1, description="probabilities wanted, the one to sort by first; by default all of the ranker's")
-    now: AwareDatetime | None = Field(None, description="the time of the request; by default the end of the run's logs, since nothing later is known")
+    now: Time | None = Field(None, description="the time of the request; by default the end of the run's logs, since nothing later is known")
     user: UserIn | None = None
 
     @model_validator(mode="after")

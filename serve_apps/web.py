@@ -4,6 +4,8 @@ It is given what is serving (ServiceInfo) and a function that answers a question
 """
 
 import logging
+import math
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -221,10 +223,6 @@ def _problem(problem: Problem) -> JSONResponse:
 
 
 def _is_number(value: str | bool | float | None) -> bool:
-    if value is None:
-        return True
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
+    if isinstance(value, str):
+        return re.fullmatch(r"-?\d{1,15}(\.\d*)?([eE][-+]?\d{1,2})?", value, re.ASCII) is not None
+    return value is None or math.isfinite(value)

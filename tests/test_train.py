@@ -56,7 +56,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         "num_events": 0,
         "num_examples": {},
     }
-    item_table = pa.table({"item_id": items, "title": items}).cast(pa.schema(list(schema.ITEMS)[:2]))
+    unknown = {field.name: pa.nulls(len(items), field.type) for field in list(schema.ITEMS)[2:]}
+    item_table = pa.table({"item_id": items, "title": items, **unknown}, schema=schema.ITEMS)
     codes = WORLD.catalogue().codes_NS[1:].numpy() - 1
     samples = {
         f"samples.parquet/part-{number:05d}": pa.concat_tables(

@@ -9,7 +9,7 @@ Letters: B candidates, H heads, N described items, D semantic width, S code stag
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from longtail.features import FeatureState, ItemFacts, Rows
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import OOV
 from longtail.rankers.ranker import Ranker, predict_rows
+from longtail.times import to_us
 
 ItemBasis = Literal["catalogue", "content", "none"]
 GroupBasis = Literal["published", "request", "everyone"]
@@ -168,7 +169,7 @@ class RequestRanker:
         """The request in row numbers; `unknowns`, `rank` and `batch` look it up themselves where it is not passed on to them."""
         entities, groups = self.state.entities, self.state.groups
         user = int(entities.users.encode([question.user_id])[0])
-        time = _microseconds(question.now or self.now)
+        time = to_us(question.now or self.now)
         snapshot = int(groups.snapshot(np.array([time]))[0])
         items = entities.items.encode([item.item_id for item in question.items]).astype(np.int64)
         return Found(user, items, time, groups.codes_of(snapshot, user) is not None)
@@ -281,7 +282,7 @@ def stated_facts(items: Sequence[StatedItem], item_row_B: npt.NDArray[np.int64],
         root_B=category_BC[:, 0].astype(np.int64) if category_BC.shape[1] else np.zeros(len(stated), np.int64),
         brand_B=entities.brands.encode([item.brand for item in stated]).astype(np.int64),
         log_price_B=np.array([np.nan if item.price is None else np.log1p(max(item.price, 0.0)) for item in stated], np.float32),
-        first_seen_B=np.array([UNKNOWN_TIME if item.first_seen is None else _microseconds(item.first_seen) for item in stated], np.int64),
+        first_seen_B=np.array([UNKNOWN_TIME if item.first_seen is None else to_us(item.first_seen) for item in stated], np.int64),
     )
     return ItemFacts(**{f.name: _spread(getattr(facts, f.name), places, len(items)) for f in fields(ItemFacts)})
 
@@ -291,7 +292,3 @@ def _spread(values: npt.NDArray[Any], places: npt.NDArray[np.int64], num: int) -
     spread_B = np.zeros(num, values.dtype)
     spread_B[places] = values
     return spread_B
-
-
-def _microseconds(time: datetime) -> int:
-    return round(time.astimezone(UTC).timestamp() * 1e6)
