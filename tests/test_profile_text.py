@@ -61,7 +61,7 @@ def test_a_user_without_goods_need_not_name_any() -> None:
 
 
 def test_the_longest_of_overlapping_names_counts() -> None:
-    assert KNOWN.within("Fluid milk, frozen pizza; PIZZA") == ["fluid milk", "frozen pizza"]
+    assert KNOWN.within("Fluid milk, frozen pizza; PIZZA") == [("fluid milk",), ("frozen pizza",)]
 
 
 def test_half_a_word_at_the_bound_is_left_out() -> None:
@@ -71,6 +71,22 @@ def test_half_a_word_at_the_bound_is_left_out() -> None:
     parsed = parse(answer(interests=whole[:-3] + "sof"), BUDGET)
     assert not parsed.interests.endswith("sof")
     assert parsed.interests.startswith("fluid milk")
+
+
+def test_a_list_of_given_names_is_no_foreign_name_with_commas() -> None:
+    known = KnownNames(["Action", "Comedy", "Action, Comedy", "Comedy, Horror"])
+    facts = "Purchases in 365 days:\nAction (Action - 9 - low)\nComedy (Comedy - 3 - low)\nSearches:\nnone"
+
+    def said(interests: str) -> str:
+        try:
+            check(Fields("Nobody knows who.", interests, "Pays low prices."), facts, ["Action", "Comedy"], known)
+        except RefusedError as refused:
+            return refused.reason
+        return "llm"
+
+    assert said("Watches mostly Action, Comedy.") == "llm"
+    assert said("Watches mostly Action Comedy.") == "foreign_name"  # without the comma it is the other genre's name
+    assert said("Watches mostly Action, Comedy, Horror.") == "foreign_name"
 
 
 def test_a_price_level_is_no_part_of_another() -> None:

@@ -13,6 +13,7 @@ from longtail.profile_facts import PRICE_LEVELS, UNKNOWN, recent_goods, stable_g
 from longtail.profiles import FIELDS, SYSTEM_PROMPT, field_chars
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_STOP = re.compile(r"[,;:.()\n]")
 _NUMBER = re.compile(r"\d+")
 _PRICE = re.compile(rf"\b({'|'.join(PRICE_LEVELS)})\b[ -]price")
 ECHO_WORDS = 5  # a run of so many words that the shared prompt has too counts as copied
@@ -85,16 +86,19 @@ class KnownNames:
         self._phrases = {phrase for phrase in phrases if len(phrase) >= MIN_NAME_CHARS and f" {phrase} " not in shared and not phrase.isdigit()}
         self._longest = max((phrase.count(" ") + 1 for phrase in self._phrases), default=0)
 
-    def within(self, text: str) -> list[str]:
-        """The names that occur in `text` as whole words; of names that overlap, the longest."""
-        found, own = [], words(text)
-        place = 0
+    def within(self, text: str) -> list[tuple[str, ...]]:
+        """The names that occur in `text` as whole words; of names that begin together, the longest. Each in the pieces that commas and stops cut it into."""
+        pieces = [words(piece) for piece in _STOP.split(text)]
+        own, piece_of = [word for piece in pieces for word in piece], [number for number, piece in enumerate(pieces) for _ in piece]
+        found, place = [], 0
         while place < len(own):
             for length in range(min(self._longest, len(own) - place), 0, -1):
-                phrase = " ".join(own[place : place + length])
-                if phrase in self._phrases:
-                    found.append(phrase)
-                    place += length - 1
+                if " ".join(own[place : place + length]) in self._phrases:
+                    parts: dict[int, list[str]] = {}
+                    for number, word in zip(piece_of[place : place + length], own[place : place + length], strict=True):
+                        parts.setdefault(number, []).append(word)
+                    found.append(tuple(" ".join(part) for part in parts.values()))
+                    place += len(next(iter(parts.values()))) - 1  # the next name may begin behind the comma
                     break
             place += 1
         return found
@@ -121,8 +125,10 @@ def check(fields: Fields, facts: str, names: Sequence[str], known: KnownNames) -
         raise RefusedError("foreign_number")
     given_levels = {level for level in PRICE_LEVELS if f"- {level})" in facts}
     given = " " + " ".join(words(facts)) + " "
-    if any(f" {name} " not in given for name in known.within(text)):
-        raise RefusedError("foreign_name")
+    for pieces in known.within(text):
+        # A name with commas is also what a list of other, given names reads like: "Action, Comedy" beside the genre of that name.
+        if f" {' '.join(pieces)} " not in given and any(f" {piece} " not in given for piece in pieces):
+            raise RefusedError("foreign_name")
     if any(level not in given_levels for level in _PRICE.findall(text.lower())):
         raise RefusedError("foreign_price")
     goods = {word for name in names for word in words(name) if len(word) > 2}
