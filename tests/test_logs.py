@@ -213,14 +213,17 @@ def test_one_seed_gives_one_result_and_another_seed_another(tmp_path: Path) -> N
     assert not first.equals(other)
 
 
-@pytest.mark.parametrize("given_time", [at(-24 * 400), at(1)])  # long before the logs, and in their first days
-def test_a_first_event_is_left_censored_and_a_given_first_sight_is_not(given_time: datetime) -> None:
+@pytest.mark.parametrize(
+    ("given_time", "is_kept"),
+    [(at(-24 * 400), True), (at(-1), True), (at(0), False), (at(1), False)],  # of x, which was first shown at hour 0
+)
+def test_a_first_event_is_left_censored_and_an_earlier_first_sight_is_not(given_time: datetime, is_kept: bool) -> None:
     raw = by_hand()
     items = raw.items.append_column("first_seen", pa.array([given_time, None], schema.TIMESTAMP))
     raw = RawLogs(**{**raw.__dict__, "items": items})
     settings = {"source": "synthetic", "split": SPLIT}
     censored = logs_from(raw, LogsSettings.model_validate(settings), seed=1).tables["items"].column("first_seen").to_pylist()
-    assert censored == [given_time, None]  # y was first shown in the logs' first days
+    assert censored == [given_time if is_kept else None, None]  # y was first shown in the logs' first days
     trusted = logs_from(raw, LogsSettings.model_validate(settings | {"censored_days": 0}), seed=1).tables["items"].column("first_seen").to_pylist()
     assert trusted == [given_time, pc.min(raw.events.filter(pc.equal(raw.events.column("item_id"), "y")).column("ts")).as_py()]
 

@@ -285,18 +285,23 @@ def _item_sample(events: CodedEvents, kinds: tuple[str, ...], windows: Windows, 
 def _first_seen(items: pa.Table, events: CodedEvents, windows: Windows, censored_days: float) -> pa.Array:
     """When each item was first seen: the given time, or else its first event, null where that is too close to the logs' start to mean anything.
 
-    A first event may lie after an example's time: features look at it as of their snapshot, like at every other fact about items.
+    A given time on the day of the first event is taken for one that was read off the events. A first event may lie after an example's time: features look
+    at it as of their snapshot, like at every other fact about items.
     """
     first = np.full(len(items), np.iinfo(np.int64).max)
     named = events.item_E >= 0
     np.minimum.at(first, events.item_E[named], events.time_E[named])
-    known = (first < np.iinfo(np.int64).max) & (first >= windows.start + round(censored_days * DAY_US))
+    happened = first < np.iinfo(np.int64).max
+    trusted = np.zeros(len(items), bool)
     if "first_seen" in items.column_names:
         given = items.column("first_seen").combine_chunks().cast(schema.TIMESTAMP)
         there = given.is_valid().to_numpy(zero_copy_only=False)
-        first = np.where(there, pc.fill_null(given.cast(pa.int64()), 0).to_numpy(zero_copy_only=False), first)
-        known |= there
-    return pa.array(first, mask=~known).cast(pa.timestamp("us")).cast(schema.TIMESTAMP)
+        given_us = pc.fill_null(given.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+        trusted = there & (given_us // DAY_US < first // DAY_US)
+        happened |= there
+        first = np.where(there, given_us, first)
+    censored = first < windows.start + round(censored_days * DAY_US)
+    return pa.array(first, mask=~happened | (censored & ~trusted)).cast(pa.timestamp("us")).cast(schema.TIMESTAMP)
 
 
 def _history_price(raw: RawLogs, events: CodedEvents, windows: Windows) -> pa.Array:
