@@ -11,9 +11,9 @@ from longtail.run_state import load_feature_state
 class FeatureActor:
     """Computes the sample rows of whole parts."""
 
-    def __init__(self, logs: Artifact, user_codes: Artifact, groups: Artifact, config: Config) -> None:
+    def __init__(self, logs: Artifact, user_codes: Artifact, groups: Artifact, peers: Artifact, item_codes: Artifact, config: Config) -> None:
         self.logs = logs
-        self.state: FeatureState = load_feature_state(logs, user_codes, groups, config)
+        self.state: FeatureState = load_feature_state(logs, user_codes, groups, peers, item_codes, config)
 
     def spec(self) -> dict[str, object]:
         """The FeatureSpec as JSON."""

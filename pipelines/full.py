@@ -1,6 +1,6 @@
 """The whole line, from logs to the evaluation report; this page is the table of contents.
 
-     logs ─┬─► profiles ──► user_vectors ─────────► user_codes ─► groups ─┐
+     logs ─┬─► profiles ──► user_vectors ───► user_codes ─► groups, peers ┐
            │                                                              ├─► samples ─► base, choirrec, saviorrec ─► evaluation
            └──────────────► item_vectors ─► item_z ─► item_codes ─────────┘
 
@@ -20,12 +20,13 @@ from pipelines.evaluate import evaluation_stage
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_Z
 from pipelines.logs import LOGS
+from pipelines.peers import PEERS
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
 from pipelines.stage import Outcome, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
 from pipelines.train import RANKER_STAGES
 
-SHARED_STAGES = (LOGS, PROFILES, USER_VECTORS, ITEM_VECTORS, ITEM_Z, USER_CODES, ITEM_CODES, GROUPS, SAMPLES)
+SHARED_STAGES = (LOGS, PROFILES, USER_VECTORS, ITEM_VECTORS, ITEM_Z, USER_CODES, ITEM_CODES, GROUPS, PEERS, SAMPLES)
 
 
 def stages(config: Config) -> list[Stage]:

@@ -35,6 +35,7 @@ class ServedRun:
     logs: Artifact
     user_codes: Artifact
     groups: Artifact
+    peers: Artifact
     item_z: Artifact
     item_codes: Artifact
     rankers: Mapping[str, Artifact]  # by name
@@ -70,7 +71,7 @@ class ServedRun:
         Raises:
             ValueError: a ranker was trained on other users, items or features than the run has.
         """
-        state = load_feature_state(self.logs, self.user_codes, self.groups, self.config)
+        state = load_feature_state(self.logs, self.user_codes, self.groups, self.peers, self.item_codes, self.config)
         rankers = {}
         for name, artifact in self.rankers.items():
             checkpoint = self.local(artifact, "checkpoint")

@@ -26,6 +26,7 @@ from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_Z
 from pipelines.logs import LOGS
+from pipelines.peers import PEERS
 from pipelines.stage import Stage, find, open_store
 from pipelines.train import RANKER_STAGES
 from serve_apps.deployments import Encoder, Rankers, ServedRun, Web
@@ -66,6 +67,7 @@ def served_run(config: Config, store: Store) -> ServedRun:
         logs=finished(LOGS),
         user_codes=finished(USER_CODES),
         groups=finished(GROUPS),
+        peers=finished(PEERS),
         item_z=finished(ITEM_Z),
         item_codes=finished(ITEM_CODES),
         rankers={name: finished(RANKER_STAGES[name]) for name in config.train.rankers},

@@ -25,6 +25,7 @@ from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_Z
 from pipelines.logs import LOGS
+from pipelines.peers import PEERS
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
 from pipelines.stage import Stage, stage_key
@@ -155,6 +156,7 @@ def publish(folder: Path) -> Config:
     commit(USER_CODES, write_user_codes, {"shape": [2, 3, TEXT_DIM]})
     commit(ITEM_CODES, write_item_codes, {"shape": [2, 4, DIM]})
     commit(GROUPS, lambda draft: draft.write("groups", test_groups.groups()))
+    commit(PEERS, lambda draft: draft.write("peers", schema.PEERS.empty_table()))
     commit(SAMPLES, nothing)
     for name, ranker in rankers(settings).items():
 

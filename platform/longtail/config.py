@@ -14,6 +14,7 @@ from longtail.evaluation import EvaluateSettings
 from longtail.groups import GroupsSettings
 from longtail.item_encoder import ItemEncoderSettings
 from longtail.logs import LogsSettings
+from longtail.peers import PeersSettings
 from longtail.profiles import ProfilesSettings
 from longtail.rankers.settings import RankersSettings
 from longtail.samples import SamplesSettings
@@ -52,6 +53,7 @@ class Config(Settings):
     item_encoder: ItemEncoderSettings = ItemEncoderSettings()
     codes: CodesSettings = CodesSettings()
     groups: GroupsSettings = GroupsSettings()
+    peers: PeersSettings = PeersSettings()
     samples: SamplesSettings = SamplesSettings()
     rankers: RankersSettings = RankersSettings()
     train: TrainSettings = TrainSettings()

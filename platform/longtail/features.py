@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from longtail.behaviour import Behaviour, CountIndex
 from longtail.entities import UNKNOWN_TIME, Entities
 from longtail.groups import GroupsSettings
+from longtail.peers import PeerIndex
 from longtail.samples import FeatureSpec, SamplesSettings
 from longtail.times import DAY_US
 
@@ -191,9 +192,18 @@ class FeatureState:
     by_user_brand: CountIndex
     by_item: CountIndex
     by_leaf: CountIndex
+    peers: PeerIndex | None  # None: spec.peer_stats is empty
 
     @staticmethod
-    def build(entities: Entities, behaviour: Behaviour, groups: UserGroups, spec: FeatureSpec, settings: SamplesSettings, start_us: int) -> "FeatureState":
+    def build(
+        entities: Entities,
+        behaviour: Behaviour,
+        groups: UserGroups,
+        spec: FeatureSpec,
+        settings: SamplesSettings,
+        start_us: int,
+        peers: PeerIndex | None = None,
+    ) -> "FeatureState":
         user, item, time = behaviour.user_row_E, behaviour.item_row_E, behaviour.time_E
         leaf, root, brand = entities.leaf_codes_N[item], _root_codes(entities)[item], entities.brand_codes_N[item]
         return FeatureState(
@@ -210,6 +220,7 @@ class FeatureState:
             by_user_brand=CountIndex.build(_pair(user, brand), time),
             by_item=CountIndex.build(item, time),
             by_leaf=CountIndex.build(leaf.astype(np.int64), time),
+            peers=peers,
         )
 
     def features(self, rows: Rows, attributes_BA: npt.NDArray[np.int32] | None = None, codes: list[tuple[int, ...] | None] | None = None) -> pa.Table:
@@ -250,6 +261,7 @@ class FeatureState:
             "user_codes": _fixed(codes_BS, pa.int32()),
             "group_history": _fixed(np.where(lent[:, None], self.groups.sequence_PG[place], 0), pa.int32()),
             "group_weight": _fixed(np.where(lent[:, None], self.groups.weight_PG[place], 0), pa.float32()),
+            "peer_stats": _fixed(self._peer_stats(user, item, snapshot, facts), pa.float32()),
             "activity": _fixed(activity, pa.float32()),
             "num_purchases": pa.array(activity[:, 0].astype(np.int32)),
             "item_events": pa.array(item_events.astype(np.int32)),
@@ -328,6 +340,13 @@ class FeatureState:
             ],
             1,
         ).astype(np.float32)
+
+    def _peer_stats(self, user_B: Ints, item_B: Ints, snapshot_B: Ints, facts: ItemFacts) -> Floats:
+        """PEER_STATS [B, P], width 0 without peers: what the user's peers had met by the snapshot, beside everybody."""
+        if self.peers is None:
+            return np.zeros((len(user_B), 0), np.float32)
+        columns_BC = np.stack([item_B, self.peers.column_NC[item_B, 1], facts.leaf_B, facts.root_B], axis=1)
+        return self.peers.lifts(user_B, columns_BC, snapshot_B)
 
     def _memberships(self, rows: Rows, given: list[tuple[int, ...] | None] | None) -> tuple[Ints, npt.NDArray[np.int32]]:
         """Row of the lending group [B], and the user's codes plus one [B, S]; looked up once per distinct (user, snapshot)."""

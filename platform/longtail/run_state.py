@@ -1,11 +1,14 @@
 """From a run's artifacts to the objects that features are computed from; samples and serving load the same."""
 
+import numpy as np
+
 from longtail.artifacts import Artifact
 from longtail.behaviour import Behaviour
 from longtail.config import Config
 from longtail.entities import Entities
 from longtail.features import CROSS_STATS, ITEM_STATS, USER_STATS, FeatureState, UserGroups
 from longtail.logs import LogsInfo
+from longtail.peers import PEER_STATS, PeerIndex, clusters
 from longtail.samples import FeatureSpec
 from longtail.times import to_us
 
@@ -39,21 +42,35 @@ def feature_spec(entities: Entities, config: Config, has_conversion: bool) -> Fe
         user_stats=USER_STATS,
         cross_stats=CROSS_STATS,
         item_stats=ITEM_STATS,
+        peer_stats=PEER_STATS if config.peers.form != "none" else (),
         code_sizes=(users.codebook_size,) * users.num_stages,
         has_conversion=has_conversion,
     )
 
 
-def load_feature_state(logs: Artifact, user_codes: Artifact, groups: Artifact, config: Config) -> FeatureState:
+def load_peers(peers: Artifact, item_codes: Artifact, entities: Entities, behaviour: Behaviour, config: Config) -> PeerIndex | None:
+    """The peers of one run; None where peers.form is "none"."""
+    if config.peers.form == "none":
+        return None
+    codes = item_codes.read("codes")
+    cluster_N = np.zeros(len(entities.items) + 1, np.int64)
+    codes_NS = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(len(codes), -1)
+    cluster_N[entities.items.encode(codes.column("item_id"))] = clusters(codes_NS, config.peers.cluster_depth)
+    return PeerIndex.build(peers.read("peers"), entities, behaviour, cluster_N, config.peers)
+
+
+def load_feature_state(logs: Artifact, user_codes: Artifact, groups: Artifact, peers: Artifact, item_codes: Artifact, config: Config) -> FeatureState:
     """The state of one run: a few seconds and a few times the events' size in memory; build it once per process."""
     info = logs_info(logs)
     entities = load_entities(logs, config.samples.numeric_bins)
     spec = feature_spec(entities, config, info.has_conversion)
+    behaviour = load_behaviour(logs, entities)
     return FeatureState.build(
         entities,
-        load_behaviour(logs, entities),
+        behaviour,
         UserGroups.build(user_codes.read("codes"), groups.read("groups"), entities, spec.code_sizes, config.groups),
         spec,
         config.samples,
         to_us(info.start),
+        load_peers(peers, item_codes, entities, behaviour, config),
     )

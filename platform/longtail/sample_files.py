@@ -118,6 +118,7 @@ class SampleFiles:
         columns = [*FEATURE_COLUMNS, *LABEL_COLUMNS, *extra]
         columns += ["attributes", "completed"] if self.spec.attributes else []
         columns += ["group_history", "group_weight"] if self.spec.group_history_length else []
+        columns += ["peer_stats"] if self.spec.peer_stats else []
         return self._pick(pq.read_table(self.paths[index], columns=columns, filesystem=self.fs), split)
 
     def first_batch(self) -> Batch:

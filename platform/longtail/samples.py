@@ -30,5 +30,6 @@ class FeatureSpec(Settings):
     user_stats: tuple[str, ...]
     cross_stats: tuple[str, ...]
     item_stats: tuple[str, ...]
+    peer_stats: tuple[str, ...] = ()  # none where peers.form is "none"
     code_sizes: tuple[int, ...]  # codebook size of each stage; codes are stored plus one, 0 is no group
     has_conversion: bool

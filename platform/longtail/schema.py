@@ -88,6 +88,15 @@ GROUPS = pa.schema(
     ]
 )
 
+#: One row per (user_id, as_of) of a user who has peers; empty where peers.form is "none".
+PEERS = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("as_of", TIMESTAMP, nullable=False),
+        pa.field("peers", pa.list_(pa.list_(pa.string())), nullable=False),  # user_ids by level, widest first; within a level nearest first
+    ]
+)
+
 PREDICTIONS = pa.schema(
     [
         pa.field("example_id", pa.int64(), nullable=False),

@@ -20,6 +20,7 @@ def columns(spec: FeatureSpec) -> list[str]:
     """The columns of a samples file that `predict` reads."""
     names = [*ROW_COLUMNS, *LABEL_COLUMNS, *FEATURE_COLUMNS]
     names += ["attributes", "completed"] if spec.attributes else []  # Parquet reads no list of width 0
+    names += ["peer_stats"] if spec.peer_stats else []
     return names + (["group_history", "group_weight"] if spec.group_history_length else [])
 
 

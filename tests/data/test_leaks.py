@@ -64,6 +64,7 @@ def shared_stages(folder: Path, raw: Any, events: pa.Table) -> dict[str, Artifac
             "profiles": {"generator": "deterministic", "snapshots": ["history_end", "train_end"]},
             "embeddings": {"user": {"compute": {"num_cpus": 0.5}}, "item": {"compute": {"num_cpus": 0.5}}},
             "item_encoder": {"dim": 32, "epochs": 1, "pair_batch_size": 128, "compute": {"num_cpus": 0.5}},
+            "peers": {"form": "neighbours", "spaces": ["profile", "titles", "behaviour"], "num_peers": [20, 5], "behaviour_dim": 8},
             "codes": {"user": {"num_stages": 2, "codebook_size": 6}, "item": {"num_stages": 2, "codebook_size": 6}},
             "tracking": {"backend": "none"},
         }
@@ -89,6 +90,7 @@ def worlds(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
         ("user_codes", "codes"),
         ("item_codes", "codes"),
         ("groups", "groups"),
+        ("peers", "peers"),
     ],
 )
 def test_planted_events_change_nothing_made_before_them(worlds: tuple[dict[str, Artifact], ...], stage: str, table: str) -> None:

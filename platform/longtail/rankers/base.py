@@ -44,12 +44,16 @@ class IndividualSide(nn.Module):
         self.cross_stats = Normaliser(len(spec.cross_stats))
         self.item_stats = Normaliser(len(spec.item_stats))
         self.attention = TargetAttention(self.items.dim, settings.attention_dims)
+        self.peer_stats = Normaliser(len(spec.peer_stats)) if settings.peer_stats and spec.peer_stats else None
         self.out_dim = settings.id_dim + self.attributes.dim + len(spec.user_stats) + len(spec.cross_stats) + len(spec.item_stats) + 2 * self.items.dim
+        self.out_dim += len(spec.peer_stats) if self.peer_stats is not None else 0
 
     def fit_statistics(self, batch: Batch) -> None:
         self.user_stats.fit(batch.user_stats_BU)
         self.cross_stats.fit(batch.cross_stats_BX)
         self.item_stats.fit(batch.item_stats_BI)
+        if self.peer_stats is not None:
+            self.peer_stats.fit(batch.peer_stats_BP)
 
     def forward(self, catalogue: Catalogue, batch: Batch, hidden_B2: torch.Tensor | None, sequences: Sequence[torch.Tensor] = ()) -> IndividualView:
         """Features of a batch; `sequences` are further item rows that the caller will look up in the view's distinct rows."""
@@ -70,6 +74,7 @@ class IndividualSide(nn.Module):
             item_stats_BI,
             target_BD,
             pooled_BD,
+            *([self.peer_stats(batch.peer_stats_BP)] if self.peer_stats is not None else []),
         ]
         return IndividualView(torch.cat(parts, dim=1), target_BD, item_stats_BI, history_BLD, mask_BL, attention_BL, distinct, items_RD)
 

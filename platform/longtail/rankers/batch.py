@@ -1,6 +1,7 @@
 """The one typed batch that every ranker takes.
 
-Letters: B rows, L history length, G group history length, A attributes, U user statistics, X user-by-item statistics, I item statistics, S code stages.
+Letters: B rows, L history length, G group history length, A attributes, U user statistics, X user-by-item statistics, I item statistics,
+P peer statistics, S code stages.
 """
 
 from dataclasses import dataclass, fields
@@ -26,6 +27,7 @@ class Batch:
     cross_stats_BX: torch.Tensor  # float32
     item_stats_BI: torch.Tensor  # float32
     group_stats_BU: torch.Tensor  # float32
+    peer_stats_BP: torch.Tensor  # float32, width 0 without peers
     user_codes_BS: torch.Tensor  # int64, code plus one, 0 no group
     group_history_BG: torch.Tensor  # int64 item rows, 0 padding
     group_weight_BG: torch.Tensor  # float32, share of the group's purchases
@@ -56,6 +58,7 @@ class Batch:
             "cross_stats": len(spec.cross_stats),
             "item_stats": len(spec.item_stats),
             "group_stats": len(spec.user_stats),
+            "peer_stats": len(spec.peer_stats),
             "user_codes": len(spec.code_sizes),
             "group_history": spec.group_history_length,
             "group_weight": spec.group_history_length,
@@ -90,6 +93,7 @@ class Batch:
             cross_stats_BX=wide("cross_stats", np.float32),
             item_stats_BI=wide("item_stats", np.float32),
             group_stats_BU=wide("group_stats", np.float32),
+            peer_stats_BP=wide("peer_stats", np.float32),
             user_codes_BS=wide("user_codes", np.int64),
             group_history_BG=wide("group_history", np.int64),
             group_weight_BG=wide("group_weight", np.float32),

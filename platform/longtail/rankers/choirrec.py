@@ -59,6 +59,9 @@ class GroupSide(nn.Module):
         self.stats = Normaliser(len(spec.user_stats)) if settings.attribute_completion else None
         if self.attributes is not None:
             self.out_dim += self.attributes.dim + len(spec.user_stats)
+        self.peer_stats = Normaliser(len(spec.peer_stats)) if settings.group_peer_stats and spec.peer_stats else None
+        if self.peer_stats is not None:
+            self.out_dim += len(spec.peer_stats)
         self.attention = TargetAttention(item_dim, settings.attention_dims, recency=False) if settings.group_sequence else None
         if self.attention is not None:
             self.out_dim += item_dim
@@ -66,6 +69,8 @@ class GroupSide(nn.Module):
     def fit_statistics(self, batch: Batch) -> None:
         if self.stats is not None:
             self.stats.fit(batch.group_stats_BU)
+        if self.peer_stats is not None:
+            self.peer_stats.fit(batch.peer_stats_BP)
 
     def forward(self, view: IndividualView, batch: Batch) -> torch.Tensor:
         """Concatenated features; the item's vectors are those of the individual side."""
@@ -74,6 +79,8 @@ class GroupSide(nn.Module):
             parts.append(self.ids(batch.user_codes_BS))
         if self.attributes is not None and self.stats is not None:
             parts += [self.attributes(batch.completed_BA), self.stats(batch.group_stats_BU)]
+        if self.peer_stats is not None:
+            parts.append(self.peer_stats(batch.peer_stats_BP))
         if self.attention is not None:
             sequence_BGD = view.distinct.spread(view.items_RD, batch.group_history_BG)
             pooled_BD, _ = self.attention(view.target_BD, sequence_BGD, batch.group_history_BG > 0, prior_BL=batch.group_weight_BG)

@@ -17,6 +17,7 @@ class TowerSettings(Settings):
     id_dim: int = Field(16, ge=1)
     attribute_dim: int = Field(4, ge=1)
     hidden_dims: tuple[Width, ...] = Field((128, 64), min_length=1)
+    peer_stats: bool = Field(False, description="what the user's peers did with the item, put straight into the individual side (ours)")
     attention_dims: tuple[Width, ...] = (32,)
     dropout: float = Field(0.0, ge=0, lt=1)
 
@@ -31,6 +32,7 @@ class ChoirRecSettings(TowerSettings):
     group_id_fusion: bool = True
     attribute_completion: bool = True
     group_sequence: bool = True
+    group_peer_stats: bool = Field(True, description="what the user's peers did with the item, in the group channel (ours, where [peers] makes any)")
     injection: bool = True
     adaptive_fusion: bool = Field(True, description="off: both channels weigh one half")
     distillation: bool = True
