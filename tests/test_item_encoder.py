@@ -293,6 +293,7 @@ def test_the_stage_on_ray(ray_cluster: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_stage_with_images_and_too_few_pairs(ray_cluster: None, tmp_path: Path) -> None:
     store = planted.open_store(tmp_path, "run")
     inputs = [planted.logs(store, num_images=5), planted.item_vectors(store)]
