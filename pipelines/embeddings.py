@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from actors.embed import EmbedActor
 from longtail.artifacts import Draft
-from longtail.codes import check_rows
 from longtail.embeddings import ITEM_TEXT_COLUMNS, EncoderSettings, encoder_key, item_texts
 from longtail.packaged_models import fingerprint
 from longtail.schema import ITEM_KEY, USER_KEY, vectors
@@ -40,7 +39,6 @@ def build_item_vectors(context: Context, draft: Draft) -> Result:
     """Embed every item's text; the rows are ordered by text, so that equal texts meet in one block and are embedded once."""
     items = context.inputs["logs"].read("items", ["item_id", *ITEM_TEXT_COLUMNS])
     table = pa.table({"item_id": items.column("item_id"), "text": pa.array(item_texts(items), pa.string())})
-    check_rows(context.config.codes.item, len(table), "codes.item", "stage 'logs'")  # here already, and not after the encoder's work
     table = table.take(pc.sort_indices(table, sort_keys=[("text", "ascending"), ("item_id", "ascending")])).combine_chunks()
     return _embed(context, draft, table, ITEM_KEY, "item")
 

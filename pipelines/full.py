@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from longtail.artifacts import Store
+from longtail.codes import check_rows
 from longtail.config import Config
+from longtail.run_state import logs_info
 from pipelines.cluster import ray_session
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
@@ -40,6 +42,10 @@ def run(config: Config, store: Store, say: Callable[[str], None] = lambda line: 
     for number, stage in enumerate(line, start=1):
         say(f"[{number:2d}/{len(line)}] {stage.name} …")
         outcome = ensure(stage, config, store)
+        if stage is LOGS:  # what cannot work is refused before the language model's work, not after it
+            info = logs_info(outcome.artifact)
+            check_rows(config.codes.user, info.num_users, "codes.user", "stage 'logs'")
+            check_rows(config.codes.item, info.num_items, "codes.item", "stage 'logs'")
         state = "finished before" if outcome.skipped else f"{outcome.seconds:.1f} s"
         say(f"[{number:2d}/{len(line)}] {stage.name}: {outcome.artifact.manifest['rows']['out']:,} rows, {state}")
         yield outcome

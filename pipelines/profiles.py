@@ -19,7 +19,6 @@ from actors.embed import EmbedActor
 from actors.profile import ProfileActor, deterministic_profiles
 from longtail import schema
 from longtail.artifacts import Artifact, Draft
-from longtail.codes import check_rows
 from longtail.config import Config
 from longtail.embeddings import encoder_key
 from longtail.logs import LogsInfo
@@ -48,9 +47,6 @@ def build(context: Context, draft: Draft) -> Result:
     pools: dict[str, Compute] = {"profiles": settings.compute} if settings.generator == "llm" else {}
     pools |= {"embeddings.user": encoder.compute} if settings.streaming else {}
     blocks.check_room(pools, config.cluster)
-    # Here already: a codebook that is too wide would be refused after the language model's work.
-    num_users = pc.sum(pc.equal(facts.column("as_of"), pc.min(facts.column("as_of")))).as_py()
-    check_rows(config.codes.user, num_users, "codes.user", "stage 'profiles' at its first as_of")
     _prepare(config)
     weights = fingerprint(settings.model) if settings.generator == "llm" else ""
     folder = blocks.parts_folder(draft, "profiles")

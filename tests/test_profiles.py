@@ -11,6 +11,7 @@ from longtail import schema
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config, parse
 from longtail.profiles import FIELDS
+from longtail.sources.tables import conformed
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
 from pipelines.profiles import PROFILES
 from pipelines.stage import Context, Stage, stage_key
@@ -29,7 +30,7 @@ def config(uri: Path, **profiles: Any) -> Config:
 
 def logs(uri: Path) -> Artifact:
     draft = Store.open(str(uri)).create("logs", "planted")
-    for name, table in {"users": USERS, "items": ITEMS, "events": LOG}.items():
+    for name, table in {"users": USERS, "items": conformed(ITEMS, schema.ITEMS, "items"), "events": conformed(LOG, schema.EVENTS, "events")}.items():
         draft.write(name, table)
     return draft.commit(config={}, inputs={}, seed=7, rows_in=0, rows_out=0, dropped={}, info=LOGS_INFO.model_dump(mode="json"))
 
