@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from longtail import schema
+from longtail.labels import LabelSettings
 from longtail.logs import Logs, LogsSettings, logs_from
 from longtail.negatives import Negatives
 from longtail.sources import tables
@@ -115,6 +116,11 @@ def test_purchases_that_carry_the_orders_id_are_no_other_request() -> None:
     settings = LogsSettings.model_validate({"source": "synthetic", "split": SPLIT, "labels": {"outcome_window_h": 4, "conversion_window_h": 5}})
     raw = with_requests(by_hand(), "purchase", lambda place, request: f"order {place}")
     assert rows_of(logs_from(raw, settings, seed=1))["a", "x", "r1"] == ("train", 1, 1)
+
+
+def test_an_outcome_that_was_the_sources_conversion_leaves_none() -> None:
+    chosen = tables.own_labels({"impression", "click", "purchase"}).overridden(LabelSettings(exposure="none", outcome="purchase"))
+    assert (chosen.exposure, chosen.outcome, chosen.conversion) == (None, "purchase", None)
 
 
 def test_labels_out_of_order_are_refused() -> None:

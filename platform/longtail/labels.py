@@ -56,6 +56,8 @@ class Labels:
         given: dict[str, Any] = {name: value for name, value in settings.model_dump().items() if value is not None}
         chosen: dict[str, Any] = {name: None if value == "none" else value for name, value in given.items()}
         labels = replace(self, **chosen)
+        if "conversion" not in given and labels.conversion is not None and EVENT_KINDS.index(labels.conversion) <= EVENT_KINDS.index(labels.outcome):
+            labels = replace(labels, conversion=None)  # the source's own conversion is what the config chose as the outcome
         chain = [kind for kind in (labels.exposure, labels.outcome, labels.conversion) if kind is not None]
         places = [EVENT_KINDS.index(kind) for kind in chain]
         if places != sorted(set(places)):
