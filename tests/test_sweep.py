@@ -262,6 +262,7 @@ def test_a_trial_trains_and_one_that_is_refused_is_in_the_table(tmp_path: Path) 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_trials_that_fail_end_the_sweep_when_the_others_are_done(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"3 of 4 trials failed") as raised:
         run_sweep(tmp_path, (32, 64, 128, 8), max_concurrent=1, callbacks=[])
@@ -275,6 +276,7 @@ def test_trials_that_fail_end_the_sweep_when_the_others_are_done(tmp_path: Path)
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_a_sweep_that_failed_leaves_nothing_and_finds_what_its_trials_finished(tmp_path: Path) -> None:
     """The run is finished but for its samples, which nothing can be trained on: a trial has a result only where its ranker is found."""
     settings = small_run.publish(tmp_path / "run")

@@ -143,6 +143,7 @@ def two_epochs(loop_config: dict[str, Any]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_a_training_run_leaves_one_curve_whatever_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     config, store = config_at(tmp_path / "run"), Store.open(str(tmp_path / "run"))
