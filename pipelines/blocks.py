@@ -41,22 +41,28 @@ def source(table: pa.Table, size: int) -> "ray.data.Dataset":
     return dataset
 
 
-def check_room(pools: Mapping[str, Compute], cluster: ClusterSettings) -> None:
+def check_room(pools: Mapping[str, Compute], cluster: ClusterSettings, num_steps: int = 0) -> None:
     """Refuse actor pools that this machine's Ray cannot hold side by side; it would wait for them without a word.
 
     A cluster that was joined may grow: there, what its nodes lack now is only said.
+
+    Args:
+        pools: the pools by config section.
+        cluster: the Ray that they are in.
+        num_steps: the small steps of a Ray Data plan that run between them.
 
     Raises:
         ValueError: their CPUs or GPUs are more than there are.
     """
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it without annotations
     for resource, wanted in (
-        ("CPU", sum(pool.num_actors * pool.num_cpus for pool in pools.values()) + 2 * SMALL_CPUS),
+        ("CPU", sum(pool.num_actors * pool.num_cpus for pool in pools.values()) + num_steps * SMALL_CPUS),
         ("GPU", sum(pool.num_actors * pool.num_gpus for pool in pools.values())),
     ):
         if wanted > have.get(resource, 0.0):
             sections = ", ".join(f"[{name}.compute]" for name in pools)
-            short = f"{sections} reserve {wanted:g} {resource}s together with the steps between them, the cluster has {have.get(resource, 0.0):g}."
+            beside = " together with the steps between them" if num_steps else ""
+            short = f"{sections} reserve {wanted:g} {resource}s{beside}, the cluster has {have.get(resource, 0.0):g}."
             if may_grow(cluster):
                 logger.warning("%s Waiting for it to grow; a cluster of fixed size never will.", short)
                 continue

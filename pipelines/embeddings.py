@@ -46,7 +46,7 @@ def build_item_vectors(context: Context, draft: Draft) -> Result:
 def _embed(context: Context, draft: Draft, table: pa.Table, key: pa.Schema, section: str) -> Result:
     """Embed `table`'s `text` by `section` of [embeddings] and write `key` and `vector`."""
     settings: EncoderSettings = getattr(context.config.embeddings, section)
-    blocks.check_room({f"embeddings.{section}": settings.compute}, context.config.cluster)
+    blocks.check_room({f"embeddings.{section}": settings.compute}, context.config.cluster, num_steps=2)
     folder = blocks.parts_folder(draft, "vectors")
     plan = blocks.source(table, settings.compute.batch_size)
     plan = blocks.actors(plan, EmbedActor, settings.compute, settings=settings)

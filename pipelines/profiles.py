@@ -46,7 +46,7 @@ def build(context: Context, draft: Draft) -> Result:
     facts, kind, names, dropped = _facts(context.inputs["logs"], settings)
     pools: dict[str, Compute] = {"profiles": settings.compute} if settings.generator == "llm" else {}
     pools |= {"embeddings.user": encoder.compute} if settings.streaming else {}
-    blocks.check_room(pools, config.cluster)
+    blocks.check_room(pools, config.cluster, num_steps=2)
     _prepare(config)
     weights = fingerprint(settings.model) if settings.generator == "llm" else ""
     folder = blocks.parts_folder(draft, "profiles")

@@ -73,11 +73,12 @@ def test_a_summary_is_one_row_with_the_blocks_times() -> None:
 
 @pytest.mark.ray
 def test_pools_that_do_not_fit_are_refused(ray_cluster: None) -> None:
-    blocks.check_room({"profiles": Compute(num_cpus=1), "embeddings.user": Compute(num_cpus=0.5)}, OWN)
+    blocks.check_room({"profiles": Compute(num_cpus=1), "embeddings.user": Compute(num_cpus=0.5)}, OWN, num_steps=2)
     with pytest.raises(ValueError, match=r"\[profiles.compute\], \[embeddings.user.compute\] reserve 2.1 CPUs .* the cluster has 2"):
-        blocks.check_room({"profiles": Compute(num_cpus=1), "embeddings.user": Compute(num_cpus=1)}, OWN)
+        blocks.check_room({"profiles": Compute(num_cpus=1), "embeddings.user": Compute(num_cpus=1)}, OWN, num_steps=2)
     with pytest.raises(ValueError, match="Lower num_actors or num_gpus"):
         blocks.check_room({"profiles": Compute(num_gpus=1)}, OWN)
+    blocks.check_room({"samples": Compute(num_actors=2)}, OWN)  # all of the CPUs, where nothing runs between
 
 
 @pytest.mark.ray

@@ -135,6 +135,11 @@ class Entities:
             first_seen_N=np.concatenate([[UNKNOWN_TIME], pc.fill_null(first_seen, UNKNOWN_TIME).to_numpy(zero_copy_only=False)]),
         )
 
+    @property
+    def root_codes(self) -> Ints:
+        """The first level [N] of each item's category path; 0 unknown."""
+        return self.category_codes_NC[:, 0] if self.category_codes_NC.shape[1] else np.zeros(len(self.category_codes_NC), np.int32)
+
     def attribute_codes(self, values: Mapping[str, object]) -> Ints:
         """Codes [A] of attributes given by name, as a request does; unknown names and values are 0."""
         codes = [int(coding.encode(pa.array([values.get(coding.name)]))[0]) if values.get(coding.name) is not None else 0 for coding in self.attributes]

@@ -205,7 +205,7 @@ class FeatureState:
         peers: PeerIndex | None = None,
     ) -> "FeatureState":
         user, item, time = behaviour.user_row_E, behaviour.item_row_E, behaviour.time_E
-        leaf, root, brand = entities.leaf_codes_N[item], _root_codes(entities)[item], entities.brand_codes_N[item]
+        leaf, root, brand = entities.leaf_codes_N[item], entities.root_codes[item], entities.brand_codes_N[item]
         return FeatureState(
             entities=entities,
             behaviour=behaviour,
@@ -280,7 +280,7 @@ class FeatureState:
         item = rows.item_row_B
         facts = ItemFacts(
             leaf_B=self.entities.leaf_codes_N[item].astype(np.int64),
-            root_B=_root_codes(self.entities)[item].astype(np.int64),
+            root_B=self.entities.root_codes[item].astype(np.int64),
             brand_B=self.entities.brand_codes_N[item].astype(np.int64),
             log_price_B=self.entities.log_price_N[item],
             first_seen_B=self.entities.first_seen_N[item],
@@ -386,11 +386,6 @@ def _age_days(first_seen_B: Ints, events_B: Ints, snapshot_B: Ints) -> npt.NDArr
     known = first_seen_B != UNKNOWN_TIME
     since = np.where(known, np.maximum(snapshot_B - np.where(known, first_seen_B, snapshot_B), 0) / DAY_US, 0.0)
     return np.where(~known & (events_B > 0), np.nan, since)
-
-
-def _root_codes(entities: Entities) -> npt.NDArray[np.int32]:
-    codes = entities.category_codes_NC
-    return codes[:, 0] if codes.shape[1] else np.zeros(len(codes), np.int32)
 
 
 def _pair(first: npt.NDArray[np.signedinteger], second: npt.NDArray[np.signedinteger]) -> Ints:

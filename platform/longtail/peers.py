@@ -195,8 +195,7 @@ class PeerIndex:
             for place in range(len(as_of)):
                 mine = at == place
                 by_level[place][level][owner[mine], column[mine]] = peers[mine]
-        root_N = entities.category_codes_NC[:, 0] if entities.category_codes_NC.shape[1] else np.zeros(len(cluster_N), np.int64)
-        column_NC = np.stack([np.arange(len(cluster_N)), cluster_N, entities.leaf_codes_N, root_N], axis=1).astype(np.int64)
+        column_NC = np.stack([np.arange(len(cluster_N)), cluster_N, entities.leaf_codes_N, entities.root_codes], axis=1).astype(np.int64)
         return PeerIndex(
             as_of,
             tuple(tuple(levels) for levels in by_level),
