@@ -7,7 +7,6 @@ Run: python -m pipelines.peers --config …
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -17,7 +16,6 @@ from longtail.artifacts import Artifact, Draft
 from longtail.config import Config
 from longtail.peers import Floats, Space, behaviour_vectors, incidence, peer_levels, title_vectors
 from longtail.run_state import load_behaviour, load_entities
-from longtail.vectors import to_numpy
 from pipelines.codes import USER_CODES
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
 from pipelines.logs import LOGS
@@ -37,13 +35,12 @@ def one_snapshot(inputs: dict[str, Artifact], as_of_us: int, config: Config) -> 
             return behaviour_vectors(met_MN, settings.behaviour_dim, seed)
         if space == "titles":
             items = inputs["item_vectors"].read("vectors")
-            return title_vectors(met_MN, _by_row(to_numpy(items.column("vector")), entities.items.encode(items.column("item_id")), met_MN.shape[1]))
+            return title_vectors(met_MN, entities.items.by_code(items.column("item_id"), items.column("vector")))
         profiles = _at(inputs["user_vectors"].read("vectors"), as_of_us)
-        return _by_row(to_numpy(profiles.column("vector")), entities.users.encode(profiles.column("user_id")), met_MN.shape[0])
+        return entities.users.by_code(profiles.column("user_id"), profiles.column("vector"))
 
     codes = _at(inputs["user_codes"].read("codes"), as_of_us)
-    codes_MS = np.full((met_MN.shape[0], config.codes.user.num_stages), -1, np.int64)
-    codes_MS[entities.users.encode(codes.column("user_id"))] = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(len(codes), -1)
+    codes_MS = entities.users.by_code(codes.column("user_id"), codes.column("codes"), missing=-1)
     spaces = [vectors(space) for space in settings.spaces] if settings.form == "neighbours" else []
     levels = peer_levels(known_M, spaces, codes_MS, settings, seed)
     ids = entities.users.values
@@ -51,13 +48,6 @@ def one_snapshot(inputs: dict[str, Artifact], as_of_us: int, config: Config) -> 
     named = [[ids.take(pa.array(level[row][level[row] > 0] - 1)).to_pylist() for level in levels] for row in rows]
     times = pa.array([as_of_us] * len(rows), pa.int64()).cast(schema.TIMESTAMP)
     return pa.Table.from_arrays([ids.take(pa.array(rows - 1)), times, pa.array(named, schema.PEERS.field("peers").type)], schema=schema.PEERS)
-
-
-def _by_row(vectors_RD: Floats, row_R: npt.NDArray[np.int32], size: int) -> Floats:
-    """Vectors [size, D] in the order of row numbers, zeros for rows without one."""
-    ordered = np.zeros((size, vectors_RD.shape[1]), np.float32)
-    ordered[row_R] = vectors_RD
-    return ordered
 
 
 def _at(table: pa.Table, as_of_us: int) -> pa.Table:
@@ -83,11 +73,17 @@ def _build(context: Context, draft: Draft) -> Result:
     return Result(rows_in=len(table), rows_out=len(table), info={"snapshots": len(tables)})
 
 
+def _settings(config: Config) -> dict[str, Any]:
+    """The values that decide who is whose peer; the others decide what is made of them, in the samples."""
+    fields = config.peers.key_fields()
+    return {name: value for name, value in fields.items() if name not in ("cluster_depth", "prior_users")}
+
+
 PEERS = Stage(
     name="peers",
     version=1,
     inputs=(LOGS, USER_VECTORS, ITEM_VECTORS, USER_CODES),
-    settings=lambda config: config.peers.key_fields(),
+    settings=_settings,
     build=_build,
     command="pipelines.peers",
 )

@@ -46,6 +46,11 @@ def test_a_path_deeper_than_the_levels_keeps_its_true_leaf_in_tables_and_in_requ
     assert entities.category_codes(deep[:3]).tolist() == entities.category_codes_NC[2].tolist()
 
 
+def test_a_column_by_code_has_a_row_for_everything() -> None:
+    keys, lists = pa.chunked_array([["soap", "tea"], ["no item"]]), pa.chunked_array([pa.array([[1, 2], [3, 4], [5, 6]], pa.list_(pa.int32(), 2))])
+    assert small_world.entities().items.by_code(keys, lists, missing=-1).tolist() == [[-1, -1]] * 4 + [[1, 2], [3, 4]]
+
+
 def test_numbers_that_are_none_and_empty_levels_spoil_nothing() -> None:
     users = pa.table({"user_id": list("abcdef"), "city": ["x"] * 6, "age": [float("nan"), float("inf"), 20.0, 30.0, 40.0, None]})
     items = pa.table({"item_id": ["i", "j"], "title": ["I", "J"], "category": pa.array([["food", None, ""], ["food"]], pa.list_(pa.string()))})

@@ -9,6 +9,7 @@ Letters: M users + 1, N items + 1, A attributes, C category levels.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,14 @@ class Vocabulary:
         found = pc.index_in(array, value_set=self.values, skip_nulls=True)
         codes: Ints = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32) + 1
         return codes
+
+    def by_code(self, keys: pa.ChunkedArray, lists: pa.ChunkedArray, missing: int = 0) -> npt.NDArray[Any]:
+        """A fixed-size list column as [len(self) + 1, width], each row at the code of its key; `missing` at 0 and where there is no row."""
+        codes = self.encode(keys)
+        values = lists.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(lists), lists.type.list_size)
+        placed = np.full((len(self) + 1, values.shape[1]), missing, values.dtype)
+        placed[codes[codes > 0]] = values[codes > 0]
+        return placed
 
     @staticmethod
     def of(values: pa.Array | pa.ChunkedArray) -> "Vocabulary":

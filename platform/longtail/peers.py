@@ -73,21 +73,24 @@ def incidence(user_row_E: Ints, column_E: Ints, shape: tuple[int, int]) -> spars
     return sparse.csr_matrix((np.ones(len(keys), np.float32), columns, starts), shape=shape)
 
 
-def title_vectors(met_MN: sparse.csr_matrix, item_vectors_ND: Floats) -> Floats:
-    """Unit vectors [M, D] of users: the mean of their items' vectors, weighted by idf, so that what everybody buys says little."""
+def _idf(met_MN: sparse.csr_matrix) -> npt.NDArray[np.float64]:
+    """Inverse user frequency [N] of the items: what everybody met says little."""
     users = max(int((met_MN.getnnz(axis=1) > 0).sum()), 1)
-    idf_N = np.log((1 + users) / (1 + met_MN.getnnz(axis=0)))
+    idf_N: npt.NDArray[np.float64] = np.log((1 + users) / (1 + met_MN.getnnz(axis=0)))
+    return idf_N
+
+
+def title_vectors(met_MN: sparse.csr_matrix, item_vectors_ND: Floats) -> Floats:
+    """Unit vectors [M, D] of users: the mean of their items' vectors, weighted by idf."""
     centred = item_vectors_ND - item_vectors_ND[1:].mean(axis=0, keepdims=True)
-    return unit(met_MN @ (idf_N[:, None] * centred))
+    return unit(met_MN @ (_idf(met_MN)[:, None] * centred))
 
 
 def behaviour_vectors(met_MN: sparse.csr_matrix, dim: int, seed: int) -> Floats:
     """Unit vectors [M, dim] of users: the left factors of a truncated SVD of the idf-weighted incidence."""
     from sklearn.utils.extmath import randomized_svd
 
-    users = max(int((met_MN.getnnz(axis=1) > 0).sum()), 1)
-    idf_N = np.log((1 + users) / (1 + met_MN.getnnz(axis=0)))
-    weighted = sparse.diags(1 / np.sqrt(np.maximum(met_MN.getnnz(axis=1), 1))) @ met_MN @ sparse.diags(idf_N)
+    weighted = sparse.diags(1 / np.sqrt(np.maximum(met_MN.getnnz(axis=1), 1))) @ met_MN @ sparse.diags(_idf(met_MN))
     size = min(dim, min(weighted.shape) - 1)
     left, values, _ = randomized_svd(weighted.astype(np.float64), size, random_state=seed)
     return unit(left * np.sqrt(values))

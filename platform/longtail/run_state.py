@@ -53,9 +53,8 @@ def load_peers(peers: Artifact, item_codes: Artifact, entities: Entities, behavi
     if config.peers.form == "none":
         return None
     codes = item_codes.read("codes")
-    cluster_N = np.zeros(len(entities.items) + 1, np.int64)
-    codes_NS = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(len(codes), -1)
-    cluster_N[entities.items.encode(codes.column("item_id"))] = clusters(codes_NS, config.peers.cluster_depth)
+    codes_NS = entities.items.by_code(codes.column("item_id"), codes.column("codes"), missing=-1)
+    cluster_N = np.where(codes_NS[:, 0] >= 0, clusters(codes_NS, config.peers.cluster_depth), 0)
     return PeerIndex.build(peers.read("peers"), entities, behaviour, cluster_N, config.peers)
 
 

@@ -113,8 +113,8 @@ class Catalogue(nn.Module):
             item_id_N,
             category_NC,
             torch.from_numpy(entities.brand_codes_N.astype(np.int64)),
-            torch.from_numpy(_by_item(entities, z, "vector", dim).astype(np.float32)),
-            torch.from_numpy(_by_item(entities, codes, "codes", len(code_sizes), plus=1).astype(np.int64)),
+            torch.from_numpy(entities.items.by_code(z.column("item_id"), z.column("vector")).astype(np.float32)),
+            torch.from_numpy(entities.items.by_code(codes.column("item_id"), codes.column("codes"), missing=-1).astype(np.int64) + 1),
         )
 
     def add_spare_rows(self, count: int) -> int:
@@ -134,15 +134,6 @@ def _id_index(num: int, trained: npt.NDArray[np.integer]) -> tuple[torch.Tensor,
     index[0] = 0
     index[rows] = np.arange(len(rows)) + OOV + 1
     return torch.from_numpy(index), len(rows) + OOV + 1
-
-
-def _by_item(entities: Entities, table: pa.Table, name: str, width: int, plus: int = 0) -> npt.NDArray[np.generic]:
-    """A fixed-size list column as [N, width] by item row, plus `plus`; zeros for items that the table lacks."""
-    rows = entities.items.encode(table.column("item_id"))
-    values = table.column(name).combine_chunks().flatten().to_numpy().reshape(len(table), width)
-    placed = np.zeros((len(entities.items) + 1, width), values.dtype)
-    placed[rows[rows > 0]] = values[rows > 0] + plus
-    return placed
 
 
 def sizes_to_json(sizes: CatalogueSizes) -> dict[str, object]:
