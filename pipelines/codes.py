@@ -1,6 +1,6 @@
 """Codes: RQ-KMeans over Ray for users and for items.
 
-Reads user_vectors/vectors and item_z/z; writes user_codes and item_codes, each with codes.parquet and codebook.safetensors ([S, k, d] float32); the quality
+Reads user_spaces/vectors and item_z/z; writes user_codes and item_codes, each with codes.parquet and codebook.safetensors ([S, k, d] float32); the quality
 report stands in the manifest. Users are fitted on their first snapshot; later snapshots are encoded with that codebook.
 Run: python -m pipelines.codes --config …
 """
@@ -19,12 +19,24 @@ from numpy.typing import NDArray
 from actors.kmeans import KMeansShard
 from longtail import schema
 from longtail.artifacts import Draft
-from longtail.codes import BlockSums, CodebookSettings, Floats, block_ranges, check_rows, codebook_bytes, fit_codebook, gather_rows, quality
-from longtail.vectors import VectorTable
-from pipelines import blocks
-from pipelines.embeddings import USER_VECTORS
+from longtail.codes import (
+    BlockSums,
+    CodebookSettings,
+    Floats,
+    LocalShards,
+    block_ranges,
+    check_rows,
+    codebook_bytes,
+    encode,
+    fit_codebook,
+    gather_rows,
+    quality,
+)
+from longtail.vectors import VectorTable, fingerprints, to_numpy
+from pipelines import blocks, work
 from pipelines.item_encoder import ITEM_Z
 from pipelines.stage import Context, Result, Stage, main_for
+from pipelines.user_spaces import USER_SPACES
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +93,19 @@ def build(context: Context, draft: Draft, *, upstream: str, table: str, key: pa.
     keys = schema.check(vectors.keys(key), key, upstream)
     rows = fit_order(keys)
     check_rows(settings, len(rows), f"codes.{section}", f"stage {upstream!r}" + (" at its first as_of" if "as_of" in key.names else ""))
-    blocks.check_room({f"codes.{section}": settings.compute}, context.config.cluster)
-    shards = RayShards(vectors, rows, settings)
-    try:
-        fit = fit_codebook(shards, len(rows), vectors.dim(), settings, context.seed)
-        codes, prints = shards.encode(len(keys), fit.codebook_SKD)
-    finally:
-        shards.close()
+    seed = context.seed if settings.seed is None else settings.seed
+    if work.is_in_place():
+        whole_ND = to_numpy(source.read(table, ["vector"]).column("vector"))
+        fit = fit_codebook(LocalShards.split(whole_ND[rows], settings.block_rows), len(rows), vectors.dim(), settings, seed)
+        codes, prints = encode(whole_ND, fit.codebook_SKD), fingerprints(whole_ND)
+    else:
+        blocks.check_room({f"codes.{section}": settings.compute}, context.config.cluster)
+        shards = RayShards(vectors, rows, settings)
+        try:
+            fit = fit_codebook(shards, len(rows), vectors.dim(), settings, seed)
+            codes, prints = shards.encode(len(keys), fit.codebook_SKD)
+        finally:
+            shards.close()
     report = quality(fit, codes[rows], prints[rows])
     if any(report["dead_codes"]):
         logger.warning(
@@ -112,7 +130,7 @@ def codes_stage(section: str, upstream: Stage, table: str, key: pa.Schema) -> St
     )
 
 
-USER_CODES = codes_stage("user", USER_VECTORS, "vectors", schema.USER_KEY)
+USER_CODES = codes_stage("user", USER_SPACES, "vectors", schema.USER_KEY)
 ITEM_CODES = codes_stage("item", ITEM_Z, "z", schema.ITEM_KEY)
 
 

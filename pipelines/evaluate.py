@@ -18,21 +18,24 @@ from tqdm import tqdm
 
 from actors.score import Scorer
 from longtail import schema
-from longtail.artifacts import Artifact, Draft, Store, parquet_files, source_commit
+from longtail.artifacts import Artifact, Draft, Store, source_commit
 from longtail.config import Config
 from longtail.evaluation import evaluate
 from longtail.report import CodeUse, Hits, Report, StageRecord, page
 from longtail.run_state import logs_info
+from longtail.sample_files import side_by_side
+from longtail.samples import FeatureSpec
 from pipelines import blocks
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_Z
+from pipelines.lent import LENT
 from pipelines.logs import LOGS
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
 from pipelines.stage import Context, Result, Stage, main_for
 from pipelines.tracking import describe, evaluation_summary, record
-from pipelines.train import RANKER_STAGES
+from pipelines.train import RANKER_STAGES, sample_folders
 
 SPLIT = "test"
 
@@ -48,7 +51,7 @@ def evaluation_stage(config: Config) -> Stage:
     return Stage(
         name="evaluation",
         version=1,
-        inputs=(LOGS, PROFILES, USER_CODES, ITEM_CODES, GROUPS, ITEM_Z, SAMPLES, *rankers),
+        inputs=(LOGS, PROFILES, USER_CODES, ITEM_CODES, GROUPS, ITEM_Z, SAMPLES, LENT, *rankers),
         settings=lambda given: {"evaluate": given.evaluate.key_fields(), "rankers": list(given.train.rankers), "run": given.run.name},
         build=_build,
         command="pipelines.evaluate",
@@ -88,18 +91,21 @@ def _build(context: Context, draft: Draft) -> Result:
 
 
 def _score_all(context: Context, draft: Draft, rankers: Sequence[str]) -> tuple[int, int]:
-    """Every ranker over every sample file, in one pool of actors; returns test rows times rankers, and how many of them got a prediction."""
-    samples, compute = context.inputs["samples"], context.config.evaluate.compute
-    sources = parquet_files(samples.fs, samples.path("samples.parquet"))
+    """Every ranker over every part of the samples, in one pool of actors; returns test rows times rankers, and how many of them got a prediction."""
+    samples, lent, compute = context.inputs["samples"], context.inputs["lent"], context.config.evaluate.compute
+    sources = side_by_side(samples.fs, sample_folders(context.inputs))
     blocks.check_room({"evaluate": compute}, context.config.cluster)
-    jobs = [(ranker, source, draft.path(f"predictions.parquet/{ranker}-{source.rsplit('/', 1)[1]}")) for ranker in rankers for source in sources]
+    jobs = [(ranker, source, draft.path(f"predictions.parquet/{ranker}-{source[0].rsplit('/', 1)[1]}")) for ranker in rankers for source in sources]
     remote = ray.remote(Scorer).options(num_cpus=compute.num_cpus, num_gpus=compute.num_gpus, max_restarts=2, max_task_retries=2)
     checkpoints = {ranker: context.inputs[ranker] for ranker in rankers}
-    actors: list[Any] = [remote.remote(checkpoints, samples, compute.batch_size) for _ in range(min(compute.num_actors, len(sources)))]
+    actors: list[Any] = [
+        remote.remote(checkpoints, samples.fs, FeatureSpec.model_validate(lent.info["spec"]), compute.batch_size)
+        for _ in range(min(compute.num_actors, len(sources)))
+    ]
     rows_in = rows_out = 0
     try:
         done = ActorPool(actors).map_unordered(lambda actor, job: actor.score.remote(*job, SPLIT), jobs)
-        for rows, predicted in tqdm(done, total=len(jobs), desc="evaluation: files scored", unit="file", mininterval=1):
+        for rows, predicted in tqdm(done, total=len(jobs), desc="evaluation: parts scored", unit="part", mininterval=1):
             rows_in, rows_out = rows_in + rows, rows_out + predicted
     finally:
         for actor in actors:

@@ -1,8 +1,8 @@
 """The whole line, from logs to the evaluation report; this page is the table of contents.
 
-     logs ─┬─► profiles ──► user_vectors ───► user_codes ─► groups, peers ┐
-           │                                                              ├─► samples ─► base, choirrec, saviorrec ─► evaluation
-           └──────────────► item_vectors ─► item_z ─► item_codes ─────────┘
+     logs ─┬─► profiles ─► user_vectors ─► user_spaces ─► user_codes ─► groups, peers ─► lent ┐
+           ├───────────────► item_vectors ─► item_z ──► item_codes ┐                         ├─► base, choirrec, saviorrec ─► evaluation
+           └───────────────► collaborative ────────────────────────┴─► samples ──────────────┘
 
 Run: python -m pipelines.full --config my.toml. Finished stages are skipped; an interrupted one is redone. Last stdout line: one JSON object.
 """
@@ -17,18 +17,21 @@ from longtail.config import Config
 from longtail.run_state import logs_info
 from pipelines.cluster import ray_session
 from pipelines.codes import ITEM_CODES, USER_CODES
+from pipelines.collaborative import COLLABORATIVE
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
 from pipelines.evaluate import evaluation_stage
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_Z
+from pipelines.lent import LENT
 from pipelines.logs import LOGS
 from pipelines.peers import PEERS
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
 from pipelines.stage import Outcome, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
 from pipelines.train import RANKER_STAGES
+from pipelines.user_spaces import USER_SPACES
 
-SHARED_STAGES = (LOGS, PROFILES, USER_VECTORS, ITEM_VECTORS, ITEM_Z, USER_CODES, ITEM_CODES, GROUPS, PEERS, SAMPLES)
+SHARED_STAGES = (LOGS, PROFILES, USER_VECTORS, ITEM_VECTORS, ITEM_Z, ITEM_CODES, USER_SPACES, USER_CODES, GROUPS, PEERS, COLLABORATIVE, SAMPLES, LENT)
 
 
 def stages(config: Config) -> list[Stage]:

@@ -6,7 +6,6 @@ Reads logs and user codes; writes the table `groups` (schema.GROUPS). Run: pytho
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from longtail import schema
 from longtail.artifacts import Artifact, Draft
@@ -14,6 +13,7 @@ from longtail.config import Config
 from longtail.features import ActivityIndex
 from longtail.groups import build_groups
 from longtail.run_state import load_behaviour, load_entities
+from pipelines import work
 from pipelines.codes import USER_CODES
 from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, main_for
@@ -22,7 +22,7 @@ from pipelines.stage import Context, Result, Stage, main_for
 def _one_snapshot(logs: Artifact, user_codes: Artifact, as_of_us: int, config: Config) -> pa.Table:
     """All groups of one as_of."""
     entities = load_entities(logs, config.samples.numeric_bins)
-    behaviour = load_behaviour(logs, entities)
+    behaviour = load_behaviour(logs, config.samples.numeric_bins)
     codes = user_codes.read("codes")
     codes = codes.filter(pc.equal(pc.cast(codes.column("as_of"), pa.int64()), as_of_us))
     user_row = entities.users.encode(codes.column("user_id")).astype(np.int64)
@@ -34,9 +34,7 @@ def _one_snapshot(logs: Artifact, user_codes: Artifact, as_of_us: int, config: C
 def _build(context: Context, draft: Draft) -> Result:
     logs, user_codes = context.inputs["logs"], context.inputs["user_codes"]
     as_of = pc.cast(user_codes.read("codes", ["as_of"]).column("as_of"), pa.int64()).to_numpy()
-    task = ray.remote(_one_snapshot)
-    pending = [task.remote(logs, user_codes, int(time), context.config) for time in np.unique(as_of)]
-    tables = ray.get(pending)
+    tables = work.tasks(_one_snapshot, [(logs, user_codes, int(time), context.config) for time in np.unique(as_of)])
     table = schema.check(pa.concat_tables(tables), schema.GROUPS, "groups")
     draft.write("groups", table)
     depth, size = table.column("depth").to_numpy(), table.column("size").to_numpy()

@@ -1,6 +1,6 @@
 """Train: each ranker with Ray Train, on global batches that do not depend on the number of workers.
 
-Reads logs, item_z, item_codes and samples; writes one artifact per ranker (base, choirrec, saviorrec) whose folder `checkpoint` is all that scoring needs.
+Reads logs, item_z, item_codes, samples and what is lent to them; writes one artifact per ranker (base, choirrec, saviorrec) whose folder `checkpoint` is all that scoring needs.
 Run: python -m pipelines.train --config …
 """
 
@@ -36,6 +36,7 @@ from longtail.training_loop import Metrics, NonFiniteLossError, TrainState, trai
 from longtail.validation import Validation
 from pipelines.codes import ITEM_CODES
 from pipelines.item_encoder import ITEM_Z
+from pipelines.lent import LENT
 from pipelines.logs import LOGS
 from pipelines.samples import SAMPLES
 from pipelines.stage import Context, Result, Stage, main_for
@@ -48,6 +49,11 @@ FINISHED = "finished"  # folder within the last reported checkpoint
 
 class ContradictionError(ValueError):
     """A ranker's settings contradict each other: the same settings meet it every time."""
+
+
+def sample_folders(inputs: Mapping[str, Artifact]) -> tuple[str, str]:
+    """The folders in which the samples' columns lie side by side."""
+    return inputs["samples"].path("samples.parquet"), inputs["lent"].path("lent.parquet")
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,9 @@ class TrainJob:
             ValueError: the ranker's heads do not fit the source, or no row has a label for them.
         """
         samples = inputs["samples"]
-        spec = FeatureSpec.model_validate(samples.info["spec"])
+        spec = FeatureSpec.model_validate(inputs["lent"].info["spec"])
         heads = resolve_heads(name, getattr(config.rankers, name).heads, spec)
-        return TrainJob(config, name, seed, inputs, SampleFiles.scan(samples.fs, samples.path("samples.parquet"), spec, heads))
+        return TrainJob(config, name, seed, inputs, SampleFiles.scan(samples.fs, sample_folders(inputs), spec, heads))
 
     def entities(self) -> Entities:
         return load_entities(self.inputs["logs"], self.config.samples.numeric_bins)
@@ -244,7 +250,7 @@ RANKER_STAGES: dict[str, Stage] = {
     name: Stage(
         name=name,
         version=1,
-        inputs=(LOGS, ITEM_Z, ITEM_CODES, SAMPLES),
+        inputs=(LOGS, ITEM_Z, ITEM_CODES, SAMPLES, LENT),
         settings=partial(_settings, name=name),
         build=partial(build, name=name),
         command="pipelines.train",

@@ -36,6 +36,7 @@ class ServedRun:
     user_codes: Artifact
     groups: Artifact
     peers: Artifact
+    collaborative: Artifact
     item_z: Artifact
     item_codes: Artifact
     rankers: Mapping[str, Artifact]  # by name
@@ -60,7 +61,7 @@ class ServedRun:
             logs_info(self.logs),
             self.config.profiles,
             embeddings.model_copy(update={name: side.model_copy(update={"compute": side.compute.model_copy(update=here)}) for name, side in sides.items()}),
-            self.local(self.user_codes, "codebook.safetensors"),
+            self.local(self.user_codes, "codebook.safetensors") if self.config.user_spaces.spaces == ("profile",) else None,
             self.local(self.item_codes, "codebook.safetensors"),
             self.local(self.item_z, "projection.safetensors"),
         )
@@ -71,7 +72,7 @@ class ServedRun:
         Raises:
             ValueError: a ranker was trained on other users, items or features than the run has.
         """
-        state = load_feature_state(self.logs, self.user_codes, self.groups, self.peers, self.item_codes, self.config)
+        state = load_feature_state(self.logs, self.user_codes, self.groups, self.peers, self.item_codes, self.collaborative, self.config)
         rankers = {}
         for name, artifact in self.rankers.items():
             checkpoint = self.local(artifact, "checkpoint")

@@ -23,6 +23,7 @@ from longtail.config import Config, load
 from longtail.settings import Settings
 from pipelines.cluster import ROOT
 from pipelines.codes import ITEM_CODES, USER_CODES
+from pipelines.collaborative import COLLABORATIVE
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_Z
 from pipelines.logs import LOGS
@@ -68,6 +69,7 @@ def served_run(config: Config, store: Store) -> ServedRun:
         user_codes=finished(USER_CODES),
         groups=finished(GROUPS),
         peers=finished(PEERS),
+        collaborative=finished(COLLABORATIVE),
         item_z=finished(ITEM_Z),
         item_codes=finished(ITEM_CODES),
         rankers={name: finished(RANKER_STAGES[name]) for name in config.train.rankers},

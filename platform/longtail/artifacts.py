@@ -40,8 +40,8 @@ class Artifact:
 
     stage: str
     key: str
-    manifest: Mapping[str, Any]
-    fs: pafs.FileSystem
+    manifest: Mapping[str, Any] = field(hash=False)
+    fs: pafs.FileSystem = field(hash=False)
     root: str
 
     @property

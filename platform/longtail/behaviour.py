@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy import sparse
 
 from longtail.entities import Entities
 from longtail.times import DAY_US
@@ -105,3 +106,18 @@ class Behaviour:
         """True for events of the strongest kind, which count as purchases."""
         strongest: npt.NDArray[np.bool_] = self.kind_E == len(self.kinds) - 1
         return strongest
+
+
+def incidence(user_row_E: Ints, column_E: Ints, shape: tuple[int, int]) -> sparse.csr_matrix:
+    """Who met what, as a binary matrix of `shape` [users, columns]."""
+    keys = np.unique(user_row_E * shape[1] + column_E)
+    rows, columns = keys // shape[1], keys % shape[1]
+    starts = np.searchsorted(rows, np.arange(shape[0] + 1))
+    return sparse.csr_matrix((np.ones(len(keys), np.float32), columns, starts), shape=shape)
+
+
+def incidence_idf(met_MN: sparse.csr_matrix) -> npt.NDArray[np.float64]:
+    """Inverse user frequency [N] of an incidence's columns: what everybody met says little."""
+    users = max(int((met_MN.getnnz(axis=1) > 0).sum()), 1)
+    idf_N: npt.NDArray[np.float64] = np.log((1 + users) / (1 + met_MN.getnnz(axis=0)))
+    return idf_N

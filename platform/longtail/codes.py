@@ -37,6 +37,7 @@ class CodebookSettings(Settings):
     min_rows_per_code: float = Field(4.0, ge=1, description="refused when rows < codebook_size * this")
     init_rows: int = Field(16_384, ge=2, description="k-means++ chooses the first centroids of a stage among this many sampled rows")
     block_rows: int = Field(4096, ge=1, description="rows summed at a time; fixed, so that one seed gives one codebook for any number of shards")
+    seed: int | None = Field(None, ge=0, description="of the first centroids; without it run.seed")
     compute: Compute = Compute(num_actors=2, num_cpus=0.5)
 
     @model_validator(mode="after")

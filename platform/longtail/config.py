@@ -20,9 +20,11 @@ from longtail.rankers.settings import RankersSettings
 from longtail.samples import SamplesSettings
 from longtail.serving import ServeSettings
 from longtail.settings import Settings
+from longtail.study import StudySettings
 from longtail.sweeping import SweepSettings
 from longtail.tracking import TrackingSettings
 from longtail.training import TrainSettings
+from longtail.user_spaces import UserSpacesSettings
 
 
 class RunSettings(Settings):
@@ -51,6 +53,7 @@ class Config(Settings):
     profiles: ProfilesSettings = ProfilesSettings()
     embeddings: EmbeddingsSettings = EmbeddingsSettings()
     item_encoder: ItemEncoderSettings = ItemEncoderSettings()
+    user_spaces: UserSpacesSettings = UserSpacesSettings()
     codes: CodesSettings = CodesSettings()
     groups: GroupsSettings = GroupsSettings()
     peers: PeersSettings = PeersSettings()
@@ -60,6 +63,7 @@ class Config(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     serve: ServeSettings = ServeSettings()
     sweep: SweepSettings = SweepSettings()
+    study: StudySettings = StudySettings()
     tracking: TrackingSettings = TrackingSettings()
 
 

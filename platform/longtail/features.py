@@ -1,10 +1,11 @@
-"""Features of (user, item, time) rows, as they were known strictly before the time; training samples and serving requests both come through here.
+"""Own features of (user, item, time) rows, as they were known strictly before the time; training samples and serving requests both come through here.
 
-Letters: B rows, L history length, G group history length, A attributes, U user, X user-by-item and I item statistics, S code stages.
+What groups and peers lend beside them is in longtail.lent.
+Letters: B rows, L history length, A attributes, U user, X user-by-item and I item statistics.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longtail.behaviour import Behaviour, CountIndex
+from longtail.collaborative import CollaborativeIndex
 from longtail.entities import UNKNOWN_TIME, Entities
-from longtail.groups import GroupsSettings
-from longtail.peers import PeerIndex
-from longtail.samples import FeatureSpec, SamplesSettings
+from longtail.samples import SamplesSettings
 from longtail.times import DAY_US
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 USER_STATS = ("log_purchases", "log_clicks", "log_active_days", "log_events_28d", "log_days_since_last", "mean_log_price")
-CROSS_STATS = ("log_same_item", "log_same_leaf", "log_same_root", "log_same_brand", "leaf_share", "item_recency", "leaf_recency", "price_gap")
+CROSS_STATS = (
+    *("log_same_item", "log_same_cluster", "log_same_leaf", "log_same_root", "log_same_brand"),
+    *("cluster_share", "leaf_share", "item_recency", "cluster_recency", "leaf_recency", "price_gap"),
+)
 ITEM_STATS = ("log_events_7d", "log_events_28d", "log_events", "log_leaf_events_28d", "log_price", "price_known", "log_age_days", "age_known")
 
 EXAMPLE_COLUMNS = ("example_id", "user_id", "item_id", "ts", "split", "outcome", "conversion")
@@ -37,6 +40,7 @@ class ItemFacts:
     leaf_B: Ints  # 0 unknown, as root and brand
     root_B: Ints
     brand_B: Ints
+    cluster_B: Ints
     log_price_B: Floats  # log1p, NaN unknown
     first_seen_B: Ints  # microseconds since the epoch, UNKNOWN_TIME where nobody knows
 
@@ -108,191 +112,105 @@ class ActivityIndex:
         return mean
 
 
-@dataclass(frozen=True)
-class UserGroups:
-    """Group membership by snapshot, and what each group lends. T snapshots, M users + 1, P prefix groups over all snapshots, K (user, as_of) pairs."""
+def snapshot_us(time_B: Ints, start_us: int, settings: SamplesSettings) -> Ints:
+    """The popularity boundary not after each time: facts about items and about other users change only there."""
+    period = settings.snapshot_days * DAY_US
+    return start_us + (time_B - start_us) // period * period
 
-    as_of_T: Ints  # snapshots, ascending
-    codes_KS: npt.NDArray[np.int32]
-    place_TM: npt.NDArray[np.int32]  # by snapshot number and user_row, the row of codes_KS; -1 where the user has no codes
-    group_of: dict[tuple[int, tuple[int, ...]], int]  # (snapshot number, prefix) -> row of the tables below
-    size_P: Ints
-    attributes_PA: npt.NDArray[np.int32]
-    stats_PU: Floats
-    sequence_PG: Ints
-    weight_PG: Floats
-    code_sizes: tuple[int, ...]
-    min_size: int
 
-    @staticmethod
-    def build(codes: pa.Table, groups: pa.Table, entities: Entities, code_sizes: tuple[int, ...], settings: GroupsSettings) -> "UserGroups":
-        as_of = pc.cast(groups.column("as_of"), pa.int64()).to_numpy()
-        snapshots = np.unique(as_of)
-        number = {int(time): i for i, time in enumerate(snapshots)}
-        length = settings.sequence_length
-        sequence = np.zeros((len(groups), length), np.int64)
-        weight = np.zeros((len(groups), length), np.float32)
-        rows = groups.select(["prefix", "sequence", "sequence_weight"]).to_pylist()
-        for place, row in enumerate(rows):
-            filled = len(row["sequence"])
-            sequence[place, :filled] = entities.items.encode(row["sequence"])
-            weight[place, :filled] = row["sequence_weight"]
-        num_stages = len(code_sizes)
-        codes_KS = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(-1, num_stages)
-        user_rows = entities.users.encode(codes.column("user_id"))
-        code_times = pc.cast(codes.column("as_of"), pa.int64()).to_numpy()
-        place_TM = np.full((len(snapshots), len(entities.users) + 1), -1, np.int32)
-        place_TM[np.searchsorted(snapshots, code_times), user_rows] = np.arange(len(codes))
-        return UserGroups(
-            as_of_T=snapshots,
-            codes_KS=codes_KS,
-            place_TM=place_TM,
-            group_of={(number[int(time)], tuple(row["prefix"])): i for i, (time, row) in enumerate(zip(as_of, rows, strict=True))},
-            size_P=groups.column("size").to_numpy().astype(np.int64),
-            attributes_PA=_matrix(groups, "attributes"),
-            stats_PU=_matrix(groups, "stats"),
-            sequence_PG=sequence,
-            weight_PG=weight,
-            code_sizes=code_sizes,
-            min_size=settings.min_size,
-        )
-
-    def snapshot(self, time_B: Ints) -> Ints:
-        """Number of the latest snapshot not after each time; -1 before the first."""
-        return np.searchsorted(self.as_of_T, time_B, side="right") - 1
-
-    def codes_of(self, snapshot: int, user_row: int) -> tuple[int, ...] | None:
-        """The user's codes at a snapshot; None before the first one, and for a user without any."""
-        place = self.place_TM[snapshot, user_row] if snapshot >= 0 else -1
-        return tuple(self.codes_KS[place].tolist()) if place >= 0 else None
-
-    def lend(self, snapshot: int, codes: tuple[int, ...] | None) -> int:
-        """Row of the deepest group on the path of `codes` with enough members; the root's for None, -1 before the first snapshot."""
-        for depth in range(len(codes) if codes is not None else 0, -1, -1):
-            place = self.group_of.get((snapshot, codes[:depth] if codes is not None else ()))
-            if place is not None and (depth == 0 or self.size_P[place] >= self.min_size):
-                return place
-        return -1
+def item_facts(rows: Rows, entities: Entities, cluster_N: Ints) -> ItemFacts:
+    """The run's facts of each row's item, or the request's where the run does not know the item."""
+    item = rows.item_row_B
+    facts = ItemFacts(
+        leaf_B=entities.leaf_codes_N[item].astype(np.int64),
+        root_B=entities.root_codes[item].astype(np.int64),
+        brand_B=entities.brand_codes_N[item].astype(np.int64),
+        cluster_B=cluster_N[item],
+        log_price_B=entities.log_price_N[item],
+        first_seen_B=entities.first_seen_N[item],
+    )
+    if rows.stated is None:
+        return facts
+    return ItemFacts(**{f.name: np.where(item == 0, getattr(rows.stated, f.name), getattr(facts, f.name)) for f in fields(ItemFacts)})
 
 
 @dataclass(frozen=True)
-class FeatureState:
-    """Everything that features are computed from; built once per process from the artifacts of one run."""
+class OwnState:
+    """What a user's and an item's own features are computed from; built once per process from the artifacts of one run."""
 
     entities: Entities
     behaviour: Behaviour
-    groups: UserGroups
-    spec: FeatureSpec
+    cluster_N: Ints  # of items by their semantic codes, from 1; 0 unknown
     settings: SamplesSettings
     start_us: int
     activity: ActivityIndex
     by_user_item: CountIndex
+    by_user_cluster: CountIndex
     by_user_leaf: CountIndex
     by_user_root: CountIndex
     by_user_brand: CountIndex
     by_item: CountIndex
     by_leaf: CountIndex
-    peers: PeerIndex | None  # None: spec.peer_stats is empty
+    collaborative: CollaborativeIndex | None
 
     @staticmethod
     def build(
         entities: Entities,
         behaviour: Behaviour,
-        groups: UserGroups,
-        spec: FeatureSpec,
+        cluster_N: Ints,
         settings: SamplesSettings,
         start_us: int,
-        peers: PeerIndex | None = None,
-    ) -> "FeatureState":
+        collaborative: CollaborativeIndex | None = None,
+    ) -> "OwnState":
         user, item, time = behaviour.user_row_E, behaviour.item_row_E, behaviour.time_E
         leaf, root, brand = entities.leaf_codes_N[item], entities.root_codes[item], entities.brand_codes_N[item]
-        return FeatureState(
+        return OwnState(
             entities=entities,
             behaviour=behaviour,
-            groups=groups,
-            spec=spec,
+            cluster_N=cluster_N,
             settings=settings,
             start_us=start_us,
             activity=ActivityIndex.build(behaviour),
             by_user_item=CountIndex.build(_pair(user, item), time),
+            by_user_cluster=CountIndex.build(_pair(user, cluster_N[item]), time),
             by_user_leaf=CountIndex.build(_pair(user, leaf), time),
             by_user_root=CountIndex.build(_pair(user, root), time),
             by_user_brand=CountIndex.build(_pair(user, brand), time),
             by_item=CountIndex.build(item, time),
             by_leaf=CountIndex.build(leaf.astype(np.int64), time),
-            peers=peers,
+            collaborative=collaborative,
         )
 
-    def features(self, rows: Rows, attributes_BA: npt.NDArray[np.int32] | None = None, codes: list[tuple[int, ...] | None] | None = None) -> pa.Table:
-        """Feature columns of the samples table for `rows`; unknown users and items get what their group, or everyone, lends.
-
-        Args:
-            rows: what is asked for.
-            attributes_BA: attribute codes that a request states, for users whom the run does not know.
-            codes: group codes found for such users, None where there are none.
-        """
+    def columns(self, rows: Rows, own_BA: npt.NDArray[np.int32]) -> dict[str, pa.Array]:
+        """The rows' own features; `own_BA` are their users' attribute codes."""
         user, item, time = rows.user_row_B, rows.item_row_B, rows.time_B
-        snapshot = self.snapshot_us(time)
+        snapshot = snapshot_us(time, self.start_us, self.settings)
         user_stats, activity = self.activity.statistics(user, time)
-        own = (
-            self.entities.attribute_codes_MA[user]
-            if attributes_BA is None
-            else np.where(attributes_BA > 0, attributes_BA, self.entities.attribute_codes_MA[user])
-        )
-        group_place, codes_BS = self._memberships(rows, codes)
-        lent = group_place >= 0
-        place = np.maximum(group_place, 0)
-        group_attributes = np.where(lent[:, None], self.groups.attributes_PA[place], 0)
         history, history_days = self._history(user, time)
         item_events = self.by_item.count(item, snapshot)
-        facts = self._item_facts(rows)
+        facts = item_facts(rows, self.entities, self.cluster_N)
         age_days = _age_days(facts.first_seen_B, item_events, snapshot)
-        columns = {
+        collaborative = np.zeros((len(rows), 0), np.float32) if self.collaborative is None else self.collaborative.scores(user, item, time)
+        return {
             "user_row": pa.array(user.astype(np.int32)),
             "item_row": pa.array(item.astype(np.int32)),
-            "history": _fixed(history, pa.int32()),
-            "history_days": _fixed(history_days, pa.float32()),
-            "attributes": _fixed(own, pa.int32()),
-            "completed": _fixed(np.where(own > 0, own, group_attributes), pa.int32()),
-            "user_stats": _fixed(user_stats, pa.float32()),
-            "cross_stats": _fixed(self._cross(user, item, time, facts), pa.float32()),
-            "item_stats": _fixed(self._item(item, snapshot, facts, age_days), pa.float32()),
-            "group_stats": _fixed(np.where(lent[:, None], self.groups.stats_PU[place], 0), pa.float32()),
-            "user_codes": _fixed(codes_BS, pa.int32()),
-            "group_history": _fixed(np.where(lent[:, None], self.groups.sequence_PG[place], 0), pa.int32()),
-            "group_weight": _fixed(np.where(lent[:, None], self.groups.weight_PG[place], 0), pa.float32()),
-            "peer_stats": _fixed(self._peer_stats(user, item, snapshot, facts), pa.float32()),
-            "activity": _fixed(activity, pa.float32()),
+            "history": fixed(history, pa.int32()),
+            "history_days": fixed(history_days, pa.float32()),
+            "attributes": fixed(own_BA, pa.int32()),
+            "user_stats": fixed(user_stats, pa.float32()),
+            "cross_stats": fixed(self._cross(user, item, time, facts), pa.float32()),
+            "item_stats": fixed(self._item(item, snapshot, facts, age_days), pa.float32()),
+            "collaborative_stats": fixed(collaborative, pa.float32()),
+            "activity": fixed(activity, pa.float32()),
             "num_purchases": pa.array(activity[:, 0].astype(np.int32)),
             "item_events": pa.array(item_events.astype(np.int32)),
             "item_age_days": pa.array(age_days.astype(np.float32)),
         }
-        # Parquet has no lists of width 0 (a source without attributes): such columns are left out, and Batch takes them as empty.
-        return pa.table({name: column for name, column in columns.items() if not (pa.types.is_fixed_size_list(column.type) and column.type.list_size == 0)})
-
-    def snapshot_us(self, time_B: Ints) -> Ints:
-        """The popularity boundary not after each time: item counts change only there."""
-        period = self.settings.snapshot_days * DAY_US
-        return self.start_us + (time_B - self.start_us) // period * period
-
-    def _item_facts(self, rows: Rows) -> ItemFacts:
-        """The run's facts of each row's item, or the request's where the run does not know the item."""
-        item = rows.item_row_B
-        facts = ItemFacts(
-            leaf_B=self.entities.leaf_codes_N[item].astype(np.int64),
-            root_B=self.entities.root_codes[item].astype(np.int64),
-            brand_B=self.entities.brand_codes_N[item].astype(np.int64),
-            log_price_B=self.entities.log_price_N[item],
-            first_seen_B=self.entities.first_seen_N[item],
-        )
-        if rows.stated is None:
-            return facts
-        return ItemFacts(**{f.name: np.where(item == 0, getattr(rows.stated, f.name), getattr(facts, f.name)) for f in fields(ItemFacts)})
 
     def _history(self, user_B: Ints, time_B: Ints) -> tuple[Ints, Floats]:
         """The last L items before each time, most recent first, and how many days ago."""
         start, end = self.activity.by_user.span(user_B, time_B)
-        place = end[:, None] - 1 - np.arange(self.spec.history_length)[None]
+        place = end[:, None] - 1 - np.arange(self.settings.history_length)[None]
         there = place >= start[:, None]
         safe = np.where(there, place, 0)
         if len(self.activity.by_user.times_E) == 0:
@@ -303,8 +221,9 @@ class FeatureState:
 
     def _cross(self, user_B: Ints, item_B: Ints, time_B: Ints, facts: ItemFacts) -> Floats:
         """CROSS_STATS [B, X]: what this user did with the item, its categories and its brand."""
-        leaf, root, brand, price = facts.leaf_B, facts.root_B, facts.brand_B, facts.log_price_B
+        cluster, leaf, root, brand, price = facts.cluster_B, facts.leaf_B, facts.root_B, facts.brand_B, facts.log_price_B
         same_item = self.by_user_item.count(_pair(user_B, item_B), time_B)
+        same_cluster = np.where(cluster > 0, self.by_user_cluster.count(_pair(user_B, cluster), time_B), 0)
         same_leaf = np.where(leaf > 0, self.by_user_leaf.count(_pair(user_B, leaf), time_B), 0)
         same_root = np.where(root > 0, self.by_user_root.count(_pair(user_B, root), time_B), 0)
         same_brand = np.where(brand > 0, self.by_user_brand.count(_pair(user_B, brand), time_B), 0)
@@ -313,11 +232,14 @@ class FeatureState:
         return np.stack(
             [
                 np.log1p(same_item),
+                np.log1p(same_cluster),
                 np.log1p(same_leaf),
                 np.log1p(same_root),
                 np.log1p(same_brand),
+                same_cluster / np.maximum(total, 1),
                 same_leaf / np.maximum(total, 1),
                 _recency(self.by_user_item.days_since_last(_pair(user_B, item_B), time_B)),
+                np.where(cluster > 0, _recency(self.by_user_cluster.days_since_last(_pair(user_B, cluster), time_B)), 0.0),
                 np.where(leaf > 0, _recency(self.by_user_leaf.days_since_last(_pair(user_B, leaf), time_B)), 0.0),
                 gap,
             ],
@@ -341,36 +263,10 @@ class FeatureState:
             1,
         ).astype(np.float32)
 
-    def _peer_stats(self, user_B: Ints, item_B: Ints, snapshot_B: Ints, facts: ItemFacts) -> Floats:
-        """PEER_STATS [B, P], width 0 without peers: what the user's peers had met by the snapshot, beside everybody."""
-        if self.peers is None:
-            return np.zeros((len(user_B), 0), np.float32)
-        columns_BC = np.stack([item_B, self.peers.column_NC[item_B, 1], facts.leaf_B, facts.root_B], axis=1)
-        return self.peers.lifts(user_B, columns_BC, snapshot_B)
 
-    def _memberships(self, rows: Rows, given: list[tuple[int, ...] | None] | None) -> tuple[Ints, npt.NDArray[np.int32]]:
-        """Row of the lending group [B], and the user's codes plus one [B, S]; looked up once per distinct (user, snapshot)."""
-        snapshots = self.groups.snapshot(rows.time_B)
-        num_stages = len(self.spec.code_sizes)
-        pairs, inverse = np.unique(np.stack([snapshots, rows.user_row_B]), axis=1, return_inverse=True)
-        if given is not None:  # a request: few rows, each with its own codes
-            pairs, inverse = np.stack([snapshots, rows.user_row_B]), np.arange(len(rows))
-        place = np.empty(pairs.shape[1], np.int64)
-        codes_PS = np.zeros((pairs.shape[1], num_stages), np.int32)
-        for number, (snapshot, user) in enumerate(pairs.T):
-            codes = self.groups.codes_of(int(snapshot), int(user)) or (given[number] if given is not None else None)
-            place[number] = self.groups.lend(int(snapshot), codes)
-            if codes is not None:
-                codes_PS[number] = np.array(codes) + 1
-        inverse = inverse.reshape(-1)
-        return place[inverse], codes_PS[inverse]
-
-
-def sample_rows(state: FeatureState, examples: pa.Table) -> pa.Table:
-    """The samples table's rows: example columns followed by feature columns."""
-    features = state.features(Rows.of(examples, state.entities))
-    labels = examples.select(list(EXAMPLE_COLUMNS))
-    return pa.table({name: table.column(name) for table in (labels, features) for name in table.column_names})
+def written(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
+    """Columns as a table that Parquet takes: lists of width 0 (a source without attributes) are left out, and Batch takes them as empty."""
+    return pa.table({name: column for name, column in columns.items() if not (pa.types.is_fixed_size_list(column.type) and column.type.list_size == 0)})
 
 
 def _recency(days: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -393,14 +289,7 @@ def _pair(first: npt.NDArray[np.signedinteger], second: npt.NDArray[np.signedint
     return first.astype(np.int64) << 32 | second.astype(np.int64)
 
 
-def _matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    """A list column whose lists all have one length, as [rows, length]."""
-    flat = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    matrix: npt.NDArray[Any] = flat.reshape(len(table), len(flat) // max(len(table), 1))
-    return matrix
-
-
-def _fixed(values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.FixedSizeListArray:
+def fixed(values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.FixedSizeListArray:
     """[B, W] as a fixed_size_list column of width W."""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind)
     if values.shape[1] == 0:

@@ -62,7 +62,7 @@ class NewcomerEncoder:
     info: LogsInfo
     profiles: ProfilesSettings
     embeddings: EmbeddingsSettings
-    user_codebook_SKD: Floats
+    user_codebook_SKD: Floats | None  # None: groups were not made of profiles alone, so that a described user cannot be placed among them
     item_codebook_SKD: Floats
     projection: ItemEncoder
     make_encoder: Callable[[EncoderSettings], TextEncoder] = TextEncoder
@@ -71,10 +71,11 @@ class NewcomerEncoder:
 
     @staticmethod
     def load(
-        info: LogsInfo, profiles: ProfilesSettings, embeddings: EmbeddingsSettings, user_codebook: Path, item_codebook: Path, projection: Path
+        info: LogsInfo, profiles: ProfilesSettings, embeddings: EmbeddingsSettings, user_codebook: Path | None, item_codebook: Path, projection: Path
     ) -> "NewcomerEncoder":
         """From the files of a run: both codebooks, and projection.safetensors with its JSON beside it."""
-        return NewcomerEncoder(info, profiles, embeddings, load_codebook(user_codebook), load_codebook(item_codebook), load_projection(projection))
+        users = load_codebook(user_codebook) if user_codebook is not None else None
+        return NewcomerEncoder(info, profiles, embeddings, users, load_codebook(item_codebook), load_projection(projection))
 
     def warm(self) -> None:
         """Load both text models and send a text through each: what a first request would wait for otherwise (6 s with a model of 22 M on two cores)."""
@@ -82,9 +83,9 @@ class NewcomerEncoder:
 
     def encode(self, unknowns: Unknowns) -> Encoded:
         """Codes of the described user (None where the request says nothing of them), z and codes of the described items; an image is not looked at."""
-        text = profile_of(unknowns.user, self.info, self.profiles) if unknowns.user is not None else None
         user_codes = None
-        if text is not None:
+        text = profile_of(unknowns.user, self.info, self.profiles) if unknowns.user is not None and self.user_codebook_SKD is not None else None
+        if text is not None and self.user_codebook_SKD is not None:
             user_codes = tuple(int(code) for code in encode(self._encoder(self.embeddings.user).encode([text]), self.user_codebook_SKD)[0])
         if not unknowns.items:
             return Encoded(user_codes, np.zeros((0, self.item_codebook_SKD.shape[2]), np.float32), np.zeros((0, self.item_codebook_SKD.shape[0]), np.int32))

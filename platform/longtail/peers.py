@@ -10,7 +10,6 @@ Reads user vectors, item vectors and events before each as_of; the stage `peers`
 Letters: M users + 1, N items + 1, C targets (items, clusters, categories), V levels of peers, P peers of a level, B rows, D dimensions, E events.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Self
 
@@ -21,157 +20,161 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 from scipy import sparse
 
-from longtail.behaviour import Behaviour
+from longtail.behaviour import Behaviour, incidence
 from longtail.entities import Entities
 from longtail.settings import Settings
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
 
 TARGETS = ("item", "cluster", "leaf", "root")
 PEER_STATS = (*(f"peer_{target}_lift" for target in TARGETS), "peer_support")
 
 NUM_RECENT = 4
 
-Space = Literal["profile", "titles", "behaviour"]
 NumPeers = Annotated[int, Field(ge=1)]
 
 
 class PeersSettings(Settings):
     """The `peers` stage; `form = "none"` (the paper's shape) makes no peers and every statistic zero."""
 
-    form: Literal["none", "neighbours", "groups", "random"] = Field(
-        "none", description="neighbours: the nearest users | groups: those of the same code prefixes | random: as many drawn anew, the control"
+    form: Literal["none", "neighbours", "leaves", "groups", "random"] = Field(
+        "none",
+        description="neighbours: the nearest users | leaves: the members of the nearest leaf groups | groups: those of the same code prefixes | "
+        "random: as many drawn anew, a control",
     )
-    spaces: tuple[Space, ...] = Field(("titles", "behaviour"), min_length=1, description="where near is near; several are put side by side with equal weight")
-    num_peers: tuple[NumPeers, ...] = Field((200,), min_length=1, description="neighbours by level, widest first; each level is shrunk to the one before")
-    cluster_depth: int = Field(2, ge=1, description="items are of one cluster where so many of their semantic codes are the same")
+    num_peers: tuple[NumPeers, ...] = Field((200,), min_length=1, description="peers by level, widest first; each level is shrunk to the one before")
     prior_users: float = Field(10.0, gt=0, description="pseudo-users at the wider level's share")
-    behaviour_dim: int = Field(64, ge=2, description="of the truncated SVD of who met what")
+    sharpness: float = Field(0.0, ge=0, description="neighbours: how much nearer ones count for more, by cosine to this power; 0: all alike")
+    seed: int | None = Field(None, ge=0, description="of what is drawn; without it run.seed")
 
     @model_validator(mode="after")
     def _narrowing(self) -> Self:
         if list(self.num_peers) != sorted(set(self.num_peers), reverse=True):
             raise ValueError(f"num_peers = {list(self.num_peers)} must narrow from level to level, such as [400, 100]")
-        if len(set(self.spaces)) < len(self.spaces):
-            raise ValueError(f"spaces = {list(self.spaces)}: name each once")
         return self
 
 
-def unit(vectors_ND: npt.NDArray[np.floating]) -> Floats:
-    """Rows of length one; zero rows stay zero."""
-    norms = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    result: Floats = (vectors_ND / np.maximum(norms, 1e-12)).astype(np.float32)
-    return result
+@dataclass(frozen=True)
+class Peers:
+    """Peers of one level: user rows [M, P], nearest first, 0 for nobody, and how much each counts."""
+
+    row_MP: Ints
+    weight_MP: Floats
+
+    @staticmethod
+    def alike(row_MP: Ints) -> "Peers":
+        """All of them count the same."""
+        return Peers(row_MP, (row_MP > 0).astype(np.float32))
+
+    def first(self, num: int) -> "Peers":
+        return Peers(self.row_MP[:, :num], self.weight_MP[:, :num])
 
 
-def incidence(user_row_E: Ints, column_E: Ints, shape: tuple[int, int]) -> sparse.csr_matrix:
-    """Who met what, as a binary [M, C] matrix."""
-    keys = np.unique(user_row_E * shape[1] + column_E)
-    rows, columns = keys // shape[1], keys % shape[1]
-    starts = np.searchsorted(rows, np.arange(shape[0] + 1))
-    return sparse.csr_matrix((np.ones(len(keys), np.float32), columns, starts), shape=shape)
-
-
-def _idf(met_MN: sparse.csr_matrix) -> npt.NDArray[np.float64]:
-    """Inverse user frequency [N] of the items: what everybody met says little."""
-    users = max(int((met_MN.getnnz(axis=1) > 0).sum()), 1)
-    idf_N: npt.NDArray[np.float64] = np.log((1 + users) / (1 + met_MN.getnnz(axis=0)))
-    return idf_N
-
-
-def title_vectors(met_MN: sparse.csr_matrix, item_vectors_ND: Floats) -> Floats:
-    """Unit vectors [M, D] of users: the mean of their items' vectors, weighted by idf."""
-    centred = item_vectors_ND - item_vectors_ND[1:].mean(axis=0, keepdims=True)
-    return unit(met_MN @ (_idf(met_MN)[:, None] * centred))
-
-
-def behaviour_vectors(met_MN: sparse.csr_matrix, dim: int, seed: int) -> Floats:
-    """Unit vectors [M, dim] of users: the left factors of a truncated SVD of the idf-weighted incidence."""
-    from sklearn.utils.extmath import randomized_svd
-
-    weighted = sparse.diags(1 / np.sqrt(np.maximum(met_MN.getnnz(axis=1), 1))) @ met_MN @ sparse.diags(_idf(met_MN))
-    size = min(dim, min(weighted.shape) - 1)
-    left, values, _ = randomized_svd(weighted.astype(np.float64), size, random_state=seed)
-    return unit(left * np.sqrt(values))
-
-
-def nearest(vectors_MD: Floats, known_M: npt.NDArray[np.bool_], num: int) -> Ints:
-    """User rows [M, num] of the nearest known users by inner product, nearest first, never oneself; 0 where there are fewer, and for unknown users."""
+def nearest(vectors_MD: Floats, borrower_M: Bools, lender_M: Bools, num: int, sharpness: float = 0.0) -> Peers:
+    """The lenders nearest to each borrower by cosine, never oneself; weights are cosines (from 0) to the power of `sharpness`, the nearest counting 1."""
     import faiss
 
-    rows = np.flatnonzero(known_M)
-    found = np.zeros((len(known_M), num), np.int64)
-    if len(rows) < 2:
-        return found
+    borrowers, lenders = np.flatnonzero(borrower_M), np.flatnonzero(lender_M)
+    row_MP, cosine_MP = np.zeros((len(borrower_M), num), np.int64), np.zeros((len(borrower_M), num), np.float32)
+    if len(borrowers) == 0 or len(lenders) < 2:
+        return Peers.alike(row_MP)
     index = faiss.IndexFlatIP(vectors_MD.shape[1])
-    index.add(vectors_MD[rows])
-    _, near = index.search(vectors_MD[rows], min(num + 1, len(rows)))
-    others = near != np.arange(len(rows))[:, None]
-    # Oneself is nearly always among the nearest; where copies crowd it out, the last of them goes instead.
+    index.add(vectors_MD[lenders])
+    cosine, near = index.search(vectors_MD[borrowers], min(num + 1, len(lenders)))
+    others = lenders[near] != borrowers[:, None]
+    # Oneself is nearly always among the nearest; where copies crowd it out, or for one who does not lend, the last of them goes instead.
     others[others.all(axis=1), -1] = False
-    kept = rows[near[others].reshape(len(rows), -1)]
-    found[rows[:, None], np.arange(kept.shape[1])[None]] = kept
-    return found
+    width = near.shape[1] - 1
+    row_MP[borrowers, :width] = lenders[near[others]].reshape(-1, width)
+    cosine_MP[borrowers, :width] = np.maximum(cosine[others].reshape(-1, width), 1e-6)
+    relative = cosine_MP / np.maximum(cosine_MP[:, :1], 1e-6)
+    return Peers(row_MP, np.where(row_MP > 0, relative**sharpness, 0).astype(np.float32))
 
 
-def drawn(known_M: npt.NDArray[np.bool_], num: int, seed: int) -> Ints:
-    """As `nearest`, with peers drawn uniformly: the control of equal size."""
+def drawn(borrower_M: Bools, lender_M: Bools, num: int, seed: int) -> Peers:
+    """As `nearest`, with lenders drawn uniformly: a control of equal size."""
     rng = np.random.default_rng([seed, 0x9EE5])
-    rows = np.flatnonzero(known_M)
-    found = np.zeros((len(known_M), num), np.int64)
-    size = min(num, max(len(rows) - 1, 0))
-    for place, row in enumerate(rows):
-        picks = rng.choice(len(rows) - 1, size, replace=False)
-        found[row, :size] = rows[picks + (picks >= place)]
-    return found
+    lenders = np.flatnonzero(lender_M)
+    found = np.zeros((len(borrower_M), num), np.int64)
+    for row in np.flatnonzero(borrower_M):
+        others = lenders[lenders != row]
+        size = min(num, len(others))
+        found[row, :size] = rng.choice(others, size, replace=False)
+    return Peers.alike(found)
 
 
-def same_prefix(codes_MS: npt.NDArray[np.integer], known_M: npt.NDArray[np.bool_], depth: int, num: int, seed: int) -> Ints:
-    """As `nearest`, with the members of the same code prefix, at most `num` of them in seeded random order."""
+def same_prefix(codes_MS: npt.NDArray[np.integer], borrower_M: Bools, lender_M: Bools, depth: int, num: int, seed: int) -> Peers:
+    """As `nearest`, with the lenders of the same code prefix, at most `num` of them in seeded random order; users with codes -1 have none."""
     rng = np.random.default_rng([seed, 0x6B0F, depth])
-    rows = rng.permutation(np.flatnonzero(known_M))
-    found = np.zeros((len(known_M), num), np.int64)
+    rows = np.flatnonzero((borrower_M | lender_M) & (codes_MS[:, 0] >= 0))
+    found = np.zeros((len(borrower_M), num), np.int64)
     _, group = np.unique(codes_MS[rows, :depth], axis=0, return_inverse=True)
     group = group.reshape(-1)
     for number in range(int(group.max(initial=-1)) + 1):
         members = rows[group == number]
-        for place, row in enumerate(members):
-            others = np.roll(members, -place - 1)[: min(len(members) - 1, num)]
+        lenders = rng.permutation(members[lender_M[members]])
+        for place, row in enumerate(members[borrower_M[members]]):
+            around = np.roll(lenders, -place)
+            others = around[around != row][:num]
             found[row, : len(others)] = others
-    return found
+    return Peers.alike(found)
 
 
-def peer_levels(
-    known_M: npt.NDArray[np.bool_], vectors: Sequence[Floats], codes_MS: npt.NDArray[np.integer], settings: PeersSettings, seed: int
-) -> tuple[Ints, ...]:
-    """Peers by level, widest first, each [M, P] user rows with 0 for nobody.
+def nearest_leaves(vectors_MD: Floats, codes_MS: npt.NDArray[np.integer], borrower_M: Bools, lender_M: Bools, num: int) -> Peers:
+    """As `nearest`, with the lenders of the leaf groups whose centres lie nearest, leaf by leaf until there are `num`: soft membership of groups."""
+    lenders = np.flatnonzero(lender_M & (codes_MS[:, 0] >= 0))
+    found = np.zeros((len(borrower_M), num), np.int64)
+    _, leaf = np.unique(codes_MS[lenders], axis=0, return_inverse=True)
+    leaf = leaf.reshape(-1)
+    num_leaves = int(leaf.max(initial=-1)) + 1
+    sums = np.zeros((num_leaves, vectors_MD.shape[1]), np.float32)
+    np.add.at(sums, leaf, vectors_MD[lenders])
+    centres = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    members = [lenders[leaf == number] for number in range(num_leaves)]
+    for row in np.flatnonzero(borrower_M):
+        chosen: list[Ints] = []
+        for number in np.argsort(-(centres @ vectors_MD[row]), kind="stable"):
+            chosen.append(members[number][members[number] != row])
+            if sum(map(len, chosen)) >= num:
+                break
+        others = np.concatenate(chosen)[:num] if chosen else np.zeros(0, np.int64)
+        found[row, : len(others)] = others
+    return Peers.alike(found)
+
+
+def peer_levels(vectors_MD: Floats, lender_M: Bools, codes_MS: npt.NDArray[np.integer], settings: PeersSettings, seed: int) -> tuple[Peers, ...]:
+    """Peers by level, widest first.
 
     Args:
-        known_M: who has met anything.
-        vectors: unit vectors [M, D] in each of settings.spaces; read for "neighbours".
-        codes_MS: group codes, -1 where a user has none; read for "groups", whose last level is the whole tuple.
+        vectors_MD: unit vectors of the users; who has none, a zero vector, borrows from nobody.
+        lender_M: who has met anything; they alone lend, so that a user without history can still borrow.
+        codes_MS: group codes, -1 where a user has none; read for "groups", whose last level is the whole tuple, and for "leaves".
     """
     widths = settings.num_peers
+    borrower_M = (vectors_MD != 0).any(axis=1)
     if settings.form == "random":
-        return tuple(drawn(known_M, num, seed) for num in widths)
+        return tuple(drawn(borrower_M, lender_M, num, seed) for num in widths)
     if settings.form == "groups":
         first = codes_MS.shape[1] - len(widths) + 1
-        grouped_M = known_M & (codes_MS[:, 0] >= 0)
-        return tuple(same_prefix(codes_MS, grouped_M, first + place, num, seed) for place, num in enumerate(widths))
-    near = nearest(unit(np.concatenate(vectors, axis=1)), known_M, widths[0])
-    return tuple(near[:, :num] for num in widths)
+        return tuple(same_prefix(codes_MS, borrower_M, lender_M, first + place, num, seed) for place, num in enumerate(widths))
+    if settings.form == "leaves":
+        widest = nearest_leaves(vectors_MD, codes_MS, borrower_M, lender_M, widths[0])
+    else:
+        widest = nearest(vectors_MD, borrower_M, lender_M, widths[0], settings.sharpness)
+    return tuple(widest.first(num) for num in widths)
 
 
 @dataclass(frozen=True)
 class PeerIndex:
     """Peers at each snapshot and first meetings, which together answer what a user's peers had met by a time.
 
-    T snapshots; level v of snapshot t has peers_TV[t][v], [M, P] user rows with 0 for nobody.
+    T snapshots; level v of snapshot t has peers_TV[t][v].
     """
 
     as_of_T: Ints
-    peers_TV: tuple[tuple[Ints, ...], ...]
+    peers_TV: tuple[tuple[Peers, ...], ...]
     column_NC: Ints  # by item row, its column for each of TARGETS (0 unknown)
     sizes: tuple[int, ...]  # columns of each target, 0 included
     user_E: Ints
@@ -187,17 +190,19 @@ class PeerIndex:
         user_row = entities.users.encode(table.column("user_id"))
         time = pc.cast(table.column("as_of"), pa.int64()).to_numpy()
         as_of = np.unique(time)
-        by_level = [[np.zeros((len(entities.users) + 1, width), np.int64) for width in settings.num_peers] for _ in as_of]
-        levels = table.column("peers").combine_chunks()
+        shape = len(entities.users) + 1
+        by_level = [[Peers.alike(np.zeros((shape, width), np.int64)) for width in settings.num_peers] for _ in as_of]
+        levels, weights = table.column("peers").combine_chunks(), table.column("weights").combine_chunks()
         for level in range(num_levels):
             lists = pc.list_element(levels, level)
             lengths = pc.list_value_length(lists).to_numpy()
-            peers = entities.users.encode(lists.flatten())
+            peers, weight = entities.users.encode(lists.flatten()), pc.list_element(weights, level).flatten().to_numpy()
             column = np.arange(len(peers)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             owner, at = np.repeat(user_row, lengths), np.repeat(np.searchsorted(as_of, time), lengths)
             for place in range(len(as_of)):
                 mine = at == place
-                by_level[place][level][owner[mine], column[mine]] = peers[mine]
+                by_level[place][level].row_MP[owner[mine], column[mine]] = peers[mine]
+                by_level[place][level].weight_MP[owner[mine], column[mine]] = weight[mine]
         column_NC = np.stack([np.arange(len(cluster_N)), cluster_N, entities.leaf_codes_N, entities.root_codes], axis=1).astype(np.int64)
         return PeerIndex(
             as_of,
@@ -228,7 +233,7 @@ class PeerIndex:
         users_U, place_B = np.unique(user_B, return_inverse=True)
         place_B = place_B.reshape(-1)
         met = self._met(time)
-        links = [_links(peers[users_U], met.num_rows) for peers in self.peers_TV[at]]
+        links = [_links(peers.row_MP[users_U], peers.weight_MP[users_U], met.num_rows) for peers in self.peers_TV[at]]
         support_BV = [np.asarray(link.sum(axis=1)).reshape(-1)[place_B] for link in links]
         out = np.zeros((len(user_B), len(PEER_STATS)), np.float32)
         others_B = np.maximum(int(met.active_M.sum()) - met.active_M[user_B], 1)
@@ -247,7 +252,7 @@ class PeerIndex:
         found = self.recent.get(time)
         if found is None:
             end = int(np.searchsorted(self.time_E, time))
-            active_M = np.zeros(len(self.peers_TV[0][0]), bool)
+            active_M = np.zeros(len(self.peers_TV[0][0].row_MP), bool)
             active_M[self.user_E[:end]] = True
             matrices = [incidence(self.user_E[:end], self.column_NC[self.item_E[:end], place], (len(active_M), size)) for place, size in enumerate(self.sizes)]
             found = _Met(active_M, tuple((matrix, np.asarray(matrix.sum(axis=0)).reshape(-1)) for matrix in matrices))
@@ -269,11 +274,11 @@ class _Met:
         return len(self.active_M)
 
 
-def _links(peers_UP: Ints, num_rows: int) -> sparse.csr_matrix:
-    """[U, M] with a one for each peer."""
-    there = peers_UP > 0
+def _links(row_UP: Ints, weight_UP: Floats, num_rows: int) -> sparse.csr_matrix:
+    """[U, M] with the weight of each peer."""
+    there = row_UP > 0
     starts = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
-    return sparse.csr_matrix((np.ones(int(there.sum()), np.float32), peers_UP[there], starts), shape=(len(peers_UP), num_rows))
+    return sparse.csr_matrix((weight_UP[there], row_UP[there], starts), shape=(len(row_UP), num_rows))
 
 
 def _values(matrix: sparse.csr_matrix, row_B: Ints, column_B: Ints) -> npt.NDArray[np.float64]:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from longtail.entities import UNKNOWN_TIME, Entities
-from longtail.features import FeatureState, ItemFacts, Rows
+from longtail.feature_state import FeatureState
+from longtail.features import ItemFacts, Rows
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import OOV
 from longtail.rankers.ranker import Ranker, predict_rows
@@ -167,7 +168,7 @@ class RequestRanker:
 
     def find(self, question: Question) -> Found:
         """The request in row numbers; `unknowns`, `rank` and `batch` look it up themselves where it is not passed on to them."""
-        entities, groups = self.state.entities, self.state.groups
+        entities, groups = self.state.entities, self.state.lent.groups
         user = int(entities.users.encode([question.user_id])[0])
         time = to_us(question.now or self.now)
         snapshot = int(groups.snapshot(np.array([time]))[0])
@@ -281,6 +282,7 @@ def stated_facts(items: Sequence[StatedItem], item_row_B: npt.NDArray[np.int64],
         leaf_B=np.array([entities.leaf_code(codes) for codes in category_BC], np.int64),
         root_B=category_BC[:, 0].astype(np.int64) if category_BC.shape[1] else np.zeros(len(stated), np.int64),
         brand_B=entities.brands.encode([item.brand for item in stated]).astype(np.int64),
+        cluster_B=np.zeros(len(stated), np.int64),
         log_price_B=np.array([np.nan if item.price is None else np.log1p(max(item.price, 0.0)) for item in stated], np.float32),
         first_seen_B=np.array([UNKNOWN_TIME if item.first_seen is None else to_us(item.first_seen) for item in stated], np.int64),
     )

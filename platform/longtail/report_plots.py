@@ -90,7 +90,8 @@ class Scale:
         return [place * step + 0.0 for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def _span(values: Sequence[float], *, zero: bool = False, pad: float = 0.06) -> tuple[float, float]:
+def span(values: Sequence[float], *, zero: bool = False, pad: float = 0.06) -> tuple[float, float]:
+    """Lowest and highest of the values (and zero), with a margin."""
     known = [value for value in values if math.isfinite(value)] + ([0.0] if zero else [])
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     margin = (high - low) * pad or max(abs(high) * 0.1, 0.01)
@@ -119,7 +120,7 @@ def differences_by_slice(rows: Sequence[tuple[str, str, Mapping[str, Interval]]]
     step, left, right, top = max(17 * len(rankers) + 17, 44), 236, 1010, 34
     canvas = Canvas(1040, top + step * len(rows) + 44, f"{what}: difference from the base by slice")
     ends = [end for _, _, found in rows for one in found.values() for end in (_points(one) or ())]
-    scale = Scale(*_span(ends, zero=True), left, right)
+    scale = Scale(*span(ends, zero=True), left, right)
     bottom = top + step * len(rows)
     for tick in scale.ticks(8):
         canvas.line(scale(tick), top, scale(tick), bottom)
@@ -149,7 +150,7 @@ def differences_by_bin(bins: Sequence[tuple[str, int, Mapping[str, Interval]]], 
     width, height, left, right, top, bottom = 505, 300, 48, 12, 34, 62
     canvas = Canvas(width, height, f"{what}: difference from the base by {axis}")
     ends = [end for _, _, found in bins for one in found.values() for end in (_points(one) or ())]
-    y = Scale(*_span(ends, zero=True), height - bottom, top)
+    y = Scale(*span(ends, zero=True), height - bottom, top)
     column = (width - left - right) / max(len(bins), 1)
     for tick in y.ticks():
         canvas.line(left, y(tick), width - right, y(tick))
@@ -202,7 +203,7 @@ def calibration_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[floa
     width, height, left, right, top, bottom = 505, 300, 48, 12, 34, 48
     canvas = Canvas(width, height, "calibration")
     values = [value for predicted, actual, _ in curves.values() for value in (*predicted, *actual)]
-    low, high = _span(values)
+    low, high = span(values)
     low, high = max(0.0, low), min(1.0, high)
     x, y = Scale(low, high, left, width - right), Scale(low, high, height - bottom, top)
     for tick in y.ticks():
@@ -225,7 +226,7 @@ def curves_by_epoch(curves: Mapping[str, Sequence[tuple[float, float]]], what: s
     width, height, left, right, top, bottom = 505, 260, 56, 14, 34, 46
     canvas = Canvas(width, height, f"{what} by epoch")
     epochs = sorted({epoch for points in curves.values() for epoch, _ in points})
-    y = Scale(*_span([value for points in curves.values() for _, value in points], pad=0.1), height - bottom, top)
+    y = Scale(*span([value for points in curves.values() for _, value in points], pad=0.1), height - bottom, top)
     x = Scale(epochs[0] - 0.3, epochs[-1] + 0.3, left, width - right)
     for tick in y.ticks():
         canvas.line(left, y(tick), width - right, y(tick))

@@ -1,12 +1,18 @@
 """From a run's artifacts to the objects that features are computed from; samples and serving load the same."""
 
+from functools import lru_cache
+
 import numpy as np
+import numpy.typing as npt
 
 from longtail.artifacts import Artifact
 from longtail.behaviour import Behaviour
+from longtail.collaborative import CollaborativeIndex
 from longtail.config import Config
 from longtail.entities import Entities
-from longtail.features import CROSS_STATS, ITEM_STATS, USER_STATS, FeatureState, UserGroups
+from longtail.feature_state import FeatureState
+from longtail.features import CROSS_STATS, ITEM_STATS, USER_STATS, OwnState
+from longtail.lent import LentState, UserGroups
 from longtail.logs import LogsInfo
 from longtail.peers import PEER_STATS, PeerIndex, clusters
 from longtail.samples import FeatureSpec
@@ -21,11 +27,16 @@ def logs_info(logs: Artifact) -> LogsInfo:
     return LogsInfo.model_validate(logs.info)
 
 
+@lru_cache(maxsize=2)
 def load_entities(logs: Artifact, numeric_bins: int) -> Entities:
+    """The run's users and items; kept, since a process that asks again asks for the same."""
     return Entities.build(logs.read("users"), logs.read("items", ITEM_COLUMNS), logs_info(logs), numeric_bins)
 
 
-def load_behaviour(logs: Artifact, entities: Entities) -> Behaviour:
+@lru_cache(maxsize=2)
+def load_behaviour(logs: Artifact, numeric_bins: int) -> Behaviour:
+    """The run's behaviour events, numbered as its entities are; kept likewise."""
+    entities = load_entities(logs, numeric_bins)
     return Behaviour.build(logs.read("events", EVENT_COLUMNS), entities, logs_info(logs).behaviour_kinds)
 
 
@@ -42,34 +53,47 @@ def feature_spec(entities: Entities, config: Config, has_conversion: bool) -> Fe
         user_stats=USER_STATS,
         cross_stats=CROSS_STATS,
         item_stats=ITEM_STATS,
+        collaborative_stats=config.collaborative.scores,
         peer_stats=PEER_STATS if config.peers.form != "none" else (),
         code_sizes=(users.codebook_size,) * users.num_stages,
         has_conversion=has_conversion,
     )
 
 
-def load_peers(peers: Artifact, item_codes: Artifact, entities: Entities, behaviour: Behaviour, config: Config) -> PeerIndex | None:
-    """The peers of one run; None where peers.form is "none"."""
-    if config.peers.form == "none":
-        return None
+def load_clusters(item_codes: Artifact, entities: Entities, config: Config) -> npt.NDArray[np.int64]:
+    """The cluster of each item by its row, from 1; 0 for items without codes."""
     codes = item_codes.read("codes")
     codes_NS = entities.items.by_code(codes.column("item_id"), codes.column("codes"), missing=-1)
-    cluster_N = np.where(codes_NS[:, 0] >= 0, clusters(codes_NS, config.peers.cluster_depth), 0)
-    return PeerIndex.build(peers.read("peers"), entities, behaviour, cluster_N, config.peers)
+    clusters_N: npt.NDArray[np.int64] = np.where(codes_NS[:, 0] >= 0, clusters(codes_NS, config.samples.cluster_depth), 0)
+    return clusters_N
 
 
-def load_feature_state(logs: Artifact, user_codes: Artifact, groups: Artifact, peers: Artifact, item_codes: Artifact, config: Config) -> FeatureState:
-    """The state of one run: a few seconds and a few times the events' size in memory; build it once per process."""
+def load_own_state(logs: Artifact, item_codes: Artifact, collaborative: Artifact, config: Config) -> OwnState:
+    """The state of own features: a few seconds and a few times the events' size in memory; build it once per process."""
     info = logs_info(logs)
     entities = load_entities(logs, config.samples.numeric_bins)
-    spec = feature_spec(entities, config, info.has_conversion)
-    behaviour = load_behaviour(logs, entities)
-    return FeatureState.build(
-        entities,
-        behaviour,
-        UserGroups.build(user_codes.read("codes"), groups.read("groups"), entities, spec.code_sizes, config.groups),
-        spec,
-        config.samples,
-        to_us(info.start),
-        load_peers(peers, item_codes, entities, behaviour, config),
-    )
+    behaviour = load_behaviour(logs, config.samples.numeric_bins)
+    scores = config.collaborative.scores
+    index = CollaborativeIndex.build(collaborative.read("collaborative"), entities, behaviour, config.collaborative) if scores else None
+    return OwnState.build(entities, behaviour, load_clusters(item_codes, entities, config), config.samples, to_us(info.start), index)
+
+
+def load_lent_state(logs: Artifact, user_codes: Artifact, groups: Artifact, peers: Artifact, item_codes: Artifact, config: Config) -> LentState:
+    """The state of lent features; build it once per process."""
+    entities = load_entities(logs, config.samples.numeric_bins)
+    cluster_N = load_clusters(item_codes, entities, config)
+    index = None
+    if config.peers.form != "none":
+        index = PeerIndex.build(peers.read("peers"), entities, load_behaviour(logs, config.samples.numeric_bins), cluster_N, config.peers)
+    users = config.codes.user
+    user_groups = UserGroups.build(user_codes.read("codes"), groups.read("groups"), entities, (users.codebook_size,) * users.num_stages, config.groups)
+    return LentState(entities, user_groups, cluster_N, index, config.samples, to_us(logs_info(logs).start))
+
+
+def load_feature_state(
+    logs: Artifact, user_codes: Artifact, groups: Artifact, peers: Artifact, item_codes: Artifact, collaborative: Artifact, config: Config
+) -> FeatureState:
+    """The state of one run, own and lent."""
+    own = load_own_state(logs, item_codes, collaborative, config)
+    lent = load_lent_state(logs, user_codes, groups, peers, item_codes, config)
+    return FeatureState(feature_spec(own.entities, config, logs_info(logs).has_conversion), own, lent)

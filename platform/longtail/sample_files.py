@@ -1,7 +1,8 @@
-"""The samples as training reads them: one file at a time, in an order that neither the number of workers nor a restart changes.
+"""The samples as training reads them: one part at a time, in an order that neither the number of workers nor a restart changes.
 
-Reads samples.parquet/part-*.parquet. Per epoch the files are permuted, and the training rows within each file; global batch t is a contiguous slice of
-that order within one file, and worker r takes its contiguous share of every global batch.
+Reads samples.parquet/part-*.parquet and lent.parquet/part-*.parquet, which hold a part's columns side by side. Per epoch the parts are permuted, and the
+training rows within each part; global batch t is a contiguous slice of that order within one part, and worker r takes its contiguous share of every
+global batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,55 @@ class Workers:
 ALONE = Workers()
 
 
+#: The files of one part of the samples; they have the same rows, and each column lies in one of them.
+Part = tuple[str, ...]
+
+
+def side_by_side(fs: pafs.FileSystem, folders: Sequence[str]) -> tuple[Part, ...]:
+    """The parts below `folders`, each with its file in every one of them.
+
+    Raises:
+        ValueError: a folder is empty, or they hold different parts.
+    """
+    by_folder = [parquet_files(fs, folder) for folder in folders]
+    names = [[path.rsplit("/", 1)[1] for path in paths] for paths in by_folder]
+    for folder, found in zip(folders, names, strict=True):
+        if found != names[0]:
+            raise ValueError(f"{folder} and {folders[0]} hold different parts: {len(found)} and {len(names[0])}. Build them again from the same samples.")
+    return tuple(zip(*by_folder, strict=True))
+
+
+def read_part(fs: pafs.FileSystem, part: Part, columns: Sequence[str]) -> pa.Table:
+    """`columns` of one part, from whichever of its files has them.
+
+    Raises:
+        ValueError: no file has a column, or the files have different rows.
+    """
+    found: dict[str, pa.ChunkedArray] = {}
+    for path in part:
+        with fs.open_input_file(path) as source:
+            file = pq.ParquetFile(source)
+            mine = [name for name in columns if name in file.schema_arrow.names and name not in found]
+            table = file.read(mine) if mine else None
+        found |= {name: table.column(name) for name in mine} if table is not None else {}
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise ValueError(f"{part[0]} and the files beside it lack {missing}. Build the samples again with this config.")
+    if len({len(column) for column in found.values()}) > 1:
+        raise ValueError(f"the files {list(part)} have different numbers of rows. Build the samples and what is lent to them again.")
+    return pa.table({name: found[name] for name in columns})
+
+
+def feature_columns(spec: FeatureSpec) -> list[str]:
+    """The feature columns that a batch of `spec` is made of; those of width 0 are not there."""
+    columns = list(FEATURE_COLUMNS)
+    columns += ["attributes", "completed"] if spec.attributes else []
+    columns += ["group_history", "group_weight"] if spec.group_history_length else []
+    columns += ["peer_stats"] if spec.peer_stats else []
+    columns += ["collaborative_stats"] if spec.collaborative_stats else []
+    return columns
+
+
 @dataclass(frozen=True)
 class GlobalBatch:
     """One worker's share of one global batch."""
@@ -70,56 +120,52 @@ class SampleFiles:
     """The parts of a samples table, and how many rows of each have a label for a ranker's heads."""
 
     fs: pafs.FileSystem
-    paths: tuple[str, ...]
+    parts: tuple[Part, ...]
     spec: FeatureSpec
     heads: tuple[Head, ...]
     labelled: dict[str, tuple[int, ...]]  # split -> rows with a label, by file
     num_rows: int  # of all splits, labelled or not
 
     @staticmethod
-    def scan(fs: pafs.FileSystem, folder: str, spec: FeatureSpec, heads: Sequence[Head]) -> "SampleFiles":
-        """Count the rows below `folder`; reads three small columns.
+    def scan(fs: pafs.FileSystem, folders: Sequence[str], spec: FeatureSpec, heads: Sequence[Head]) -> "SampleFiles":
+        """Count the rows below `folders`, whose parts lie side by side; reads three small columns.
 
         Raises:
             ValueError: no row of the train split has a label for `heads`.
         """
-        paths = tuple(parquet_files(fs, folder))
+        parts = side_by_side(fs, folders)
         counts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
         num_rows = 0
-        for path in paths:
-            table = pq.read_table(path, columns=list(LABEL_COLUMNS), filesystem=fs)
+        for part in parts:
+            table = read_part(fs, part, LABEL_COLUMNS)
             num_rows += len(table)
             labelled = table.column("split").filter(pa.array(_has_label(table, heads)))
             for split, count in counts.items():
                 count.append(pc.sum(pc.equal(labelled, split)).as_py() or 0)
         if not sum(counts["train"]):
             raise ValueError(
-                f"samples: none of {num_rows} rows in {len(paths)} file(s) is in the train split and has a label for heads {list(heads)}. "
+                f"samples: none of {num_rows} rows in {len(parts)} part(s) is in the train split and has a label for heads {list(heads)}. "
                 "Widen logs.split.train_frac, or choose other heads for this ranker."
             )
-        return SampleFiles(fs, paths, spec, tuple(heads), {split: tuple(count) for split, count in counts.items()}, num_rows)
+        return SampleFiles(fs, parts, spec, tuple(heads), {split: tuple(count) for split, count in counts.items()}, num_rows)
 
     def trained_rows(self) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
         """Distinct user rows and item rows of the training rows with a label."""
         users, items = [], []
-        for path in self.paths:
-            table = pq.read_table(path, columns=[*LABEL_COLUMNS, "user_row", "item_row"], filesystem=self.fs)
+        for part in self.parts:
+            table = read_part(self.fs, part, [*LABEL_COLUMNS, "user_row", "item_row"])
             table = self._pick(table, "train")
             users.append(np.unique(table.column("user_row").to_numpy()))
             items.append(np.unique(table.column("item_row").to_numpy()))
         return np.unique(np.concatenate(users)), np.unique(np.concatenate(items))
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Global batches per epoch; each file ends with a short one."""
+        """Global batches per epoch; each part ends with a short one."""
         return sum(-(-rows // batch_size) for rows in self.labelled["train"])
 
     def load(self, index: int, split: Split, extra: Sequence[str] = ()) -> pa.Table:
         """The labelled rows of one file and split, in file order, with the columns that a batch needs and `extra` ones."""
-        columns = [*FEATURE_COLUMNS, *LABEL_COLUMNS, *extra]
-        columns += ["attributes", "completed"] if self.spec.attributes else []
-        columns += ["group_history", "group_weight"] if self.spec.group_history_length else []
-        columns += ["peer_stats"] if self.spec.peer_stats else []
-        return self._pick(pq.read_table(self.paths[index], columns=columns, filesystem=self.fs), split)
+        return self._pick(read_part(self.fs, self.parts[index], [*feature_columns(self.spec), *LABEL_COLUMNS, *extra]), split)
 
     def first_batch(self) -> Batch:
         """Training rows of the first file that has any, to fit the normalisers on."""
@@ -128,7 +174,7 @@ class SampleFiles:
 
     def epoch(self, epoch: int, batch_size: int, seed: int, workers: Workers, device: torch.device | str = "cpu") -> Iterator[GlobalBatch]:
         """This worker's shares of an epoch's global batches, in order; the next file is read while the last one is used."""
-        order = torch.randperm(len(self.paths), generator=generator(Purpose.FILES, seed, epoch)).tolist()
+        order = torch.randperm(len(self.parts), generator=generator(Purpose.FILES, seed, epoch)).tolist()
         files = [index for index in order if self.labelled["train"][index]]
 
         def read(index: int) -> Batch:

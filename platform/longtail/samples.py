@@ -1,6 +1,6 @@
-"""Samples: the settings of the stage and the shape of its rows. The features themselves are in longtail.features, which serving shares.
+"""Samples: the settings of the stage and the shape of its rows. The features themselves are in longtail.features and longtail.lent, which serving shares.
 
-Reads logs, user codes and groups; writes samples.parquet/part-*.parquet, one part per part of the examples. Run: python -m pipelines.samples --config …
+Reads logs and item codes; writes samples.parquet/part-*.parquet, one part per part of the examples; the stage `lent` writes their other columns. Run: python -m pipelines.samples --config …
 """
 
 from pydantic import Field
@@ -14,12 +14,13 @@ class SamplesSettings(Settings):
     history_length: int = Field(50, ge=1)
     snapshot_days: int = Field(7, ge=1, description="popularity and item counts are as of the last such boundary")
     numeric_bins: int = Field(8, ge=2, description="quantile bins of numeric user attributes")
+    cluster_depth: int = Field(2, ge=1, description="items are of one cluster where so many of their semantic codes are the same")
     rows_per_file: int = Field(65_536, ge=1_024, description="training reads one such file at a time")
     compute: Compute = Compute(num_actors=2, num_cpus=0.5)
 
 
 class FeatureSpec(Settings):
-    """Widths and vocabulary sizes of a sample row; it stands in the samples' manifest and in every checkpoint."""
+    """Widths and vocabulary sizes of a sample row; it stands in the lent table's manifest and in every checkpoint."""
 
     num_users: int  # user_row runs from 1; 0 is a user nobody knows
     num_items: int  # item_row runs from 1; 0 is padding or an item nobody knows
@@ -30,6 +31,7 @@ class FeatureSpec(Settings):
     user_stats: tuple[str, ...]
     cross_stats: tuple[str, ...]
     item_stats: tuple[str, ...]
+    collaborative_stats: tuple[str, ...] = ()  # none where collaborative.scores is empty
     peer_stats: tuple[str, ...] = ()  # none where peers.form is "none"
     code_sizes: tuple[int, ...]  # codebook size of each stage; codes are stored plus one, 0 is no group
     has_conversion: bool

@@ -94,6 +94,7 @@ PEERS = pa.schema(
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("as_of", TIMESTAMP, nullable=False),
         pa.field("peers", pa.list_(pa.list_(pa.string())), nullable=False),  # user_ids by level, widest first; within a level nearest first
+        pa.field("weights", pa.list_(pa.list_(pa.float32())), nullable=False),  # how much each of them counts, 1 the most
     ]
 )
 

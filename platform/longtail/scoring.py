@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from longtail import schema
 from longtail.rankers.batch import Batch
 from longtail.rankers.ranker import Ranker, predict_rows
-from longtail.sample_files import FEATURE_COLUMNS, LABEL_COLUMNS
+from longtail.sample_files import LABEL_COLUMNS, feature_columns
 from longtail.samples import FeatureSpec
 
 ROW_COLUMNS = ("example_id", "user_id", "item_id", "num_purchases", "item_events", "item_age_days")
@@ -18,10 +18,7 @@ ROW_COLUMNS = ("example_id", "user_id", "item_id", "num_purchases", "item_events
 
 def columns(spec: FeatureSpec) -> list[str]:
     """The columns of a samples file that `predict` reads."""
-    names = [*ROW_COLUMNS, *LABEL_COLUMNS, *FEATURE_COLUMNS]
-    names += ["attributes", "completed"] if spec.attributes else []  # Parquet reads no list of width 0
-    names += ["peer_stats"] if spec.peer_stats else []
-    return names + (["group_history", "group_weight"] if spec.group_history_length else [])
+    return [*ROW_COLUMNS, *LABEL_COLUMNS, *feature_columns(spec)]
 
 
 def predict(ranker: Ranker, name: str, samples: pa.Table, spec: FeatureSpec, batch_size: int) -> pa.Table:

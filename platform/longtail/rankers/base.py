@@ -44,14 +44,20 @@ class IndividualSide(nn.Module):
         self.cross_stats = Normaliser(len(spec.cross_stats))
         self.item_stats = Normaliser(len(spec.item_stats))
         self.attention = TargetAttention(self.items.dim, settings.attention_dims)
+        self.collaborative = Normaliser(len(spec.collaborative_stats)) if settings.collaborative_stats and spec.collaborative_stats else None
         self.peer_stats = Normaliser(len(spec.peer_stats)) if settings.peer_stats and spec.peer_stats else None
-        self.out_dim = settings.id_dim + self.attributes.dim + len(spec.user_stats) + len(spec.cross_stats) + len(spec.item_stats) + 2 * self.items.dim
+        self.own_counts = settings.own_counts
+        self.out_dim = settings.id_dim + self.attributes.dim + len(spec.user_stats) + 2 * self.items.dim
+        self.out_dim += len(spec.cross_stats) + len(spec.item_stats) if self.own_counts else 0
+        self.out_dim += len(spec.collaborative_stats) if self.collaborative is not None else 0
         self.out_dim += len(spec.peer_stats) if self.peer_stats is not None else 0
 
     def fit_statistics(self, batch: Batch) -> None:
         self.user_stats.fit(batch.user_stats_BU)
         self.cross_stats.fit(batch.cross_stats_BX)
         self.item_stats.fit(batch.item_stats_BI)
+        if self.collaborative is not None:
+            self.collaborative.fit(batch.collaborative_stats_BF)
         if self.peer_stats is not None:
             self.peer_stats.fit(batch.peer_stats_BP)
 
@@ -70,10 +76,10 @@ class IndividualSide(nn.Module):
             self.users(user_index_B),
             self.attributes(batch.attributes_BA),
             self.user_stats(batch.user_stats_BU),
-            self.cross_stats(batch.cross_stats_BX),
-            item_stats_BI,
+            *([self.cross_stats(batch.cross_stats_BX), item_stats_BI] if self.own_counts else []),
             target_BD,
             pooled_BD,
+            *([self.collaborative(batch.collaborative_stats_BF)] if self.collaborative is not None else []),
             *([self.peer_stats(batch.peer_stats_BP)] if self.peer_stats is not None else []),
         ]
         return IndividualView(torch.cat(parts, dim=1), target_BD, item_stats_BI, history_BLD, mask_BL, attention_BL, distinct, items_RD)

@@ -1,7 +1,8 @@
 """The one typed batch that every ranker takes.
 
 Letters: B rows, L history length, G group history length, A attributes, U user statistics, X user-by-item statistics, I item statistics,
-P peer statistics, S code stages.
+F collaborative
+scores, P peer statistics, S code stages.
 """
 
 from dataclasses import dataclass, fields
@@ -26,6 +27,7 @@ class Batch:
     user_stats_BU: torch.Tensor  # float32
     cross_stats_BX: torch.Tensor  # float32
     item_stats_BI: torch.Tensor  # float32
+    collaborative_stats_BF: torch.Tensor  # float32, width 0 without collaborative scores
     group_stats_BU: torch.Tensor  # float32
     peer_stats_BP: torch.Tensor  # float32, width 0 without peers
     user_codes_BS: torch.Tensor  # int64, code plus one, 0 no group
@@ -57,6 +59,7 @@ class Batch:
             "user_stats": len(spec.user_stats),
             "cross_stats": len(spec.cross_stats),
             "item_stats": len(spec.item_stats),
+            "collaborative_stats": len(spec.collaborative_stats),
             "group_stats": len(spec.user_stats),
             "peer_stats": len(spec.peer_stats),
             "user_codes": len(spec.code_sizes),
@@ -92,6 +95,7 @@ class Batch:
             user_stats_BU=wide("user_stats", np.float32),
             cross_stats_BX=wide("cross_stats", np.float32),
             item_stats_BI=wide("item_stats", np.float32),
+            collaborative_stats_BF=wide("collaborative_stats", np.float32),
             group_stats_BU=wide("group_stats", np.float32),
             peer_stats_BP=wide("peer_stats", np.float32),
             user_codes_BS=wide("user_codes", np.int64),

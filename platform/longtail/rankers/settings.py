@@ -17,6 +17,12 @@ class TowerSettings(Settings):
     id_dim: int = Field(16, ge=1)
     attribute_dim: int = Field(4, ge=1)
     hidden_dims: tuple[Width, ...] = Field((128, 64), min_length=1)
+    own_counts: bool = Field(
+        True, description="what the user did with the item's kind, and how popular and new the item is; off: a weak ranker, to compare with"
+    )
+    collaborative_stats: bool = Field(
+        True, description="collaborative-filtering scores, put straight into the individual side (where [collaborative] makes any)"
+    )
     peer_stats: bool = Field(False, description="what the user's peers did with the item, put straight into the individual side (ours)")
     attention_dims: tuple[Width, ...] = (32,)
     dropout: float = Field(0.0, ge=0, lt=1)

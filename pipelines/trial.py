@@ -1,0 +1,86 @@
+"""A trial of a study: one ranker trained in one process, and its scores of the validation and test rows, as an artifact that is found again.
+
+Reads what pipelines.train reads; writes trials/<key>/scores.parquet (example_id, split, score). What its samples are made of is built in this process too
+where it is missing (pipelines.work), so that hundreds of trials fill a machine without starting hundreds of processes.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from longtail.artifacts import Artifact, Store
+from longtail.config import Config
+from longtail.hashing import digest
+from longtail.rankers.batch import Batch
+from longtail.rankers.ranker import Ranker, predict_rows
+from longtail.sample_files import Split
+from longtail.training import training_seed
+from longtail.training_loop import Metrics, train_ranker
+from longtail.validation import Validation
+from pipelines import work
+from pipelines.lent import LENT
+from pipelines.stage import ensure
+from pipelines.train import RANKER_STAGES, TrainJob
+
+TRIAL_VERSION = 1
+
+
+def prepare(config: Config, store: Store) -> str:
+    """Build, in this process, what is lent to the samples under `config`; returns its key."""
+    with work.in_place():
+        return ensure(LENT, config, store, build_inputs=True).artifact.key
+
+
+def trial(config: Config, store: Store, ranker: str, splits: Sequence[Split]) -> Artifact:
+    """The finished trial of `ranker` under `config`, found or made; the scores are of `splits` alone."""
+    torch.set_num_threads(1)
+    with work.in_place():
+        inputs = {stage.name: ensure(stage, config, store, build_inputs=True).artifact for stage in RANKER_STAGES[ranker].inputs}
+    key = trial_key(config, ranker, inputs, splits)
+    found = store.find("trials", key)
+    if found is not None:
+        return found
+    started = time.monotonic()
+    draft = store.create("trials", key)
+    try:
+        job = TrainJob.of(config, inputs, ranker, training_seed(config.train, config.run.seed))
+        made = job.ranker()
+        state = train_ranker(made, job.files, config.train, seed=job.seed, validate=Validation(job.files, config.evaluate))
+        made.load_state_dict(state.best_weights)
+        tables = [scored for split in splits for part in range(len(job.files.parts)) if (scored := _scores(job, made, part, split)) is not None]
+        scores = pa.concat_tables(tables)
+        draft.write("scores", scores)
+        parameters: Metrics = {"parameters": made.num_parameters(), "best_epoch": state.best_epoch, "epochs": state.metrics}
+        return draft.commit(
+            config={"ranker": ranker, **dict(RANKER_STAGES[ranker].settings(config))},
+            inputs=inputs,
+            seed=job.seed,
+            rows_in=len(scores),
+            rows_out=len(scores),
+            dropped={},
+            info={**parameters, "splits": list(splits), "seconds": round(time.monotonic() - started, 2)},
+        )
+    except BaseException:
+        draft.discard()
+        raise
+
+
+def trial_key(config: Config, ranker: str, inputs: Mapping[str, Artifact], splits: Sequence[Split]) -> str:
+    """Digest of all that decides a trial's scores."""
+    made_of = {name: artifact.content_hash for name, artifact in inputs.items()}
+    settings = dict(RANKER_STAGES[ranker].settings(config))
+    return digest({"version": TRIAL_VERSION, "ranker": ranker, "settings": settings, "seed": config.run.seed, "inputs": made_of, "splits": list(splits)})
+
+
+def _scores(job: TrainJob, ranker: Ranker, part: int, split: Split) -> pa.Table | None:
+    """Logits of the primary head for one part's rows of `split`, None where it has none."""
+    if not job.files.labelled[split][part]:
+        return None
+    rows = job.files.load(part, split, ["example_id"])
+    logits = predict_rows(ranker, Batch.from_table(rows, job.files.spec)).logits_BH[:, 0].numpy()
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{job.name}: {int((~np.isfinite(logits)).sum())} of {len(logits)} scores are not finite. Lower train.learning_rate.")
+    return pa.table({"example_id": rows.column("example_id"), "split": pa.array([split] * len(rows)), "score": pa.array(logits.astype(np.float32))})

@@ -1,0 +1,64 @@
+"""Work: a stage's jobs as Ray tasks and actors, or in place, one after the other, in a process that is itself a task.
+
+A study trains hundreds of rankers on as many variants of small tables. There the start of a process (seconds) costs more than a job, and the machine is
+already full of trials: inside `in_place` the same functions run in the process that asks, and give the same artifacts under the same keys.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import ray
+from ray.util.actor_pool import ActorPool
+
+from longtail.config import ClusterSettings
+from longtail.settings import Compute
+from pipelines import blocks
+
+_IN_PLACE: ContextVar[bool] = ContextVar("in_place", default=False)
+
+
+@contextmanager
+def in_place() -> Iterator[None]:
+    """Within this block jobs run in this process."""
+    token = _IN_PLACE.set(True)
+    try:
+        yield
+    finally:
+        _IN_PLACE.reset(token)
+
+
+def is_in_place() -> bool:
+    return _IN_PLACE.get()
+
+
+def tasks(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What `function` returns for each job, in their order; a task's memory goes back when it ends."""
+    if is_in_place():
+        return [function(*job) for job in jobs]
+    task: Any = ray.remote(num_cpus=1, max_calls=1)(function)
+    return list(ray.get([task.remote(*job) for job in jobs]))
+
+
+def pool(
+    actor: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    method: str,
+    jobs: Sequence[tuple[Any, ...]],
+    compute: Mapping[str, Compute],
+    cluster: ClusterSettings,
+) -> list[Any]:
+    """What `method` returns for each job, in any order, in a pool of actors made with `arguments`; `compute` is the pool's, by its config section."""
+    if is_in_place():
+        alone = actor(*arguments)
+        return [getattr(alone, method)(*job) for job in jobs]
+    blocks.check_room(compute, cluster)
+    (settings,) = compute.values()
+    remote = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_restarts=2, max_task_retries=2)(actor)
+    actors: list[Any] = [remote.remote(*arguments) for _ in range(min(settings.num_actors, len(jobs)))]
+    try:
+        return list(ActorPool(actors).map_unordered(lambda one, job: getattr(one, method).remote(*job), list(jobs)))
+    finally:
+        for one in actors:
+            ray.kill(one)

@@ -1,0 +1,50 @@
+"""The features of one run, own and lent: what serving holds in memory, and what training samples are written from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from longtail.entities import Entities
+from longtail.features import EXAMPLE_COLUMNS, OwnState, Rows, written
+from longtail.lent import LentState
+from longtail.samples import FeatureSpec
+
+
+@dataclass(frozen=True)
+class FeatureState:
+    """Everything that features are computed from; built once per process from the artifacts of one run."""
+
+    spec: FeatureSpec
+    own: OwnState
+    lent: LentState
+
+    @property
+    def entities(self) -> Entities:
+        return self.own.entities
+
+    def features(self, rows: Rows, attributes_BA: npt.NDArray[np.int32] | None = None, codes: list[tuple[int, ...] | None] | None = None) -> pa.Table:
+        """Feature columns of `rows`.
+
+        Args:
+            rows: what is asked for.
+            attributes_BA: attribute codes that a request states, for users whom the run does not know.
+            codes: group codes found for such users, None where there are none.
+        """
+        known_BA = self.entities.attribute_codes_MA[rows.user_row_B]
+        own_BA = known_BA if attributes_BA is None else np.where(attributes_BA > 0, attributes_BA, known_BA)
+        return written({**self.own.columns(rows, own_BA), **self.lent.columns(rows, own_BA, codes)})
+
+
+def own_rows(own: OwnState, examples: pa.Table) -> pa.Table:
+    """The rows of the samples table: example columns followed by own features."""
+    rows = Rows.of(examples, own.entities)
+    columns = own.columns(rows, own.entities.attribute_codes_MA[rows.user_row_B])
+    return written({name: examples.column(name) for name in EXAMPLE_COLUMNS} | columns)
+
+
+def lent_rows(lent: LentState, examples: pa.Table) -> pa.Table:
+    """The rows of the lent table, in the examples' order."""
+    rows = Rows.of(examples, lent.entities)
+    return written(lent.columns(rows, lent.entities.attribute_codes_MA[rows.user_row_B]))

@@ -1,0 +1,151 @@
+"""Lent features of (user, item, time) rows: what a user's groups and peers lend (ChoirRec, group-aware hierarchical representation; peers are ours).
+
+Training samples and serving requests both come through here, as with own features (longtail.features).
+Letters: B rows, G group history length, A attributes, U user statistics, S code stages.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from longtail.entities import Entities
+from longtail.features import Floats, Ints, Rows, fixed, item_facts, snapshot_us
+from longtail.groups import GroupsSettings
+from longtail.peers import PeerIndex
+from longtail.samples import SamplesSettings
+
+
+@dataclass(frozen=True)
+class UserGroups:
+    """Group membership by snapshot, and what each group lends. T snapshots, M users + 1, P prefix groups over all snapshots, K (user, as_of) pairs."""
+
+    as_of_T: Ints  # snapshots, ascending
+    codes_KS: npt.NDArray[np.int32]
+    place_TM: npt.NDArray[np.int32]  # by snapshot number and user_row, the row of codes_KS; -1 where the user has no codes
+    group_of: dict[tuple[int, tuple[int, ...]], int]  # (snapshot number, prefix) -> row of the tables below
+    size_P: Ints
+    attributes_PA: npt.NDArray[np.int32]
+    stats_PU: Floats
+    sequence_PG: Ints
+    weight_PG: Floats
+    code_sizes: tuple[int, ...]
+    min_size: int
+
+    @staticmethod
+    def build(codes: pa.Table, groups: pa.Table, entities: Entities, code_sizes: tuple[int, ...], settings: GroupsSettings) -> "UserGroups":
+        as_of = pc.cast(groups.column("as_of"), pa.int64()).to_numpy()
+        snapshots = np.unique(as_of)
+        number = {int(time): i for i, time in enumerate(snapshots)}
+        length = settings.sequence_length
+        sequence = np.zeros((len(groups), length), np.int64)
+        weight = np.zeros((len(groups), length), np.float32)
+        rows = groups.select(["prefix", "sequence", "sequence_weight"]).to_pylist()
+        for place, row in enumerate(rows):
+            filled = len(row["sequence"])
+            sequence[place, :filled] = entities.items.encode(row["sequence"])
+            weight[place, :filled] = row["sequence_weight"]
+        num_stages = len(code_sizes)
+        codes_KS = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(-1, num_stages)
+        user_rows = entities.users.encode(codes.column("user_id"))
+        code_times = pc.cast(codes.column("as_of"), pa.int64()).to_numpy()
+        place_TM = np.full((len(snapshots), len(entities.users) + 1), -1, np.int32)
+        place_TM[np.searchsorted(snapshots, code_times), user_rows] = np.arange(len(codes))
+        return UserGroups(
+            as_of_T=snapshots,
+            codes_KS=codes_KS,
+            place_TM=place_TM,
+            group_of={(number[int(time)], tuple(row["prefix"])): i for i, (time, row) in enumerate(zip(as_of, rows, strict=True))},
+            size_P=groups.column("size").to_numpy().astype(np.int64),
+            attributes_PA=_matrix(groups, "attributes"),
+            stats_PU=_matrix(groups, "stats"),
+            sequence_PG=sequence,
+            weight_PG=weight,
+            code_sizes=code_sizes,
+            min_size=settings.min_size,
+        )
+
+    def snapshot(self, time_B: Ints) -> Ints:
+        """Number of the latest snapshot not after each time; -1 before the first."""
+        return np.searchsorted(self.as_of_T, time_B, side="right") - 1
+
+    def codes_of(self, snapshot: int, user_row: int) -> tuple[int, ...] | None:
+        """The user's codes at a snapshot; None before the first one, and for a user without any."""
+        place = self.place_TM[snapshot, user_row] if snapshot >= 0 else -1
+        return tuple(self.codes_KS[place].tolist()) if place >= 0 else None
+
+    def lend(self, snapshot: int, codes: tuple[int, ...] | None) -> int:
+        """Row of the deepest group on the path of `codes` with enough members; the root's for None, -1 before the first snapshot."""
+        for depth in range(len(codes) if codes is not None else 0, -1, -1):
+            place = self.group_of.get((snapshot, codes[:depth] if codes is not None else ()))
+            if place is not None and (depth == 0 or self.size_P[place] >= self.min_size):
+                return place
+        return -1
+
+
+@dataclass(frozen=True)
+class LentState:
+    """What lent features are computed from; built once per process from the artifacts of one run."""
+
+    entities: Entities
+    groups: UserGroups
+    cluster_N: Ints  # of items by their semantic codes, from 1; 0 unknown
+    peers: PeerIndex | None
+    settings: SamplesSettings
+    start_us: int
+
+    def columns(self, rows: Rows, own_BA: npt.NDArray[np.int32], codes: list[tuple[int, ...] | None] | None = None) -> dict[str, pa.Array]:
+        """What is lent to each row's user; unknown users get what their group, or everyone, lends.
+
+        Args:
+            rows: what is asked for.
+            own_BA: the users' own attribute codes, which a group's never replace.
+            codes: group codes found for users whom the run does not know, None where there are none.
+        """
+        group_place, codes_BS = self._memberships(rows, codes)
+        lent = group_place >= 0
+        place = np.maximum(group_place, 0)
+        group_attributes = np.where(lent[:, None], self.groups.attributes_PA[place], 0)
+        return {
+            "completed": fixed(np.where(own_BA > 0, own_BA, group_attributes), pa.int32()),
+            "group_stats": fixed(np.where(lent[:, None], self.groups.stats_PU[place], 0), pa.float32()),
+            "user_codes": fixed(codes_BS, pa.int32()),
+            "group_history": fixed(np.where(lent[:, None], self.groups.sequence_PG[place], 0), pa.int32()),
+            "group_weight": fixed(np.where(lent[:, None], self.groups.weight_PG[place], 0), pa.float32()),
+            "peer_stats": fixed(self._peer_stats(rows), pa.float32()),
+        }
+
+    def _peer_stats(self, rows: Rows) -> Floats:
+        """PEER_STATS [B, P], width 0 without peers: what the user's peers had met by the snapshot, beside everybody."""
+        if self.peers is None:
+            return np.zeros((len(rows), 0), np.float32)
+        facts = item_facts(rows, self.entities, self.cluster_N)
+        columns_BC = np.stack([rows.item_row_B, facts.cluster_B, facts.leaf_B, facts.root_B], axis=1)
+        return self.peers.lifts(rows.user_row_B, columns_BC, snapshot_us(rows.time_B, self.start_us, self.settings))
+
+    def _memberships(self, rows: Rows, given: list[tuple[int, ...] | None] | None) -> tuple[Ints, npt.NDArray[np.int32]]:
+        """Row of the lending group [B], and the user's codes plus one [B, S]; looked up once per distinct (user, snapshot)."""
+        snapshots = self.groups.snapshot(rows.time_B)
+        num_stages = len(self.groups.code_sizes)
+        pairs, inverse = np.unique(np.stack([snapshots, rows.user_row_B]), axis=1, return_inverse=True)
+        if given is not None:  # a request: few rows, each with its own codes
+            pairs, inverse = np.stack([snapshots, rows.user_row_B]), np.arange(len(rows))
+        place = np.empty(pairs.shape[1], np.int64)
+        codes_PS = np.zeros((pairs.shape[1], num_stages), np.int32)
+        for number, (snapshot, user) in enumerate(pairs.T):
+            codes = self.groups.codes_of(int(snapshot), int(user)) or (given[number] if given is not None else None)
+            place[number] = self.groups.lend(int(snapshot), codes)
+            if codes is not None:
+                codes_PS[number] = np.array(codes) + 1
+        inverse = inverse.reshape(-1)
+        return place[inverse], codes_PS[inverse]
+
+
+def _matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    """A list column whose lists all have one length, as [rows, length]."""
+    flat = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    matrix: npt.NDArray[Any] = flat.reshape(len(table), len(flat) // max(len(table), 1))
+    return matrix

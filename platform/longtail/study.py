@@ -1,0 +1,120 @@
+"""A study: arms that differ in a few settings, trained with several seeds on several data sets, compared in pairs on the same rows.
+
+An arm is a list of `a.b=value` settings over a data set's own config, as `--set` takes them: every arm can be run alone with pipelines.full. Arms are
+chosen between on the validation window; a study's test window is opened for those that the config names, with the headline written down before.
+Reads nothing, writes nothing; python -m pipelines.study runs one.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from longtail.settings import Settings
+
+Seed = int
+
+
+class Headline(Settings):
+    """What the study claims, named before the test window is opened: `arm` over `base`, and over `control`, on `slice`."""
+
+    arm: str
+    slice: str
+    base: str
+    control: str
+
+
+class StudyDatasetSettings(Settings):
+    """One data set: a config file and what the study sets over it."""
+
+    config: str = Field(description="TOML file; a relative path starts at the repository")
+    set: tuple[str, ...] = Field((), description='"a.b=value" settings, as --set takes them')
+    headline: Headline
+    optional: bool = Field(False, description="left out, and said so, where its tables are not there")
+
+
+class ArmSettings(Settings):
+    """One arm."""
+
+    ranker: Literal["base", "choirrec", "saviorrec"] = "choirrec"
+    like: str | None = Field(None, description="an arm whose settings come first")
+    set: tuple[str, ...] = Field((), description='"a.b=value" settings over the data set\'s')
+    meaning: str = ""
+    validation_only: bool = Field(False, description="a choice to be made: its test rows are never scored")
+
+
+class StudySettings(Settings):
+    """The `study` command."""
+
+    name: str = Field("study", pattern=r"^[a-z0-9_]+$", description="of the results' files: results/<name>_<dataset>.json")
+    form: Literal["full", "short"] = Field("full", description="short: the headline arms alone, on short_datasets, with the first short_seeds seeds")
+    seeds: tuple[Seed, ...] = Field((1, 2, 3, 4, 5), min_length=1, description="of the headline arms")
+    num_ablation_seeds: int = Field(3, ge=1, description="of the other arms: the first so many")
+    short_seeds: int = Field(2, ge=1)
+    short_datasets: tuple[str, ...] = ()
+    datasets: dict[str, StudyDatasetSettings] = {}
+    arms: dict[str, ArmSettings] = {}
+    headline_arms: tuple[str, ...] = Field((), description="on every data set, with all seeds")
+    ablations_on: tuple[str, ...] = Field((), description="data sets on which the other arms run")
+    against: tuple[str, ...] = Field(("base_strong",), min_length=1, description="arms that every other one is compared with")
+    bootstrap_rounds: int = Field(2000, ge=20)
+    num_parallel: int | None = Field(None, ge=1, description="trials at a time, a CPU each; without it, as many as there are CPUs")
+    results: str = Field("results", description="folder of the results; a relative path starts at the working directory")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        def known(setting: str, names: Sequence[str], among: dict[str, object]) -> None:
+            unknown = [name for name in names if name not in among]
+            if unknown:
+                raise ValueError(f"{setting} names {unknown}; there are {list(among)}")
+
+        arms: dict[str, object] = dict(self.arms)
+        known("headline_arms", self.headline_arms, arms)
+        if self.arms:
+            known("against", self.against, arms)
+        known("ablations_on", self.ablations_on, dict(self.datasets))
+        known("short_datasets", self.short_datasets, dict(self.datasets))
+        for name, arm in self.arms.items():
+            known(f"arms.{name}.like", [arm.like] if arm.like is not None else [], arms)
+            self.settings_of(name)
+        for name, dataset in self.datasets.items():
+            headline = dataset.headline
+            known(f"datasets.{name}.headline", [headline.arm, headline.base, headline.control], dict.fromkeys(self.headline_arms))
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)}: name each once")
+        return self
+
+    def settings_of(self, arm: str) -> tuple[str, ...]:
+        """An arm's settings, those of the arms that it is like first.
+
+        Raises:
+            ValueError: it is like itself, through others.
+        """
+        chain: list[str] = []
+        name: str | None = arm
+        while name is not None:
+            if name in chain:
+                raise ValueError(f"arms.{arm}.like goes in a circle: {' -> '.join([*chain, name])}")
+            chain.append(name)
+            name = self.arms[name].like
+        return tuple(setting for name in reversed(chain) for setting in self.arms[name].set)
+
+    def plan(self, dataset: str) -> dict[str, tuple[Seed, ...]]:
+        """The arms that run on a data set, each with its seeds."""
+        short = self.form == "short"
+        seeds = self.seeds[: self.short_seeds] if short else self.seeds
+        found = dict.fromkeys(self.headline_arms, seeds)
+        if dataset in self.ablations_on and not short:
+            found |= {arm: self.seeds[: self.num_ablation_seeds] for arm in self.arms if arm not in found}
+        return found
+
+    @property
+    def chosen_datasets(self) -> tuple[str, ...]:
+        """The data sets of this form."""
+        return self.short_datasets if self.form == "short" and self.short_datasets else tuple(self.datasets)
+
+
+def seeded(settings: Sequence[str], seed: Seed, *, borrows: bool) -> tuple[str, ...]:
+    """An arm's settings with one seed: of weights and batches, and, where it borrows from groups or peers, of how these are made."""
+    groups = ("codes.user.seed", "user_spaces.seed", "peers.seed") if borrows else ()
+    return (*settings, *(f"{name}={seed}" for name in ("train.seed", *groups)))

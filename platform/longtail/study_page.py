@@ -1,0 +1,160 @@
+"""A study's results as Markdown and as one HTML page; both say what was claimed before the test window was opened, and whether it held.
+
+Reads a StudyResults; writes text.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from longtail.report_page import STYLE, document, figure, section
+from longtail.report_plots import GRID, INK, MUTED, ZERO, Canvas, Scale, span
+from longtail.study import StudySettings
+from longtail.study_results import ArmOnSlice, Difference, StudyResults
+from longtail.study_rows import RULES
+
+GOOD, BAD, PLAIN = "#0f766e", "#b91c1c", "#475569"
+
+Arms = Mapping[str, Mapping[str, ArmOnSlice]]
+
+
+def markdown(found: StudyResults, study: StudySettings) -> str:
+    """The results for the repository."""
+    logs = found.notes["logs"]
+    assert isinstance(logs, dict)
+    lines = [
+        f"# {study.name} on {found.dataset}",
+        "",
+        f"Commit {found.commit}, config `{found.config}`, form {found.notes.get('form')}, seeds {list(found.seeds)}; {found.notes.get('when', '')}.",
+        f"Command: `{found.notes.get('command', '')}`. {found.notes.get('machine', '')} All trials of the study took {found.notes.get('trials_min')} min.",
+        "",
+        f"{logs['users']:,} users, {logs['items']:,} items, {logs['events']:,} events, examples {logs['examples']}. {logs['exposure']}.",
+        "",
+        f"**{headline_sentence(found)}**",
+        "",
+        "Differences are absolute GAUC, arm by arm on the same rows, with 95 % intervals over seeds and users; nothing is corrected for how many there are: "
+        "of twenty that mean nothing, one leaves zero out. The headline was named before the test window was opened, the rest is to be read as a whole.",
+        "",
+    ]
+    names = [
+        name for name in ("all", "low20", "truncated", "orders_1", "orders_1_3", "no_history", "high20") if name in found.arms.get(study.headline_arms[0], {})
+    ]
+    for other in study.against:
+        lines += ["", f"## Test window: GAUC over `{other}`", "", *_table(found.arms, names, other)]
+    lines += ["", "## Validation window: what choices were made on", "", *_table(found.validation, names, study.against[0])]
+    lines += ["", "## All slices, headline arms", ""]
+    every = [name for name in RULES if name in found.arms.get(study.headline_arms[0], {})] + [f"decile_{n + 1}" for n in range(10)]
+    every = [name for name in every if name in found.arms[study.headline_arms[0]]]
+    lines += ["| slice | rule | users | " + " | ".join(study.headline_arms) + " |", "|---|---|---|" + "---|" * len(study.headline_arms)]
+    for name in every:
+        users = found.arms[study.headline_arms[0]][name].users
+        cells = [f"{found.arms[arm][name].gauc:.4f}" if name in found.arms.get(arm, {}) else "" for arm in study.headline_arms]
+        lines.append(f"| {name} | {RULES.get(name, 'a tenth of the users by events, 1 the fewest')} | {users:,} | " + " | ".join(cells) + " |")
+    meanings = found.notes.get("arms")
+    assert isinstance(meanings, dict)
+    lines += ["", "## Arms", "", "| arm | what it is |", "|---|---|", *(f"| `{arm}` | {meanings.get(arm, '')} |" for arm in found.validation)]
+    return "\n".join(lines) + "\n"
+
+
+def headline_sentence(found: StudyResults) -> str:
+    """The claim, and what became of it."""
+    named = found.headline
+    one = found.arms.get(named["arm"], {}).get(named["slice"])
+    base = found.arms.get(named["base"], {}).get(named["slice"])
+    if one is None or base is None or named["base"] not in one.vs:
+        return f"Headline: {named['arm']} over {named['base']} on {named['slice']}: not measured."
+    gain = one.vs[named["base"]]
+    text = (
+        f"Headline: `{named['arm']}` over `{named['base']}` on `{named['slice']}` ({one.users:,} users): {relative(gain, base)}, "
+        f"{gain.positive_seeds} of {len(gain.per_seed)} seeds positive"
+    )
+    control = one.vs.get(named["control"])
+    beside = found.arms.get(named["control"], {}).get(named["slice"])
+    if control is not None and beside is not None:
+        text += f"; over `{named['control']}`: {relative(control, beside)}"
+    return text + "."
+
+
+def relative(gap: Difference, base: ArmOnSlice) -> str:
+    """A difference as a share of the other's GAUC, with its interval."""
+    mean, low, high = (100 * value / base.gauc for value in (gap.mean, gap.lo, gap.hi))
+    return f"{mean:+.2f} % [{low:+.2f}, {high:+.2f}]"
+
+
+def _table(arms: Arms, names: Sequence[str], other: str) -> list[str]:
+    lines = ["| arm | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for arm, slices in arms.items():
+        cells = []
+        for name in names:
+            one = slices.get(name)
+            if one is None:
+                cells.append("")
+            elif other in one.vs:
+                cells.append(f"{one.gauc:.4f} ({relative(one.vs[other], arms[other][name])})")
+            else:
+                cells.append(f"{one.gauc:.4f} ± {one.sd:.4f}")
+        lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def page(found: StudyResults, study: StudySettings) -> str:
+    """One page with a figure of intervals for each slice that matters."""
+    logs = found.notes["logs"]
+    assert isinstance(logs, dict)
+    lead = (
+        f'<p class="kicker">study {escape(study.name)}</p><h1>{escape(found.dataset)}</h1><p>{escape(headline_sentence(found).replace("`", ""))}</p>'
+        f'<p class="note">{escape(str(logs["exposure"]))}. Commit {escape(found.commit)}, {escape(str(found.notes.get("form")))} form, seeds {list(found.seeds)}.</p>'
+    )
+    parts = [lead]
+    slices = [name for name in (found.headline["slice"], "all", "low20", "no_history", "high20") if name in found.arms.get(study.headline_arms[0], {})]
+    for other in study.against:
+        figures = []
+        for name in dict.fromkeys(slices):
+            rows = [(arm, of_arm[name]) for arm, of_arm in found.arms.items() if name in of_arm and other in of_arm[name].vs]
+            if rows:
+                figures.append(figure(f"{name}: {RULES.get(name, '')}", intervals(rows, other, found.arms[other][name].gauc)))
+        if figures:
+            parts.append(
+                section(f"Over {other}", "Test window, GAUC relative to it, 95 % intervals over seeds and users; a dot for each seed.", "".join(figures))
+            )
+    every = [name for name in found.arms.get(study.headline_arms[0], {})]
+    parts.append(section("GAUC by slice", "Mean over seeds, test window.", f'<div class="wide">{_html_table(found.arms, study.headline_arms, every)}</div>'))
+    return document(f"{study.name}: {found.dataset}", "".join(parts), STYLE)
+
+
+def intervals(rows: Sequence[tuple[str, ArmOnSlice]], other: str, base: float) -> str:
+    """One line per arm: its difference from `other` in percent of that arm's GAUC, the interval, and a small dot for each seed."""
+    step, left, right, top = 26, 210, 900, 12
+    bottom = top + step * len(rows)
+    canvas = Canvas(1040, bottom + 30, f"difference from {other}, percent of its GAUC")
+    percent = 100 / base
+    ends = [value * percent for _, one in rows for gap in (one.vs[other],) for value in (gap.lo, gap.hi, *gap.per_seed)]
+    scale = Scale(*span(ends, zero=True), left, right)
+    for tick in scale.ticks(8):
+        canvas.line(scale(tick), top, scale(tick), bottom, GRID)
+        canvas.text(scale(tick), bottom + 17, f"{tick:+g} %".replace("-", "\u2212") if tick else "0", "middle")
+    canvas.line(scale(0), top - 4, scale(0), bottom, ZERO, 1.6)
+    for place, (arm, one) in enumerate(rows):
+        y, gap = top + step * (place + 0.5), one.vs[other]
+        tone = GOOD if gap.lo > 0 else BAD if gap.hi < 0 else PLAIN
+        canvas.text(left - 12, y + 4, arm, "end", INK, 12.5, 600)
+        canvas.line(scale(gap.lo * percent), y, scale(gap.hi * percent), y, tone, 2.6)
+        for seed in gap.per_seed:
+            canvas.dot(scale(seed * percent), y, MUTED, radius=2.2)
+        words = f"{gap.mean * percent:+.2f} % [{gap.lo * percent:+.2f}, {gap.hi * percent:+.2f}]".replace("-", "\u2212")
+        canvas.dot(scale(gap.mean * percent), y, tone, f"{arm}: {words}", 5, gap.lo <= 0 <= gap.hi)
+        canvas.text(right + 12, y + 4, words, fill=tone, size=11.5)
+    return canvas.svg()
+
+
+def _html_table(arms: Arms, names: Sequence[str], slices: Sequence[str]) -> str:
+    head = "".join(f"<th>{escape(arm)}</th>" for arm in names)
+    rows = []
+    for name in slices:
+        cells = "".join(
+            f"<td>{arms[arm][name].gauc:.4f}<small>± {arms[arm][name].sd:.4f}</small></td>" if name in arms.get(arm, {}) else "<td></td>" for arm in names
+        )
+        users = arms[names[0]][name].users
+        rows.append(
+            f'<tr><th class="name">{escape(name)}<small>{escape(RULES.get(name, "a tenth of the users by events"))}</small></th><td>{users:,}</td>{cells}</tr>'
+        )
+    return f'<table class="metrics"><thead><tr><th class="name">slice</th><th>users</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

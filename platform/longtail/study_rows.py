@@ -1,0 +1,88 @@
+"""A study's rows and slices: what every arm is measured on, in one window.
+
+Reads the samples and the logs of a data set; writes nothing. Who is in a slice is decided by what was known of the user when the window opened, and never
+by an arm.
+
+Letters: N rows, U users.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from longtail.behaviour import Behaviour
+from longtail.entities import Entities
+from longtail.hashing import stable_uint64
+from longtail.ranks import rank_within
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+SHARES = {"low20": (0.0, 0.2), "low50": (0.0, 0.5), "high20": (0.8, 1.0)}
+
+RULES = {
+    "all": "every row of the window",
+    "low20": "the fifth of the window's users with the fewest events before it opened",
+    "low50": "the half of them with the fewest",
+    "high20": "the fifth with the most",
+    "truncated": "users who keep their last few baskets only (logs.truncate)",
+    "no_history": "users with no event before the window opened",
+    "orders_1": "users with one order before the window opened",
+    "orders_1_3": "users with one to three",
+    "missing_attributes": "users of whom some attribute is not known",
+}
+
+
+@dataclass(frozen=True)
+class WindowRows:
+    """The rows of one window and who is in which slice."""
+
+    example_id_N: Ints
+    user_N: Ints  # user rows
+    label_N: npt.NDArray[np.int8]
+    slices: Mapping[str, Bools]  # by name, over rows
+
+
+def order_counts(behaviour: Behaviour, num_users: int, before: int) -> Ints:
+    """How many orders [num_users + 1] each user had placed: their distinct times of an event of the strongest kind (of any, where there is no such event)."""
+    past = behaviour.before(before)
+    strongest = past.is_strongest if past.is_strongest.any() else np.ones(len(past.time_E), bool)
+    pairs = np.unique(np.stack([past.user_row_E[strongest], past.time_E[strongest]]), axis=1)
+    return np.bincount(pairs[0], minlength=num_users + 1).astype(np.int64)
+
+
+def window_rows(samples: pa.Table, entities: Entities, behaviour: Behaviour, opens: int, truncated: pa.Array | None) -> WindowRows:
+    """The rows of a window that opens at `opens`.
+
+    Args:
+        samples: example_id, user_id and outcome of the window's rows, in the order in which scores come.
+        truncated: user_ids of the truncated users, None where the world is whole.
+    """
+    user_N = entities.users.encode(samples.column("user_id")).astype(np.int64)
+    users_U, place_N = np.unique(user_N, return_inverse=True)
+    place_N = place_N.reshape(-1)
+    num_users = len(entities.users)
+    events_U = np.bincount(behaviour.before(opens).user_row_E, minlength=num_users + 1)[users_U]
+    orders_U = order_counts(behaviour, num_users, opens)[users_U]
+    ids = entities.users.values.take(pa.array(np.maximum(users_U - 1, 0)))
+    rank_U = rank_within(np.zeros(len(users_U), np.int64), events_U, np.array([stable_uint64(one) for one in ids.to_pylist()], np.uint64)) / max(
+        len(users_U), 1
+    )
+    by_user: dict[str, Bools] = {"all": np.ones(len(users_U), bool)}
+    by_user |= {name: (rank_U >= low) & (rank_U < high) for name, (low, high) in SHARES.items()}
+    if truncated is not None:
+        by_user["truncated"] = pc.is_in(ids, value_set=truncated).to_numpy(zero_copy_only=False)
+    by_user |= {"no_history": events_U == 0, "orders_1": orders_U == 1, "orders_1_3": (orders_U >= 1) & (orders_U <= 3)}
+    if entities.attributes:
+        by_user["missing_attributes"] = (entities.attribute_codes_MA[users_U] == 0).any(axis=1)
+    by_user |= {f"decile_{number + 1}": np.floor(rank_U * 10).astype(np.int64) == number for number in range(10)}
+    return WindowRows(
+        samples.column("example_id").to_numpy(),
+        user_N,
+        samples.column("outcome").to_numpy().astype(np.int8),
+        {name: which_U[place_N] for name, which_U in by_user.items()},
+    )
