@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from longtail.codes import CodesSettings
+from longtail.collaborative import CollaborativeSettings
 from longtail.embeddings import EmbeddingsSettings
 from longtail.evaluation import EvaluateSettings
 from longtail.groups import GroupsSettings
@@ -57,6 +58,7 @@ class Config(Settings):
     codes: CodesSettings = CodesSettings()
     groups: GroupsSettings = GroupsSettings()
     peers: PeersSettings = PeersSettings()
+    collaborative: CollaborativeSettings = CollaborativeSettings()
     samples: SamplesSettings = SamplesSettings()
     rankers: RankersSettings = RankersSettings()
     train: TrainSettings = TrainSettings()

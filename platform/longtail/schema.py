@@ -98,6 +98,17 @@ PEERS = pa.schema(
     ]
 )
 
+#: One row per (as_of, method, source item, target item) whose weight is kept; empty where collaborative.scores is.
+COLLABORATIVE = pa.schema(
+    [
+        pa.field("as_of", TIMESTAMP, nullable=False),
+        pa.field("method", pa.string(), nullable=False),  # ease | svd
+        pa.field("source_item_id", pa.string(), nullable=False),  # what a user has met …
+        pa.field("target_item_id", pa.string(), nullable=False),  # … adds the weight to this item's score
+        pa.field("weight", pa.float32(), nullable=False),
+    ]
+)
+
 PREDICTIONS = pa.schema(
     [
         pa.field("example_id", pa.int64(), nullable=False),
