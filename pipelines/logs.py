@@ -1,7 +1,8 @@
 """Stage 1, logs: a source's raw logs become users, items, events and labelled examples, split by time.
 
 Reads the source that logs.source names (an installed package, the synthetic world, or three Parquet tables of your own).
-Writes users, items, events (Parquet), examples (a folder of parts in random order), and the planted truth of the synthetic world.
+Writes users, items, events (Parquet), examples (a folder of parts in random order), the planted truth of the synthetic world,
+and, where logs.truncate is on, truncated (whose events were cut, and to how many baskets).
 
     python -m pipelines.logs --config pipelines/configs/demo.toml
     python -m pipelines.logs --config my.toml --check      says everything that is wrong with three tables of your own, and writes nothing

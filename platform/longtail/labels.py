@@ -125,7 +125,7 @@ def logged_examples(events: CodedEvents, windows: Windows, labels: Labels) -> Ex
     exposures, split = exposures.take(split >= 0), split[split >= 0]
     closed = windows.ends[split]
     outcome_time = _first_within(events.of_kind(labels.outcome), exposures, exposures.time_E, labels.outcome_window_h, closed)
-    group = dense(exposures.user_E, np.where(exposures.request_E >= 0, exposures.request_E, -1 - exposures.time_E))
+    group = request_groups(exposures)
     conversion = _conversions(events, exposures, outcome_time, labels, closed)
     outcome = (outcome_time < NEVER).astype(np.int8)
     return Examples(exposures.user_E, exposures.item_E, exposures.time_E, split, exposures.request_E, group, outcome, conversion)
@@ -137,7 +137,7 @@ def outcome_examples(events: CodedEvents, windows: Windows, labels: Labels) -> E
     One per user, item and request at the outcome's first time; where there is no request id, a user's outcomes of one instant are one request.
     """
     outcomes = events.of_kind(labels.outcome)
-    group = dense(outcomes.user_E, np.where(outcomes.request_E >= 0, outcomes.request_E, -1 - outcomes.time_E))
+    group = request_groups(outcomes)
     order = np.lexsort((outcomes.time_E, outcomes.item_E, group))
     sorted_group, sorted_item = group[order], outcomes.item_E[order]
     first = order[np.append(True, (sorted_group[1:] != sorted_group[:-1]) | (sorted_item[1:] != sorted_item[:-1]))[: len(order)]]
@@ -146,6 +146,11 @@ def outcome_examples(events: CodedEvents, windows: Windows, labels: Labels) -> E
     closed = np.where(split >= 0, windows.ends[np.maximum(split, 0)], windows.history_end)
     conversion = _conversions(events, rows, rows.time_E, labels, closed)
     return Examples(rows.user_E, rows.item_E, rows.time_E, split, rows.request_E, group[first], np.ones(len(rows), np.int8), conversion)
+
+
+def request_groups(events: CodedEvents) -> Ints:
+    """Numbers from 0 for what a user was shown or took together: at one request or, where there is none, at one instant."""
+    return dense(events.user_E, np.where(events.request_E >= 0, events.request_E, -1 - events.time_E))
 
 
 def dense(*columns: Ints) -> Ints:

@@ -1,6 +1,7 @@
 """Logs: a source's raw logs become users, items, events and labelled examples, split by time.
 
-Reads a source adapter (longtail.sources.*) or three Parquet tables; writes users, items, events, examples. Run: python -m pipelines.logs --config …
+Reads a source adapter (longtail.sources.*) or three Parquet tables; writes users, items, events, examples.
+Where logs.truncate is on, also writes truncated. Run: python -m pipelines.logs --config …
 
 Letters: E events, U users, I items, K examples.
 """
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ from longtail.sources.synthetic import SyntheticSettings
 from longtail.sources.tables import TablesSettings
 from longtail.strata import stratified
 from longtail.times import DAY_US, from_us
+from longtail.truncation import HIDDEN, Truncated, TruncateSettings, truncate
 from longtail.windows import SplitSettings, Windows
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ class LogsSettings(Settings):
     labels: LabelSettings = LabelSettings()
     negatives: NegativeSettings = NegativeSettings()
     sample: SampleSettings = SampleSettings()
+    truncate: TruncateSettings = TruncateSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
     censored_days: float = Field(60.0, ge=0, le=36_500, description="an item first seen this soon after the logs begin may be older: its age is unknown")
 
@@ -78,6 +81,11 @@ class LogsSettings(Settings):
         if self.source == "tables" and self.negatives.policy == "available":
             raise ValueError('negatives.policy = "available" needs a source that knows what was on offer, and three tables do not; set "popularity_matched"')
         return self
+
+    def key_fields(self) -> dict[str, Any]:
+        """The values that decide the stage's result; those of `truncate` decide nothing while it is off."""
+        fields = super().key_fields()
+        return fields if self.truncate.users_frac > 0 else {name: value for name, value in fields.items() if name != "truncate"}
 
 
 class LogsInfo(Settings):
@@ -99,6 +107,7 @@ class LogsInfo(Settings):
     num_events: int
     num_examples: dict[str, int]  # by split
     positives_left_out: dict[str, int] = Field({}, description="outcomes after the history window that are no example, by reason")
+    num_truncated: int = Field(0, description="users whose events were cut to a few baskets: logs.truncate")
 
 
 @dataclass(frozen=True)
@@ -173,8 +182,6 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
     events = _coded(raw)
     windows = Windows.of(events.time_E, settings.split)
     kinds = _behaviour_kinds(events, labels)
-    first_seen = _first_seen(raw.items, events, windows, settings.censored_days)
-    price = _history_price(raw, events, windows) if raw.price_from_history else None
 
     dropped = dict(raw.dropped)
     keep = _user_sample(events, kinds, windows, len(raw.users), settings.sample, seed)[events.user_E]
@@ -189,7 +196,18 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
 
     pools = None if raw.pools is None else replace(raw.pools, event_pool=raw.pools.event_pool[keep])
     labelled = build_examples(kept, pools, item_kept, kinds, windows, labels, negatives, settings.sample.max_positives_per_user, seed)
+    # A truncated user keeps labels of events that nothing below may see.
+    truncated = truncate(kept, labelled, kinds, windows, settings.truncate, len(raw.users), seed)
+    labelled = truncated.labelled
     _require_outcomes(labelled.examples, windows, labels)
+    hidden = np.zeros(len(events), bool)
+    hidden[keep] = truncated.hidden_E
+    dropped[HIDDEN] = int(hidden.sum())
+    keep &= ~hidden
+    kept = events.take(keep)
+    first_seen = _first_seen(raw.items, events, hidden, windows, settings.censored_days)
+    price = _history_price(raw, events, hidden, windows) if raw.price_from_history else None
+
     # Shuffled, so that any run of rows is a fair sample.
     examples = labelled.examples.take(np.random.default_rng([seed, 0xE8]).permutation(len(labelled.examples)))
 
@@ -205,6 +223,8 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
         "events": schema.check(raw.events.filter(pa.array(keep)), schema.EVENTS, "events"),
         "examples": _example_table(replace(labelled, examples=examples), raw),
     }
+    if settings.truncate.users_frac > 0:
+        written["truncated"] = _truncated_table(truncated, raw)
     info = LogsInfo(
         source=settings.source,
         start=from_us(windows.start),
@@ -222,6 +242,7 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
         num_events=len(written["events"]),
         num_examples={name: int((examples.split_K == place).sum()) for place, name in enumerate(SPLITS)},
         positives_left_out={reason: count for reason, count in labelled.left_out.items() if count},
+        num_truncated=len(truncated.user_T),
     )
     logger.info("logs: %d events, %s examples, positives left out: %s; %s", info.num_events, info.num_examples, info.positives_left_out, info.exposure)
     return Logs(written | _truth(raw, written), info, raw.rows_in, {reason: count for reason, count in dropped.items() if count})
@@ -282,32 +303,38 @@ def _item_sample(events: CodedEvents, kinds: tuple[str, ...], windows: Windows, 
     return stratified(popularity, present, sample.num_items, np.random.default_rng([seed, 0xA2]))
 
 
-def _first_seen(items: pa.Table, events: CodedEvents, windows: Windows, censored_days: float) -> pa.Array:
+def _first_seen(items: pa.Table, events: CodedEvents, hidden_E: Bools, windows: Windows, censored_days: float) -> pa.Array:
     """When each item was first seen: the given time, or else its first event, null where that is too close to the logs' start to mean anything.
 
-    A given time on the day of the first event is taken for one that was read off the events. A first event may lie after an example's time: features look
-    at it as of their snapshot, like at every other fact about items.
+    A given time on the day of the first event, a hidden one too, is taken for one that was read off the events. Otherwise hidden events count for nothing.
+    A first event may lie after an example's time: features look at it as of their snapshot, like at every other fact about items.
     """
-    first = np.full(len(items), np.iinfo(np.int64).max)
-    named = events.item_E >= 0
-    np.minimum.at(first, events.item_E[named], events.time_E[named])
+    first, first_of_all = _first_event(events, ~hidden_E, len(items)), _first_event(events, np.ones(len(events), bool), len(items))
     happened = first < np.iinfo(np.int64).max
     trusted = np.zeros(len(items), bool)
     if "first_seen" in items.column_names:
         given = items.column("first_seen").combine_chunks().cast(schema.TIMESTAMP)
         there = given.is_valid().to_numpy(zero_copy_only=False)
         given_us = pc.fill_null(given.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
-        trusted = there & (given_us // DAY_US < first // DAY_US)
+        trusted = there & (given_us // DAY_US < first_of_all // DAY_US)
         happened |= there
         first = np.where(there, given_us, first)
     censored = first < windows.start + round(censored_days * DAY_US)
     return pa.array(first, mask=~happened | (censored & ~trusted)).cast(pa.timestamp("us")).cast(schema.TIMESTAMP)
 
 
-def _history_price(raw: RawLogs, events: CodedEvents, windows: Windows) -> pa.Array:
+def _first_event(events: CodedEvents, which_E: Bools, num_items: int) -> Ints:
+    """Time of each item's [I] first event among `which_E`; the largest integer where there is none."""
+    first = np.full(num_items, np.iinfo(np.int64).max)
+    named = which_E & (events.item_E >= 0)
+    np.minimum.at(first, events.item_E[named], events.time_E[named])
+    return first
+
+
+def _history_price(raw: RawLogs, events: CodedEvents, hidden_E: Bools, windows: Windows) -> pa.Array:
     """Median paid unit price of each item [I] in the history window; null where nobody bought it then."""
     price = raw.events.column("price").to_numpy()
-    rows = np.flatnonzero((events.time_E < windows.history_end) & (events.item_E >= 0) & np.isfinite(price))
+    rows = np.flatnonzero((events.time_E < windows.history_end) & (events.item_E >= 0) & np.isfinite(price) & ~hidden_E)
     rows = rows[np.lexsort((price[rows], events.item_E[rows]))]
     item, start, count = np.unique(events.item_E[rows], return_index=True, return_counts=True)
     low, high = price[rows[start + (count - 1) // 2]], price[rows[start + count // 2]]
@@ -325,7 +352,7 @@ def _require_outcomes(examples: Examples, windows: Windows, labels: Labels) -> N
         if len(outcome) == 0 or outcome.min() == outcome.max():
             raise ValueError(
                 f"the {name} window has {len(outcome)} examples, {int(outcome.sum())} of them with the outcome {labels.outcome!r}; it needs both kinds. "
-                "Move logs.split, choose another logs.labels.outcome or a longer outcome_window_h, or sample fewer users away."
+                "Move logs.split, choose another logs.labels.outcome or a longer outcome_window_h, or sample (or truncate) fewer users away."
             )
 
 
@@ -361,6 +388,12 @@ def _example_table(labelled: Labelled, raw: RawLogs) -> pa.Table:
         "conversion": pa.array(examples.conversion_K, mask=examples.conversion_K < 0),
     }
     return schema.check(pa.table(columns), schema.EXAMPLES, "examples")
+
+
+def _truncated_table(truncated: Truncated, raw: RawLogs) -> pa.Table:
+    """schema.TRUNCATED, in the order of the users table."""
+    users = raw.users.column("user_id").take(pa.array(truncated.user_T))
+    return schema.check(pa.table({"user_id": users, "num_baskets": pa.array(truncated.num_baskets_T)}), schema.TRUNCATED, "truncated")
 
 
 def _truth(raw: RawLogs, written: Mapping[str, pa.Table]) -> dict[str, pa.Table]:

@@ -53,6 +53,14 @@ EXAMPLES = pa.schema(
 )
 SPLITS = ("train", "validation", "test")
 
+#: One row per truncated user; written by `logs` where logs.truncate is on.
+TRUNCATED = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("num_baskets", pa.int32(), nullable=False),  # what the user keeps, the last before history_end
+    ]
+)
+
 #: One row per (user_id, as_of).
 PROFILES = pa.schema(
     [
