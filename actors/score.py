@@ -31,7 +31,7 @@ class Scorer:
         self.ranker: Ranker | None = None
 
     def score(self, name: str, source: Part, target: str, split: str) -> tuple[int, int]:
-        """Write ranker `name`'s predictions for `split`'s rows of the samples' part `source` to `target`; returns those rows, and how many have a prediction."""
+        """Write ranker `name`'s predictions for `split`'s rows of the part `source` to `target`; returns those rows, and how many have a prediction."""
         rows = read_part(self.fs, source, columns(self.spec))
         rows = rows.filter(pc.equal(rows.column("split"), split))
         if len(rows) == 0:

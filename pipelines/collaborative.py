@@ -6,16 +6,16 @@ Reads logs; writes the table `collaborative` (schema.COLLABORATIVE), empty where
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from longtail import schema
 from longtail.artifacts import Artifact, Draft
+from longtail.behaviour import incidence
 from longtail.collaborative import fit
 from longtail.config import Config
-from longtail.peers import incidence
 from longtail.profiles import snapshot_times
 from longtail.run_state import load_behaviour, load_entities, logs_info
 from longtail.times import to_us
+from pipelines import work
 from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, main_for
 
@@ -23,7 +23,7 @@ from pipelines.stage import Context, Result, Stage, main_for
 def one_snapshot(logs: Artifact, as_of_us: int, config: Config) -> pa.Table:
     """The weights at one as_of; only events strictly before it are looked at."""
     entities = load_entities(logs, config.samples.numeric_bins)
-    past = load_behaviour(logs, entities).before(as_of_us)
+    past = load_behaviour(logs, config.samples.numeric_bins).before(as_of_us)
     met_MN = incidence(past.user_row_E, past.item_row_E, (len(entities.users) + 1, len(entities.items) + 1))
     return fit(met_MN, entities.items, as_of_us, config.collaborative, config.run.seed)
 
@@ -34,8 +34,7 @@ def _build(context: Context, draft: Draft) -> Result:
         return Result(rows_in=0, rows_out=0)
     logs = context.inputs["logs"]
     times = snapshot_times(context.config.profiles, logs_info(logs))
-    task: Any = ray.remote(num_cpus=1, max_calls=1)(one_snapshot)
-    tables = ray.get([task.remote(logs, to_us(time), context.config) for time in times])
+    tables = work.tasks(one_snapshot, [(logs, to_us(time), context.config) for time in times])
     table = schema.check(pa.concat_tables(tables), schema.COLLABORATIVE, "collaborative")
     draft.write("collaborative", table)
     return Result(rows_in=len(table), rows_out=len(table), info={"snapshots": len(tables)})

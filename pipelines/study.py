@@ -124,7 +124,7 @@ def rows_of(config: Config, store: Store, split: Split) -> WindowRows:
     info = logs_info(logs)
     table = samples.read("samples", ["example_id", "user_id", "split", "outcome"])
     table = table.filter(pc.equal(table.column("split"), split))
-    truncated = logs.read("truncated", ["user_id"]).column("user_id").combine_chunks() if getattr(info, "num_truncated", 0) else None
+    truncated = logs.read("truncated", ["user_id"]).column("user_id").combine_chunks() if info.num_truncated else None
     opens = to_us(info.train_end if split == "test" else info.validation_start)
     bins = config.samples.numeric_bins
     return window_rows(table, load_entities(logs, bins), load_behaviour(logs, bins), opens, truncated)
@@ -213,9 +213,10 @@ def results(
     """What the study found on one data set."""
     shared = arm_config(study, dataset, None, None, config)
     compared = {}
-    for split in ("validation", "test"):
-        rows = rows_of(shared, store, split)  # type: ignore[arg-type]
-        compared[split] = compare(Window.of(rows), measure(rows, trials, split), study.against, study.bootstrap_rounds)  # type: ignore[arg-type]
+    windows: tuple[Split, ...] = ("validation", "test")
+    for split in windows:
+        rows = rows_of(shared, store, split)
+        compared[split] = compare(Window.of(rows), measure(rows, trials, split), study.against, study.bootstrap_rounds)
     seconds = {arm: sum(float(one.info["seconds"]) for one in of_arm.values()) / len(of_arm) for arm, of_arm in trials.items()}
     parameters = {arm: next(iter(of_arm.values())).info["parameters"] for arm, of_arm in trials.items()}
     info = logs_info(ensure(LOGS, shared, store).artifact)

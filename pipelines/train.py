@@ -1,6 +1,7 @@
 """Train: each ranker with Ray Train, on global batches that do not depend on the number of workers.
 
-Reads logs, item_z, item_codes, samples and what is lent to them; writes one artifact per ranker (base, choirrec, saviorrec) whose folder `checkpoint` is all that scoring needs.
+Reads logs, item_z, item_codes, samples and what is lent to them; writes one artifact per ranker (base, choirrec, saviorrec), whose folder `checkpoint` is
+all that scoring needs.
 Run: python -m pipelines.train --config …
 """
 

@@ -11,11 +11,10 @@ from scipy import sparse
 
 from longtail import collaborative, schema
 from longtail.artifacts import Artifact
-from longtail.behaviour import Behaviour
+from longtail.behaviour import Behaviour, incidence
 from longtail.collaborative import COLLABORATIVE_STATS, CollaborativeIndex, CollaborativeSettings, Score, ease, fit, most_met, pure_svd, strongest
 from longtail.config import parse
 from longtail.entities import Entities
-from longtail.peers import incidence
 from pipelines.collaborative import COLLABORATIVE, one_snapshot
 from tests import planted_artifacts, small_world
 

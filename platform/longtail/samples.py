@@ -1,6 +1,7 @@
 """Samples: the settings of the stage and the shape of its rows. The features themselves are in longtail.features and longtail.lent, which serving shares.
 
-Reads logs and item codes; writes samples.parquet/part-*.parquet, one part per part of the examples; the stage `lent` writes their other columns. Run: python -m pipelines.samples --config …
+Reads logs, item codes and collaborative scores; writes samples.parquet/part-*.parquet, one part per part of the examples; the stage `lent` writes their
+other columns. Run: python -m pipelines.samples --config …
 """
 
 from pydantic import Field

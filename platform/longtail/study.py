@@ -52,8 +52,8 @@ class StudySettings(Settings):
     num_ablation_seeds: int = Field(3, ge=1, description="of the other arms: the first so many")
     short_seeds: int = Field(2, ge=1)
     short_datasets: tuple[str, ...] = ()
-    datasets: dict[str, StudyDatasetSettings] = {}
-    arms: dict[str, ArmSettings] = {}
+    datasets: dict[str, StudyDatasetSettings] = Field(default_factory=dict)
+    arms: dict[str, ArmSettings] = Field(default_factory=dict)
     headline_arms: tuple[str, ...] = Field((), description="on every data set, with all seeds")
     ablations_on: tuple[str, ...] = Field((), description="data sets on which the other arms run")
     against: tuple[str, ...] = Field(("base_strong",), min_length=1, description="arms that every other one is compared with")

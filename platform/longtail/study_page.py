@@ -42,8 +42,7 @@ def markdown(found: StudyResults, study: StudySettings) -> str:
         lines += ["", f"## Test window: GAUC over `{other}`", "", *_table(found.arms, names, other)]
     lines += ["", "## Validation window: what choices were made on", "", *_table(found.validation, names, study.against[0])]
     lines += ["", "## All slices, headline arms", ""]
-    every = [name for name in RULES if name in found.arms.get(study.headline_arms[0], {})] + [f"decile_{n + 1}" for n in range(10)]
-    every = [name for name in every if name in found.arms[study.headline_arms[0]]]
+    every = list(found.arms.get(study.headline_arms[0], {}))
     lines += ["| slice | rule | users | " + " | ".join(study.headline_arms) + " |", "|---|---|---|" + "---|" * len(study.headline_arms)]
     for name in every:
         users = found.arms[study.headline_arms[0]][name].users
@@ -102,7 +101,8 @@ def page(found: StudyResults, study: StudySettings) -> str:
     assert isinstance(logs, dict)
     lead = (
         f'<p class="kicker">study {escape(study.name)}</p><h1>{escape(found.dataset)}</h1><p>{escape(headline_sentence(found).replace("`", ""))}</p>'
-        f'<p class="note">{escape(str(logs["exposure"]))}. Commit {escape(found.commit)}, {escape(str(found.notes.get("form")))} form, seeds {list(found.seeds)}.</p>'
+        f'<p class="note">{escape(str(logs["exposure"]))}. Commit {escape(found.commit)}, {escape(str(found.notes.get("form")))} form, '
+        f"seeds {list(found.seeds)}.</p>"
     )
     parts = [lead]
     slices = [name for name in (found.headline["slice"], "all", "low20", "no_history", "high20") if name in found.arms.get(study.headline_arms[0], {})]
@@ -116,7 +116,7 @@ def page(found: StudyResults, study: StudySettings) -> str:
             parts.append(
                 section(f"Over {other}", "Test window, GAUC relative to it, 95 % intervals over seeds and users; a dot for each seed.", "".join(figures))
             )
-    every = [name for name in found.arms.get(study.headline_arms[0], {})]
+    every = list(found.arms.get(study.headline_arms[0], {}))
     parts.append(section("GAUC by slice", "Mean over seeds, test window.", f'<div class="wide">{_html_table(found.arms, study.headline_arms, every)}</div>'))
     return document(f"{study.name}: {found.dataset}", "".join(parts), STYLE)
 
