@@ -15,6 +15,7 @@ from longtail.behaviour import Behaviour
 from longtail.entities import Entities
 from longtail.ranks import rank_within
 from longtail.settings import Settings
+from longtail.times import DAY_US
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -27,7 +28,8 @@ class GroupsSettings(Settings):
     min_size: int = Field(3, ge=1, description="a user whose leaf group is smaller borrows from the parent prefix")
     sequence_categories: int = Field(6, ge=1, description="top categories over all purchases of the group")
     items_per_category: int = Field(3, ge=1)
-    weight_by_lift: bool = Field(False, description="rank categories by lift over everyone instead of by count (ours, not the paper's)")
+    weight_by_lift: bool = Field(False, description="rank categories, and items within them, by lift over everyone instead of by count (ours)")
+    half_life_days: float | None = Field(None, gt=0, description="a purchase of the sequence counts half as much for each such age (ours); None: all alike")
 
     @property
     def sequence_length(self) -> int:
@@ -60,7 +62,11 @@ def build_groups(
         stats = np.stack([np.bincount(group_R, column, num_groups) / np.maximum(size, 1) for column in stats_RU.T], 1)
         group_M = np.full(len(entities.users) + 1, -1, np.int64)
         group_M[user_row_R] = group_R
-        sequences, weights = _sequences(group_M[past.user_row_E[purchases]], past.item_row_E[purchases], past.time_E[purchases], entities, num_groups, settings)
+        age_days_E = (as_of_us - past.time_E[purchases]) / DAY_US
+        counts_E = np.ones(len(age_days_E)) if settings.half_life_days is None else 0.5 ** (age_days_E / settings.half_life_days)
+        sequences, weights = _sequences(
+            group_M[past.user_row_E[purchases]], past.item_row_E[purchases], past.time_E[purchases], counts_E, entities, num_groups, settings
+        )
         tables.append(
             pa.table(
                 {
@@ -98,28 +104,37 @@ def _majority(
 
 
 def _sequences(
-    group_E: Ints, item_row_E: Ints, time_E: Ints, entities: Entities, num_groups: int, settings: GroupsSettings
+    group_E: Ints, item_row_E: Ints, time_E: Ints, counts_E: npt.NDArray[np.float64], entities: Entities, num_groups: int, settings: GroupsSettings
 ) -> tuple[list[list[str]], list[list[float]]]:
-    """Top categories of each group's purchases, in each the head items, ordered by mean purchase time; weights are shares of the group's purchases."""
+    """Top categories of each group's purchases, in each the head items, ordered by mean purchase time; weights are shares of the group's purchases.
+
+    `counts_E` is how much each purchase counts.
+    """
     kept = group_E >= 0
-    group_E, item_row_E, time_E = group_E[kept], item_row_E[kept], time_E[kept]
+    group_E, item_row_E, time_E, counts_E = group_E[kept], item_row_E[kept], time_E[kept], counts_E[kept]
     leaf_E = entities.leaf_codes_N[item_row_E].astype(np.int64)
     num_leaves, num_items = int(entities.leaf_codes_N.max(initial=0)) + 1, len(entities.items) + 1
-    leaf_key, leaf_count = np.unique(group_E * num_leaves + leaf_E, return_counts=True)
+    leaf_key, leaf_place = np.unique(group_E * num_leaves + leaf_E, return_inverse=True)
+    leaf_count: npt.NDArray[np.float64] = np.bincount(leaf_place.reshape(-1), counts_E, len(leaf_key)).astype(np.float64)
     leaf_group, leaf = leaf_key // num_leaves, leaf_key % num_leaves
-    total_G = np.bincount(group_E, minlength=num_groups)
-    score = leaf_count.astype(np.float64)
+    total_G = np.maximum(np.bincount(group_E, counts_E, num_groups), 1e-12)
+    score = leaf_count
     if settings.weight_by_lift:
-        overall = np.bincount(leaf_E, minlength=num_leaves) / max(len(leaf_E), 1)
+        overall = np.bincount(leaf_E, counts_E, num_leaves) / max(float(counts_E.sum()), 1e-12)
         # One pseudo-purchase at the overall rate keeps a single odd purchase from topping the list.
         score = (leaf_count + overall[leaf]) / (total_G[leaf_group] + 1) / np.maximum(overall[leaf], 1e-12)
     chosen_leaves = _top_per_group(leaf_group, score, leaf, settings.sequence_categories)
     chosen = np.isin(group_E * num_leaves + leaf_E, leaf_key[chosen_leaves])
-    item_key, inverse, item_count = np.unique(group_E[chosen] * num_items + item_row_E[chosen], return_inverse=True, return_counts=True)
-    mean_time = np.bincount(inverse.reshape(-1), (time_E[chosen] - (time_E[0] if len(time_E) else 0)).astype(np.float64)) / np.maximum(item_count, 1)
+    item_key, inverse, num_E = np.unique(group_E[chosen] * num_items + item_row_E[chosen], return_inverse=True, return_counts=True)
+    item_count: npt.NDArray[np.float64] = np.bincount(inverse.reshape(-1), counts_E[chosen], len(item_key)).astype(np.float64)
+    mean_time = np.bincount(inverse.reshape(-1), (time_E[chosen] - (time_E[0] if len(time_E) else 0)).astype(np.float64)) / np.maximum(num_E, 1)
     item_group, item_row = item_key // num_items, item_key % num_items
     cell = item_group * num_leaves + entities.leaf_codes_N[item_row]
-    head = _top_per_group(cell, item_count.astype(np.float64), item_row, settings.items_per_category)
+    item_score = item_count
+    if settings.weight_by_lift:  # within a category too: else its bestsellers stand in every group's sequence
+        everyone = np.bincount(item_row_E, counts_E, num_items) / max(float(counts_E.sum()), 1e-12)
+        item_score = (item_count + everyone[item_row]) / (total_G[item_group] + 1) / np.maximum(everyone[item_row], 1e-12) * np.log1p(item_count)
+    head = _top_per_group(cell, item_score, item_row, settings.items_per_category)
     head = head[np.lexsort((item_row[head], mean_time[head], item_group[head]))]
     sequences: list[list[str]] = [[] for _ in range(num_groups)]
     weights: list[list[float]] = [[] for _ in range(num_groups)]

@@ -14,7 +14,7 @@ from torch import nn
 from longtail.rankers.base import IndividualSide, IndividualView
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import Catalogue
-from longtail.rankers.heads import head_labels
+from longtail.rankers.heads import head_labels, head_losses
 from longtail.rankers.layers import EMBEDDING_STD, AttributeEmbedding, Normaliser, TargetAttention, Tower
 from longtail.rankers.ranker import Ranker, RankerOutput
 from longtail.rankers.settings import ChoirRecSettings
@@ -91,17 +91,17 @@ class GroupSide(nn.Module):
 class ReliabilityTrunk(nn.Module):
     """How far a user's own signals can be trusted: one trunk on activity, a sigmoid head for alpha_fusion and one for alpha_distill."""
 
-    def __init__(self, low_activity_purchases: float, num_heads: int) -> None:
+    def __init__(self, low_activity_purchases: float, num_heads: int, num_evidence: int) -> None:
         super().__init__()
         self.low_activity_purchases = low_activity_purchases
-        self.trunk = nn.Linear(4, TRUNK_DIM)
+        self.trunk = nn.Linear(4 + num_evidence, TRUNK_DIM)
         self.heads = nn.Linear(TRUNK_DIM, num_heads)
 
-    def forward(self, activity_B3: torch.Tensor) -> torch.Tensor:
-        """Gates [B, num_heads] in (0, 1) from raw purchases, clicks and active days."""
+    def forward(self, activity_B3: torch.Tensor, evidence_BV: torch.Tensor | None = None) -> torch.Tensor:
+        """Gates [B, num_heads] in (0, 1) from raw purchases, clicks and active days, and further evidence."""
         low_B1 = (activity_B3[:, :1] < self.low_activity_purchases).float()
-        hidden = torch.relu(self.trunk(torch.cat([torch.log1p(activity_B3), low_B1], dim=1)))
-        return torch.sigmoid(self.heads(hidden))
+        seen = [torch.log1p(activity_B3), low_B1, *([evidence_BV] if evidence_BV is not None else [])]
+        return torch.sigmoid(self.heads(torch.relu(self.trunk(torch.cat(seen, dim=1)))))
 
 
 class ChoirRec(Ranker):
@@ -131,7 +131,9 @@ class ChoirRec(Ranker):
             else None
         )
         num_gates = int(settings.adaptive_fusion) + int(settings.distillation)
-        self.reliability = ReliabilityTrunk(settings.low_activity_purchases, num_gates) if num_gates else None
+        num_evidence = 1 + 2 * len(self.heads) if settings.gate_evidence else 0
+        self.reliability = ReliabilityTrunk(settings.low_activity_purchases, num_gates, num_evidence) if num_gates else None
+        self.support_place = spec.peer_stats.index("peer_support") if "peer_support" in spec.peer_stats else None
 
     def fit_statistics(self, batch: Batch) -> None:
         self.individual.fit_statistics(batch)
@@ -139,15 +141,18 @@ class ChoirRec(Ranker):
 
     def forward(self, batch: Batch, hidden_B2: torch.Tensor | None = None) -> RankerOutput:
         view = self.individual(self.catalogue, batch, hidden_B2, [batch.group_history_BG] if self.settings.group_sequence else [])
+        support_B1 = self._support(batch)
         first_group = self.group_tower.first(self.group(view, batch))
         z_group_BH = self.group_out(self.group_tower.rest(first_group))
 
         first_own = self.individual_tower.first(view.x_BF)
         # Detached: the individual channel's errors must not bend the group's representation towards single users.
         injected = self.fusion_tower(torch.cat([first_own, first_group.detach()], dim=1)) if self.fusion_tower is not None else None
+        if injected is not None and self.settings.support_gate:
+            injected = injected * (support_B1 > 0)
         z_individual_BH = self.individual_out(self.individual_tower.rest(first_own, injected, self.inject_at))
 
-        alpha_fusion_B, alpha_distill_B = self._gates(batch)
+        alpha_fusion_B, alpha_distill_B = self._gates(batch, support_B1, z_individual_BH, z_group_BH)
         share_B1 = alpha_fusion_B.unsqueeze(1)
         return RankerOutput(
             (1 - share_B1) * z_individual_BH + share_B1 * z_group_BH,
@@ -159,15 +164,33 @@ class ChoirRec(Ranker):
             alpha_distill_B=alpha_distill_B,
         )
 
-    def _gates(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _support(self, batch: Batch) -> torch.Tensor:
+        """How much is lent to each user [B, 1]: log1p of the peers that count, or, without peers, whether the user has a group."""
+        if self.support_place is not None:
+            return batch.peer_stats_BP[:, self.support_place].unsqueeze(1)
+        return (batch.user_codes_BS[:, :1] > 0).float()
+
+    def _gates(
+        self, batch: Batch, support_B1: torch.Tensor, z_individual_BH: torch.Tensor, z_group_BH: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """alpha_fusion [B], one half where adaptive fusion is off, and alpha_distill [B], None where distillation is off."""
-        gates = self.reliability(batch.activity_B3) if self.reliability is not None else None
+        evidence_BV = None
+        if self.settings.gate_evidence:  # detached: a channel must not learn to look sure
+            evidence_BV = torch.cat([support_B1, torch.tanh(z_individual_BH.detach().abs()), torch.tanh(z_group_BH.detach().abs())], dim=1)
+        gates = self.reliability(batch.activity_B3, evidence_BV) if self.reliability is not None else None
         fusion_B = gates[:, 0] if gates is not None and self.settings.adaptive_fusion else torch.full_like(batch.activity_B3[:, 0], 0.5)
+        if self.settings.support_gate:
+            fusion_B = fusion_B * (support_B1[:, 0] > 0)
         return fusion_B, gates[:, -1] if gates is not None and self.settings.distillation else None
 
     def loss(self, batch: Batch, output: RankerOutput) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """BCE of the fused logits plus lambda times the gated distillation; sums over rows."""
         loss, parts = super().loss(batch, output)
+        if self.settings.channel_loss_weight:
+            assert output.z_individual_BH is not None
+            assert output.z_group_BH is not None
+            channels = head_losses(output.z_individual_BH, batch, self.heads).sum() + head_losses(output.z_group_BH, batch, self.heads).sum()
+            loss, parts = loss + self.settings.channel_loss_weight * channels, {**parts, "channels": channels.detach()}
         if not self.settings.distillation:
             return loss, parts
         distillation = self.distillation(batch, output)
@@ -177,7 +200,8 @@ class ChoirRec(Ranker):
         """Sum of g * alpha_distill * max(0, |p_student - p_teacher| - margin)^2 over labelled rows and heads, in probabilities.
 
         As published, alpha_distill gets its only gradient from the term that it scales, so it can learn to switch that term off; its mean is among the
-        metrics of every epoch. The hard gate looks at the individual channel's confidence whichever channel teaches.
+        metrics of every epoch, and distill_gate = "normalised" is the remedy (its mean is taken over this worker's rows
+        of the batch). The hard gate looks at the individual channel's confidence whichever channel teaches.
         """
         assert output.z_individual_BH is not None
         assert output.z_group_BH is not None
@@ -187,7 +211,11 @@ class ChoirRec(Ranker):
         gap_BH = torch.relu((student_BH - teacher_BH.detach()).abs() - self.settings.distill_margin)
         gate_BH = hard_gate(own_BH, batch.activity_B3[:, 0], self.settings.min_purchases, self.settings.min_confidence)
         _, known_BH = head_labels(batch, self.heads)
-        return (gate_BH * known_BH * output.alpha_distill_B.unsqueeze(1) * gap_BH**2).sum()
+        open_BH, alpha_B1 = gate_BH * known_BH, output.alpha_distill_B.unsqueeze(1)
+        if self.settings.distill_gate == "normalised":
+            # The mean over the rows that are distilled is one: it can move weight from row to row, and not make the term smaller.
+            alpha_B1 = alpha_B1 * open_BH.sum() / (open_BH * alpha_B1).sum().clamp(min=1e-6)
+        return (open_BH * alpha_B1 * gap_BH**2).sum()
 
 
 def hard_gate(own_BH: torch.Tensor, purchases_B: torch.Tensor, min_purchases: float, min_confidence: float) -> torch.Tensor:

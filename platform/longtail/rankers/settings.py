@@ -49,6 +49,12 @@ class ChoirRecSettings(TowerSettings):
     min_purchases: float = Field(2.0, ge=0, description="hard gate theta_act")
     min_confidence: float = Field(0.1, ge=0, le=0.5, description="hard gate theta_conf")
     low_activity_purchases: float = Field(5.0, ge=0, description="below it the low-activity flag is 1")
+    distill_gate: Literal["learned", "normalised"] = Field(
+        "learned", description="learned: as published, alpha_distill can switch its own term off | normalised: it only shares it out among the rows (ours)"
+    )
+    support_gate: bool = Field(False, description="nothing is fused or injected for a user to whom nobody lends (ours)")
+    gate_evidence: bool = Field(False, description="the gates also see how much is lent and how sure each channel is (ours)")
+    channel_loss_weight: float = Field(0.0, ge=0, description="of each channel's own cross entropy, so that both are calibrated before they are fused (ours)")
 
 
 class SaviorRecSettings(TowerSettings):
