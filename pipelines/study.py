@@ -25,6 +25,7 @@ import ray
 
 from longtail.artifacts import Artifact, Store, source_commit
 from longtail.config import Config, load
+from longtail.hashing import digest
 from longtail.metrics import Floats
 from longtail.run_state import load_behaviour, load_entities, logs_info
 from longtail.sample_files import Split
@@ -245,7 +246,8 @@ def write(found: StudyResults, study: StudySettings, folder: Path) -> None:
 
 def main() -> None:
     with clear_errors():
-        config = config_from(arguments(__doc__ or ""))
+        args = arguments(__doc__ or "")
+        config = config_from(args)
         study = config.study
         if not study.arms or not study.datasets:
             raise ValueError("the config has no [study] with arms and datasets. pipelines/configs/choirrec_study.toml is one.")
@@ -268,9 +270,17 @@ def main() -> None:
             cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
             trials = run_all(runs, stores, study.num_parallel or cpus, progress)
             minutes = {"trials_min": round((time.monotonic() - began) / 60, 1)}
+            about = {
+                "form": study.form,
+                "when": time.strftime("%Y-%m-%d", time.gmtime()),
+                "command": f"python -m pipelines.study --config {args.config}" + "".join(f" --set {one}" for one in args.overrides),
+                "machine": f"{cpus} CPUs, {study.num_parallel or cpus} trials at a time, a thread each",
+                "config_sha256": digest(config.study.model_dump(mode="json"), 64),
+                **minutes,
+            }
             written = {}
             for name in names:
-                found = results(study, name, config, stores[name], trials[name], {"form": study.form, "shared_s": round(seconds[name]), **minutes})
+                found = results(study, name, config, stores[name], trials[name], {**about, "shared_s": round(seconds[name])})
                 write(found, study, Path(study.results))
                 written[name] = str(Path(study.results) / f"{study.name}_{name}.md")
                 progress.say(f"{name}: {written[name]}")
