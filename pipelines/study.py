@@ -75,13 +75,14 @@ def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed |
         ValueError: a setting does not exist or refuses its value.
     """
     of_dataset = study.datasets[dataset]
+    shared = (*study.common, *of_dataset.set)
     settings: tuple[str, ...] = study.settings_of(arm) if arm is not None else ()
     if seed is not None:
-        plain = load(_path(of_dataset.config), (*of_dataset.set, *settings))
+        plain = load(_path(of_dataset.config), (*shared, *settings))
         ranker = study.arms[arm].ranker if arm is not None else "base"
         borrows = ranker == "choirrec" or (ranker == "base" and plain.rankers.base.peer_stats)
         settings = seeded(settings, seed, borrows=borrows)
-    found = load(_path(of_dataset.config), (*of_dataset.set, *settings))
+    found = load(_path(of_dataset.config), (*shared, *settings))
     ours = {"cluster": config.cluster, "tracking": config.tracking.model_copy(update={"backend": "none"})}
     return found.model_copy(update={"run": found.run.model_copy(update={"uri": f"{config.run.uri}/{dataset}"}), **ours})
 

@@ -52,6 +52,7 @@ class StudySettings(Settings):
     num_ablation_seeds: int = Field(3, ge=1, description="of the other arms: the first so many")
     short_seeds: int = Field(2, ge=1)
     short_datasets: tuple[str, ...] = ()
+    common: tuple[str, ...] = Field((), description="settings of every data set and arm, under their own")
     datasets: dict[str, StudyDatasetSettings] = Field(default_factory=dict)
     arms: dict[str, ArmSettings] = Field(default_factory=dict)
     headline_arms: tuple[str, ...] = Field((), description="on every data set, with all seeds")
