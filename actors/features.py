@@ -1,8 +1,9 @@
-"""Shells around the feature states: each is built once per actor, then asked for one part of the examples after the other."""
+"""Shells around the feature states: each is built once per actor, then asked for parts of the examples."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longtail.artifacts import Artifact
@@ -33,8 +34,14 @@ class LentFeatureActor:
         self.fs = inputs["logs"].fs
         self.state = load_lent_state(inputs["logs"], inputs["user_codes"], inputs["groups"], inputs["peers"], inputs["item_codes"], config)
 
-    def write_part(self, source: str, target: str) -> int:
-        """What is lent to the samples in `source`, row by row, written to `target`; returns the rows."""
-        lent = lent_rows(self.state, pq.read_table(source, columns=list(EXAMPLE_COLUMNS), filesystem=self.fs))
-        pq.write_table(lent, target, filesystem=self.fs, compression="zstd")
+    def write_parts(self, parts: Sequence[tuple[str, str]]) -> int:
+        """What is lent to the samples of each part (source, target), row by row; returns the rows.
+
+        Several parts at once: what a user's peers have met is gathered once for all rows of that user.
+        """
+        keys = [pq.read_table(source, columns=list(EXAMPLE_COLUMNS), filesystem=self.fs) for source, _ in parts]
+        lent, start = lent_rows(self.state, pa.concat_tables(keys)), 0
+        for rows, (_, target) in zip(keys, parts, strict=True):
+            pq.write_table(lent.slice(start, len(rows)), target, filesystem=self.fs, compression="zstd")
+            start += len(rows)
         return len(lent)

@@ -8,19 +8,24 @@ from actors.features import LentFeatureActor
 from longtail.artifacts import Draft, parquet_files
 from longtail.config import Config
 from longtail.run_state import feature_spec, load_entities, logs_info
+from pipelines import work
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.groups import GROUPS
 from pipelines.logs import LOGS
 from pipelines.peers import PEERS
-from pipelines.samples import SAMPLES, write_parts
+from pipelines.samples import SAMPLES, targets
 from pipelines.stage import Context, Result, Stage, main_for
+
+MOST_PARTS = 16  # at once in an actor: some hundred bytes a row
 
 
 def _build(context: Context, draft: Draft) -> Result:
-    samples = context.inputs["samples"]
-    said = write_parts(context, draft, LentFeatureActor, parquet_files(samples.fs, samples.path("samples.parquet")), "lent")
-    logs = context.inputs["logs"]
-    spec = feature_spec(load_entities(logs, context.config.samples.numeric_bins), context.config, logs_info(logs).has_conversion)
+    samples, logs, config = context.inputs["samples"], context.inputs["logs"], context.config
+    parts, compute = targets(draft, parquet_files(samples.fs, samples.path("samples.parquet")), "lent"), config.samples.compute
+    at_once = min(-(-len(parts) // (1 if work.is_in_place() else compute.num_actors)), MOST_PARTS)
+    jobs = [(parts[start : start + at_once],) for start in range(0, len(parts), at_once)]
+    said = work.pool(LentFeatureActor, (dict(context.inputs), config), "write_parts", jobs, {"samples": compute}, config.cluster)
+    spec = feature_spec(load_entities(logs, config.samples.numeric_bins), config, logs_info(logs).has_conversion)
     return Result(rows_in=sum(said), rows_out=sum(said), info={"spec": spec.model_dump(mode="json")})
 
 

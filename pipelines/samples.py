@@ -6,7 +6,6 @@ Run: python -m pipelines.samples --config pipelines/configs/demo.toml
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from actors.features import OwnFeatureActor
 from longtail.artifacts import Draft, parquet_files
@@ -18,16 +17,15 @@ from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, main_for
 
 
-def write_parts(context: Context, draft: Draft, actor: type, sources: Sequence[str], name: str) -> list[Any]:
-    """Part by part of `sources` to the table `name`, in a pool of actors; returns what they said of the parts."""
-    targets = [draft.path(f"{name}.parquet/{source.rsplit('/', 1)[1]}") for source in sources]
-    compute, arguments = {"samples": context.config.samples.compute}, (dict(context.inputs), context.config)
-    return work.pool(actor, arguments, "write_part", list(zip(sources, targets, strict=True)), compute, context.config.cluster)
+def targets(draft: Draft, sources: Sequence[str], name: str) -> list[tuple[str, str]]:
+    """Each of `sources` with the part of the table `name` that is made of it."""
+    return [(source, draft.path(f"{name}.parquet/{source.rsplit('/', 1)[1]}")) for source in sources]
 
 
 def _build(context: Context, draft: Draft) -> Result:
-    logs = context.inputs["logs"]
-    said = write_parts(context, draft, OwnFeatureActor, parquet_files(logs.fs, logs.path("examples.parquet")), "samples")
+    logs, config = context.inputs["logs"], context.config
+    parts = targets(draft, parquet_files(logs.fs, logs.path("examples.parquet")), "samples")
+    said = work.pool(OwnFeatureActor, (dict(context.inputs), config), "write_part", parts, {"samples": config.samples.compute}, config.cluster)
     counts: Counter[str] = Counter()
     for by_split in said:
         counts.update(by_split)

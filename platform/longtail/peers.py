@@ -10,7 +10,8 @@ Reads user vectors, item vectors and events before each as_of; the stage `peers`
 Letters: M users + 1, N items + 1, C targets (items, clusters, categories), V levels of peers, P peers of a level, B rows, D dimensions, E events.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -18,9 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
-from scipy import sparse
 
-from longtail.behaviour import Behaviour, incidence
+from longtail.behaviour import Behaviour, CountIndex
 from longtail.entities import Entities
 from longtail.settings import Settings
 
@@ -31,7 +31,7 @@ Bools = npt.NDArray[np.bool_]
 TARGETS = ("item", "cluster", "leaf", "root")
 PEER_STATS = (*(f"peer_{target}_lift" for target in TARGETS), "peer_support")
 
-NUM_RECENT = 4
+NEVER = np.iinfo(np.int64).max
 
 NumPeers = Annotated[int, Field(ge=1)]
 
@@ -167,31 +167,64 @@ def peer_levels(vectors_MD: Floats, lender_M: Bools, codes_MS: npt.NDArray[np.in
 
 
 @dataclass(frozen=True)
+class Meetings:
+    """When each user first met each column of one target. F first meetings, by user and column."""
+
+    num_columns: int
+    starts_M: Ints  # first of each user's meetings, and the end
+    column_F: Ints
+    time_F: Ints
+    key_F: Ints  # user * num_columns + column, ascending
+    by_column: CountIndex
+
+    @staticmethod
+    def build(user_E: Ints, column_E: Ints, time_E: Ints, num_users: int, num_columns: int) -> "Meetings":
+        """From events in time order; column 0 is unknown and kept out."""
+        known = np.flatnonzero(column_E)
+        key_F, first = np.unique(user_E[known] * num_columns + column_E[known], return_index=True)  # the first in time order is the earliest
+        time_F, column_F = time_E[known][first], key_F % num_columns
+        starts_M = np.searchsorted(key_F, np.arange(num_users + 1) * num_columns)
+        return Meetings(num_columns, starts_M, column_F, time_F, key_F, CountIndex.build(column_F, time_F))
+
+    def had_met(self, user_B: Ints, column_B: Ints, time_B: Ints) -> Bools:
+        """Whether each user had met each column strictly before each time."""
+        if len(self.key_F) == 0:
+            return np.zeros(len(user_B), bool)
+        wanted = user_B * self.num_columns + column_B
+        place = np.minimum(np.searchsorted(self.key_F, wanted), len(self.key_F) - 1)
+        before: Bools = (self.key_F[place] == wanted) & (self.time_F[place] < time_B)
+        return before
+
+    def of_users(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Places of all meetings of some users, and whose each is (its place in `rows`)."""
+        begin, length = self.starts_M[rows], self.starts_M[rows + 1] - self.starts_M[rows]
+        owner = np.repeat(np.arange(len(rows)), length)
+        return np.arange(len(owner)) + (begin - np.cumsum(length) + length)[owner], owner
+
+
+@dataclass(frozen=True)
 class PeerIndex:
     """Peers at each snapshot and first meetings, which together answer what a user's peers had met by a time.
 
-    T snapshots; level v of snapshot t has peers_TV[t][v].
+    T snapshots; level v of snapshot t has peers_TV[t][v]. What a question costs is what the peers have met, whatever the size of the logs.
     """
 
     as_of_T: Ints
     peers_TV: tuple[tuple[Peers, ...], ...]
     column_NC: Ints  # by item row, its column for each of TARGETS (0 unknown)
-    sizes: tuple[int, ...]  # columns of each target, 0 included
-    user_E: Ints
-    item_E: Ints
-    time_E: Ints  # ascending
+    meetings_C: tuple[Meetings, ...]  # of each target
+    since_M: Ints  # each user's first event, NEVER without one
+    since_sorted_M: Ints
     prior_users: float
-    recent: dict[int, "_Met"] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
     def build(table: pa.Table, entities: Entities, behaviour: Behaviour, cluster_N: Ints, settings: PeersSettings) -> "PeerIndex":
         """From the stage's table (schema.PEERS), the run's events in time order and items' clusters by item row."""
-        num_levels = len(settings.num_peers)
+        num_levels, num_users = len(settings.num_peers), len(entities.users) + 1
         user_row = entities.users.encode(table.column("user_id"))
         time = pc.cast(table.column("as_of"), pa.int64()).to_numpy()
         as_of = np.unique(time)
-        shape = len(entities.users) + 1
-        by_level = [[Peers.alike(np.zeros((shape, width), np.int64)) for width in settings.num_peers] for _ in as_of]
+        by_level = [[Peers.alike(np.zeros((num_users, width), np.int64)) for width in settings.num_peers] for _ in as_of]
         levels, weights = table.column("peers").combine_chunks(), table.column("weights").combine_chunks()
         for level in range(num_levels):
             lists = pc.list_element(levels, level)
@@ -204,16 +237,13 @@ class PeerIndex:
                 by_level[place][level].row_MP[owner[mine], column[mine]] = peers[mine]
                 by_level[place][level].weight_MP[owner[mine], column[mine]] = weight[mine]
         column_NC = np.stack([np.arange(len(cluster_N)), cluster_N, entities.leaf_codes_N, entities.root_codes], axis=1).astype(np.int64)
-        return PeerIndex(
-            as_of,
-            tuple(tuple(levels) for levels in by_level),
-            column_NC,
-            tuple(int(column_NC[:, place].max()) + 1 for place in range(len(TARGETS))),
-            behaviour.user_row_E,
-            behaviour.item_row_E,
-            behaviour.time_E,
-            settings.prior_users,
-        )
+        since_M = np.full(num_users, NEVER)
+        np.minimum.at(since_M, behaviour.user_row_E, behaviour.time_E)
+        meetings = [
+            Meetings.build(behaviour.user_row_E, column_NC[behaviour.item_row_E, place], behaviour.time_E, num_users, int(column_NC[:, place].max()) + 1)
+            for place in range(len(TARGETS))
+        ]
+        return PeerIndex(as_of, tuple(tuple(levels) for levels in by_level), column_NC, tuple(meetings), since_M, np.sort(since_M), settings.prior_users)
 
     def lifts(self, user_B: Ints, columns_BC: Ints, snapshot_B: Ints) -> Floats:
         """PEER_STATS [B, len(PEER_STATS)] of rows whose facts about items are as of `snapshot_B`; zeros where a user has no peers.
@@ -222,76 +252,67 @@ class PeerIndex:
             columns_BC: each row's column for each of TARGETS; 0 where it is unknown.
         """
         out = np.zeros((len(user_B), len(PEER_STATS)), np.float32)
-        for time in np.unique(snapshot_B):
-            at = int(np.searchsorted(self.as_of_T, time, side="right")) - 1
-            if at >= 0:
-                rows = np.flatnonzero(snapshot_B == time)
-                out[rows] = self._at(at, int(time), user_B[rows], columns_BC[rows])
+        others_B = np.maximum(np.searchsorted(self.since_sorted_M, snapshot_B) - (self.since_M[user_B] < snapshot_B), 1)
+        everyone_BC = np.stack(
+            [
+                (meetings.by_column.count(columns_BC[:, place], snapshot_B) - meetings.had_met(user_B, columns_BC[:, place], snapshot_B) + 0.5) / (others_B + 1)
+                for place, meetings in enumerate(self.meetings_C)
+            ],
+            axis=1,
+        )
+        at_B = np.searchsorted(self.as_of_T, snapshot_B, side="right") - 1
+        order = np.lexsort((at_B, user_B))
+        order = order[at_B[order] >= 0]
+        if len(order) == 0:
+            return out
+        changes = np.flatnonzero(np.diff(user_B[order]) | np.diff(at_B[order])) + 1
+        for rows in np.split(order, changes):
+            peers_V = self.peers_TV[at_B[rows[0]]]
+            user = int(user_B[rows[0]])
+            if peers_V[0].row_MP[user, :1].any():
+                levels = [(peers.row_MP[user], peers.weight_MP[user]) for peers in peers_V]
+                out[rows] = self._of_user(levels, columns_BC[rows], snapshot_B[rows], everyone_BC[rows])
         return out
 
-    def _at(self, at: int, time: int, user_B: Ints, columns_BC: Ints) -> Floats:
-        users_U, place_B = np.unique(user_B, return_inverse=True)
-        place_B = place_B.reshape(-1)
-        met = self._met(time)
-        links = [_links(peers.row_MP[users_U], peers.weight_MP[users_U], met.num_rows) for peers in self.peers_TV[at]]
-        support_BV = [np.asarray(link.sum(axis=1)).reshape(-1)[place_B] for link in links]
-        out = np.zeros((len(user_B), len(PEER_STATS)), np.float32)
-        others_B = np.maximum(int(met.active_M.sum()) - met.active_M[user_B], 1)
-        for place, (matrix, users_C) in enumerate(met.targets):
-            column_B = columns_BC[:, place]
-            everyone_B = (users_C[column_B] - _values(matrix[users_U], place_B, column_B) + 0.5) / (others_B + 1)
-            share_B = everyone_B
-            for link, support_B in zip(links, support_BV, strict=True):
-                share_B = (_values(link @ matrix, place_B, column_B) + self.prior_users * share_B) / (support_B + self.prior_users)
-            out[:, place] = np.where((column_B > 0) & (support_BV[0] > 0), np.log(share_B / everyone_B), 0)
-        out[:, -1] = np.log1p(support_BV[-1])
+    def _of_user(self, levels: Sequence[tuple[Ints, Floats]], columns_BC: Ints, time_B: Ints, everyone_BC: npt.NDArray[np.float64]) -> Floats:
+        """PEER_STATS [B, ..] of one user's rows, with the peers of each level and their weights."""
+        out = np.zeros((len(time_B), len(PEER_STATS)), np.float32)
+        lenders, place_P = np.unique(np.concatenate([rows[rows > 0] for rows, _ in levels]), return_inverse=True)
+        weight_VP, start = np.zeros((len(levels), len(lenders))), 0
+        for level, (rows, weights) in enumerate(levels):
+            count = int((rows > 0).sum())
+            weight_VP[level, place_P.reshape(-1)[start : start + count]] = weights[rows > 0]
+            start += count
+        support_V = weight_VP.sum(axis=1)
+        for place, meetings in enumerate(self.meetings_C):
+            asked, column_B = np.unique(columns_BC[:, place], return_inverse=True)
+            among = np.zeros(meetings.num_columns, np.int64)
+            among[asked] = np.arange(1, len(asked) + 1)
+            places, owner = meetings.of_users(lenders)
+            column_F = among[meetings.column_F[places]]
+            hits = np.flatnonzero(column_F)
+            time_F, column_F = meetings.time_F[places[hits]], column_F[hits] - 1
+            by = np.lexsort((time_F, column_F))
+            starts = np.searchsorted(column_F[by], np.arange(len(asked) + 1))
+            end_B = starts[column_B.reshape(-1)] + _count_before(time_F[by], starts, column_B.reshape(-1), time_B)
+            running_VF = np.concatenate([np.zeros((len(levels), 1)), np.cumsum(weight_VP[:, owner[hits[by]]], axis=1)], axis=1)
+            share_B = everyone_BC[:, place]
+            for level, support in enumerate(support_V):
+                met_B = running_VF[level, end_B] - running_VF[level, starts[column_B.reshape(-1)]]
+                share_B = (met_B + self.prior_users * share_B) / (support + self.prior_users)
+            out[:, place] = np.where(columns_BC[:, place] > 0, np.log(share_B / everyone_BC[:, place]), 0)
+        out[:, -1] = np.log1p(support_V[-1])
         return out
 
-    def _met(self, time: int) -> "_Met":
-        """Who had met what before `time`; the last few are kept, since requests ask for the same one again and again."""
-        found = self.recent.get(time)
-        if found is None:
-            end = int(np.searchsorted(self.time_E, time))
-            active_M = np.zeros(len(self.peers_TV[0][0].row_MP), bool)
-            active_M[self.user_E[:end]] = True
-            matrices = [incidence(self.user_E[:end], self.column_NC[self.item_E[:end], place], (len(active_M), size)) for place, size in enumerate(self.sizes)]
-            found = _Met(active_M, tuple((matrix, np.asarray(matrix.sum(axis=0)).reshape(-1)) for matrix in matrices))
-            for old in list(self.recent)[: max(len(self.recent) - NUM_RECENT + 1, 0)]:
-                self.recent.pop(old, None)
-            self.recent[time] = found
-        return found
 
-
-@dataclass(frozen=True)
-class _Met:
-    """Who had met what by one time: per target the binary matrix [M, C], and how many users met each column [C]."""
-
-    active_M: npt.NDArray[np.bool_]
-    targets: tuple[tuple[sparse.csr_matrix, Floats], ...]
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.active_M)
-
-
-def _links(row_UP: Ints, weight_UP: Floats, num_rows: int) -> sparse.csr_matrix:
-    """[U, M] with the weight of each peer."""
-    there = row_UP > 0
-    starts = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
-    return sparse.csr_matrix((weight_UP[there], row_UP[there], starts), shape=(len(row_UP), num_rows))
-
-
-def _values(matrix: sparse.csr_matrix, row_B: Ints, column_B: Ints) -> npt.NDArray[np.float64]:
-    """The entries [B] of a sparse matrix at given places."""
-    matrix = matrix.tocsr()
-    matrix.sort_indices()
-    width = matrix.shape[1]
-    keys = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)) * width + matrix.indices
-    wanted = row_B * width + column_B
-    place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-    if len(keys) == 0:
-        return np.zeros(len(wanted))
-    return np.where(keys[place] == wanted, matrix.data[place], 0).astype(np.float64)
+def _count_before(times: Ints, starts: Ints, column_B: Ints, time_B: Ints) -> Ints:
+    """How many of each column's times lie strictly before each time; `times` ascend within each column, which begins at its start."""
+    clock, number = np.unique(np.concatenate([times, time_B]), return_inverse=True)
+    number = number.reshape(-1)
+    column = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    keys = column * (len(clock) + 1) + number[: len(times)]
+    found: Ints = np.searchsorted(keys, column_B * (len(clock) + 1) + number[len(times) :]) - starts[column_B]
+    return found
 
 
 def clusters(codes_NS: npt.NDArray[np.integer], depth: int) -> Ints:
