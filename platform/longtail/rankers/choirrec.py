@@ -91,7 +91,7 @@ class GroupSide(nn.Module):
 class ReliabilityTrunk(nn.Module):
     """How far a user's own signals can be trusted: one trunk on activity, a sigmoid head for alpha_fusion and one for alpha_distill."""
 
-    def __init__(self, low_activity_purchases: float, num_heads: int, num_evidence: int) -> None:
+    def __init__(self, low_activity_purchases: float, num_heads: int, num_evidence: int = 0) -> None:
         super().__init__()
         self.low_activity_purchases = low_activity_purchases
         self.trunk = nn.Linear(4 + num_evidence, TRUNK_DIM)
