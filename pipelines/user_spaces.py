@@ -4,6 +4,8 @@ Reads logs, user vectors and item vectors; writes vectors.parquet, a row for eac
 Run: python -m pipelines.user_spaces --config …
 """
 
+from functools import lru_cache
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,26 +33,36 @@ def one_snapshot(inputs: dict[str, Artifact], as_of_us: int, first_us: int, conf
     entities = load_entities(inputs["logs"], config.samples.numeric_bins)
     rows = entities.users.encode(profiles.column("user_id"))
 
-    def met(before_us: int) -> sparse.csr_matrix:
-        past = load_behaviour(inputs["logs"], config.samples.numeric_bins).before(before_us)
-        return incidence(past.user_row_E, past.item_row_E, (len(entities.users) + 1, len(entities.items) + 1))
-
     def vectors(space: Space) -> Floats:
         if space == "profile":
             return to_numpy(profiles.column("vector"))
         if space == "attributes":
             return attribute_vectors(entities.attribute_codes_MA)[rows]
         if space == "behaviour":
-            at_first = behaviour_vectors(met(first_us), settings.behaviour_dim, seed)
-            return (at_first if as_of_us == first_us else behaviour_vectors(met(as_of_us), settings.behaviour_dim, seed, at_first))[rows]
+            return _behaviour(inputs["logs"], config.samples.numeric_bins, as_of_us, first_us, settings.behaviour_dim, config.run.seed)[rows]
         items = inputs["item_vectors"].read("vectors")
-        return title_vectors(met(as_of_us), entities.items.by_code(items.column("item_id"), items.column("vector")))[rows]
+        return title_vectors(
+            _met(inputs["logs"], config.samples.numeric_bins, as_of_us), entities.items.by_code(items.column("item_id"), items.column("vector"))
+        )[rows]
 
     found = [vectors(space) for space in settings.spaces]
     vectors_RD = found[0] if settings.spaces == ("profile",) else side_by_side(found)
     if settings.shuffled:
         vectors_RD = shuffled_rows(vectors_RD, seed)
     return profiles.select(["user_id", "as_of"]).append_column("vector", to_arrow(vectors_RD))
+
+
+def _met(logs: Artifact, numeric_bins: int, before_us: int) -> sparse.csr_matrix:
+    """Who had met what before a time."""
+    entities, past = load_entities(logs, numeric_bins), load_behaviour(logs, numeric_bins).before(before_us)
+    return incidence(past.user_row_E, past.item_row_E, (len(entities.users) + 1, len(entities.items) + 1))
+
+
+@lru_cache(maxsize=8)
+def _behaviour(logs: Artifact, numeric_bins: int, as_of_us: int, first_us: int, dim: int, seed: int) -> Floats:
+    """The behaviour vectors of a snapshot, turned towards the first one's; kept, since a process that makes many variants asks for the same."""
+    earlier = None if as_of_us == first_us else _behaviour(logs, numeric_bins, first_us, first_us, dim, seed)
+    return behaviour_vectors(_met(logs, numeric_bins, as_of_us), dim, seed, earlier)
 
 
 def _build(context: Context, draft: Draft) -> Result:

@@ -35,7 +35,7 @@ class UserSpacesSettings(Settings):
     spaces: tuple[Space, ...] = Field(("profile",), min_length=1, description="put side by side with equal weight")
     behaviour_dim: int = Field(64, ge=2, description="of the truncated SVD of who met what")
     shuffled: bool = Field(False, description="deal the vectors out to the wrong users: the control, with groups and neighbourhoods of the same sizes")
-    seed: int | None = Field(None, ge=0, description="of the SVD and of what `shuffled` deals; without it run.seed")
+    seed: int | None = Field(None, ge=0, description="of what `shuffled` deals; without it run.seed")
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
