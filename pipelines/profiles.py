@@ -23,7 +23,8 @@ from longtail.config import Config
 from longtail.embeddings import encoder_key
 from longtail.logs import LogsInfo
 from longtail.packaged_models import fingerprint, resolve
-from longtail.profile_facts import FACTS, category_names, facts_table, plain, render
+from longtail.profile_facts import FACTS, facts_table, render
+from longtail.profile_names import known_names
 from longtail.profiles import ProfilesSettings, engine_key, snapshot_times
 from longtail.schema import EVENTS, ITEMS, USER_KEY, USERS, check, vectors
 from longtail.settings import Compute
@@ -95,17 +96,7 @@ def _facts(logs: Artifact, settings: ProfilesSettings) -> tuple[pa.Table, str, l
     facts = pa.concat_tables(tables)
     if not len(facts):
         raise ValueError(f"profiles.snapshots = {list(settings.snapshots)}: no user has an event or an attribute by then. Choose a later snapshot.")
-    return facts, info.behaviour_kinds[-1], _names(users, items, info), {reason: number for reason, number in dropped.items() if number}
-
-
-def _names(users: pa.Table, items: pa.Table, info: LogsInfo) -> list[str]:
-    """Category names and attribute values, as they stand in prompts."""
-    paths = {tuple(path) for path in items.column("category").to_pylist() if path} if "category" in items.column_names else set()
-    names = {name for path in paths for name in category_names(path)}
-    for attribute in info.categorical_attributes:
-        values = pc.unique(users.column(attribute)).to_pylist()
-        names |= {plain(value) for value in values if value is not None}
-    return sorted(names)
+    return facts, info.behaviour_kinds[-1], known_names(users, items, info), {reason: number for reason, number in dropped.items() if number}
 
 
 def add_prompts(block: pa.Table, settings: ProfilesSettings, kind: str) -> pa.Table:

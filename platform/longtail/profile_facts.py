@@ -5,7 +5,8 @@ Reads the logs' users, items and events; `facts_table` gives one row of structur
 Letters: E events, G groups of (user, category), U users.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -26,8 +27,13 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 MAX_NAME_CHARS = 60
+KIND_TITLES = {"purchase": "Purchases", "click": "Clicks", "cart": "Added to cart", "impression": "Seen"}
 PRICE_LEVELS = ("lowest", "low", "middle", "high", "highest")
 UNKNOWN = "unknown"
+NOT_A_FACT = ("none", "not shown")  # bodies of sections without lines
+
+_TITLE = re.compile(rf"(Attributes|(?:{'|'.join(KIND_TITLES.values())}) in \d+ days|Searches):")
+_LINE = re.compile(rf"(.*) - (\d+) - ({'|'.join((*PRICE_LEVELS, UNKNOWN))})\)")
 
 LINE = pa.struct(
     [
@@ -54,6 +60,20 @@ def plain(text: object) -> str:
     """A value as it stands in a prompt: one line, lower case where all of it is upper case, no chat markers, at most 60 characters."""
     words = " ".join(str(text).replace("<|", "<").replace("|>", ">").split())[:MAX_NAME_CHARS].strip()
     return words.lower() if words.isupper() else words
+
+
+def label(attribute: str) -> str:
+    """What a prompt calls an attribute."""
+    return plain(attribute.replace("_", " "))
+
+
+def is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def shown_value(value: object) -> str:
+    """An attribute's value as a prompt shows it."""
+    return UNKNOWN if is_missing(value) else f"{value:g}" if isinstance(value, float) else plain(value)
 
 
 def category_names(path: Sequence[str] | None) -> tuple[str, str]:
@@ -213,12 +233,10 @@ def _attributes(users: pa.Table, names: Sequence[str]) -> tuple[list[list[str]],
     rows: list[list[str]] = [[] for _ in range(len(users))]
     any_known = np.zeros(len(users), np.bool_)
     for name in names:
-        label = plain(name.replace("_", " "))
+        own = label(name)
         for row, value in enumerate(users.column(name).to_pylist()):
-            missing = value is None or (isinstance(value, float) and np.isnan(value))
-            any_known[row] |= not missing
-            shown = UNKNOWN if missing else f"{value:g}" if isinstance(value, float) else plain(value)
-            rows[row].append(f"{label}: {shown}")
+            any_known[row] |= not is_missing(value)
+            rows[row].append(f"{own}: {shown_value(value)}")
     return rows, any_known
 
 
@@ -271,7 +289,7 @@ def render(rows: Sequence[Mapping[str, Any]], kind: str, settings: ProfilesSetti
 
 
 def _sections(row: Mapping[str, Any], kind: str, windows_days: Sequence[int]) -> list[tuple[str, list[str]]]:
-    noun = {"purchase": "Purchases", "click": "Clicks", "cart": "Added to cart", "impression": "Seen"}[kind]
+    noun = KIND_TITLES[kind]
     sections = [("Attributes", list(row["attributes"]))]
     for window, days in enumerate(windows_days):
         lines = [f"{line['l1']} ({line['leaf']} - {line['count']} - {line['price_power']})" for line in row["lines"] if line["window"] == window]
@@ -319,6 +337,33 @@ def _fitted(row: Mapping[str, Any], sections: Sequence[tuple[str, list[str]]], k
 def _text(sections: Sequence[tuple[str, list[str]]], kept: Sequence[int]) -> str:
     parts = []
     for (title, lines), number in zip(sections, kept, strict=True):
-        body = lines[:number] or (["not shown"] if lines else ["none"])
+        body = lines[:number] or [NOT_A_FACT[bool(lines)]]
         parts.append("\n".join([f"{title}:", *body]))
     return "\n".join(parts)
+
+
+def line_heads(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """How lines begin, by the (first-level, leaf) names of every category of a run: where one name ends, whatever brackets the names have."""
+    return {f"{l1} ({leaf}": (l1, leaf) for l1, leaf in (*pairs, (UNKNOWN, UNKNOWN))}
+
+
+def read_back(text: str, heads: Mapping[str, tuple[str, str]]) -> dict[str, list[Any]]:
+    """The facts that a text of `render` shows: attributes, lines (all of LINE but `recent`, which no prompt shows) and searches, as in FACTS."""
+    facts: dict[str, list[Any]] = {"attributes": [], "lines": [], "searches": []}
+    window = -1
+    section = "attributes"
+    for line in text.splitlines():
+        title = None if section == "searches" else _TITLE.fullmatch(line)
+        if title is not None:
+            section = {"Attributes": "attributes", "Searches": "searches"}.get(title[1], "lines")
+            window += section == "lines"
+        elif line in NOT_A_FACT:
+            continue
+        elif section == "lines":
+            parts = _LINE.fullmatch(line)
+            assert parts is not None, f"not a line of facts: {line!r}"
+            l1, leaf = heads[parts[1]]
+            facts["lines"].append({"window": window, "l1": l1, "leaf": leaf, "count": int(parts[2]), "price_power": parts[3]})
+        else:
+            facts[section].append(line)
+    return facts

@@ -15,9 +15,10 @@ from longtail.profiles import FIELDS, SYSTEM_PROMPT, field_chars
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _STOP = re.compile(r"[,;:.()\n]")
 _NUMBER = re.compile(r"\d+")
-_PRICE = re.compile(rf"\b({'|'.join(PRICE_LEVELS)})\b[ -]price")
+PRICE_WORD = re.compile(rf"\b({'|'.join(PRICE_LEVELS)})\b[ -]price")
 ECHO_WORDS = 5  # a run of so many words that the shared prompt has too counts as copied
 MAX_ECHO_FRAC = 0.5
+FORMAT_REASONS = ("empty", "unclosed", "not_json", "missing_field", "empty_field")  # why an answer is not read at all; every other reason is its content
 MIN_NAME_CHARS = 4  # shorter names ("deli" is four) are also common words
 
 
@@ -81,7 +82,7 @@ class KnownNames:
     """Every category name and attribute value of the run, to find those that a text names and its facts do not."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        shared = " " + " ".join(words(SYSTEM_PROMPT)) + " "
+        shared = spaced(SYSTEM_PROMPT)
         phrases = {" ".join(words(name)) for name in names}
         self._phrases = {phrase for phrase in phrases if len(phrase) >= MIN_NAME_CHARS and f" {phrase} " not in shared and not phrase.isdigit()}
         self._longest = max((phrase.count(" ") + 1 for phrase in self._phrases), default=0)
@@ -104,6 +105,25 @@ class KnownNames:
         return found
 
 
+def stands_in(pieces: Sequence[str], given: str) -> bool:
+    """Whether a name, in the pieces that KnownNames found, is part of `given`, a text's words between spaces, with one at either end.
+
+    A name with commas is also what a list of other, given names reads like: "Action, Comedy" beside the genre of that name.
+    """
+    return f" {' '.join(pieces)} " in given or all(f" {piece} " in given for piece in pieces)
+
+
+def spaced(text: str) -> str:
+    """The words of a text between spaces, with one at either end."""
+    return " " + " ".join(words(text)) + " "
+
+
+def foreign_names(text: str, facts: str, known: KnownNames) -> list[str]:
+    """The known names in `text` that `facts`, the user's part of the prompt, does not have, each once."""
+    given = spaced(facts)
+    return list(dict.fromkeys(" ".join(pieces) for pieces in known.within(text) if not stands_in(pieces, given)))
+
+
 def check(fields: Fields, facts: str, names: Sequence[str], known: KnownNames) -> None:
     """Hold a parsed answer against the facts that it was given.
 
@@ -124,12 +144,9 @@ def check(fields: Fields, facts: str, names: Sequence[str], known: KnownNames) -
     if not set(_NUMBER.findall(text)) <= set(_NUMBER.findall(facts)):
         raise RefusedError("foreign_number")
     given_levels = {level for level in PRICE_LEVELS if f"- {level})" in facts}
-    given = " " + " ".join(words(facts)) + " "
-    for pieces in known.within(text):
-        # A name with commas is also what a list of other, given names reads like: "Action, Comedy" beside the genre of that name.
-        if f" {' '.join(pieces)} " not in given and any(f" {piece} " not in given for piece in pieces):
-            raise RefusedError("foreign_name")
-    if any(level not in given_levels for level in _PRICE.findall(text.lower())):
+    if foreign_names(text, facts, known):
+        raise RefusedError("foreign_name")
+    if any(level not in given_levels for level in PRICE_WORD.findall(text.lower())):
         raise RefusedError("foreign_price")
     goods = {word for name in names for word in words(name) if len(word) > 2}
     if goods and not goods & set(words(fields.interests)):
@@ -187,3 +204,22 @@ def _philosophy(stable: Sequence[Mapping[str, Any]]) -> str:
     mean = sum(PRICE_LEVELS.index(line["price_power"]) * line["count"] for line in priced) / weight
     pace = "often" if total >= 50 else "now and then" if total >= 10 else "seldom"
     return f"Takes {PRICE_LEVELS[round(mean)]} prices within a category; {habit}; {pace} active."
+
+
+def without(text: str, label: str, value: str) -> str:
+    """A paragraph as it would read if an attribute's value were not known, for the forms that a profile's identity has.
+
+    In free text the value goes wherever it stands in its own words; what a model said of it in others stays.
+    """
+    own = "|".join(re.escape(form) for form in dict.fromkeys((value, " ".join(words(value)))) if words(form))
+    if not own:
+        return text
+    found = re.sub(rf"(?i)(?<![^\W_]){re.escape(label)}:? (?:is |of )?(?:{own})(?![^\W_])", "", text)
+    if len(value) >= MIN_NAME_CHARS and not value.isdigit():
+        found = re.sub(rf"(?i)(?<![^\W_])(?:{own})(?![^\W_])", "", found)
+    if found == text:
+        return text
+    found = re.sub(r" ([,.;])", r"\1", " ".join(found.split()))
+    found = re.sub(r",(?:\s*,)+", ",", found)
+    found = re.sub(r"\bwith, ", "with ", re.sub(r",([.;]|$)", r"\1", found))
+    return re.sub(r"\bwith(\.?)$", r"of whom no attribute is known\1", found)
