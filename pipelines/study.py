@@ -12,6 +12,7 @@ Last stdout line: one JSON object.
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -225,13 +226,20 @@ def results(
         dataset=dataset,
         config=study.datasets[dataset].config,
         commit=source_commit(),
-        seeds=study.seeds,
+        seeds=tuple(dict.fromkeys(seed for of_arm in trials.values() for seed in of_arm)),
         headline=study.datasets[dataset].headline.model_dump(),
         window="test",
         arms=compared["test"],
         validation=compared["validation"],
         notes={**notes, "logs": facts, "seconds_per_trial": seconds, "parameters": parameters, "arms": {name: arm.meaning for name, arm in study.arms.items()}},
     )
+
+
+def machine() -> dict[str, str]:
+    """What the trials ran on, as the results tell it."""
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = f", {have['GPU']:g} GPU" if have.get("GPU") else ""
+    return {"machine": f"{have.get('CPU', 0):g} CPUs{gpus}, {have.get('memory', 0) / 2**30:.0f} GiB for tasks."}
 
 
 def write(found: StudyResults, study: StudySettings, folder: Path) -> None:
@@ -268,9 +276,10 @@ def main() -> None:
             cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
             trials = run_all(runs, stores, study.num_parallel or cpus, progress)
             minutes = {"trials_min": round((time.monotonic() - began) / 60, 1)}
+            how = {"when": time.strftime("%Y-%m-%d", time.gmtime()), "command": f"python -m pipelines.study {shlex.join(sys.argv[1:])}", **machine()}
             written = {}
             for name in names:
-                found = results(study, name, config, stores[name], trials[name], {"form": study.form, "shared_s": round(seconds[name]), **minutes})
+                found = results(study, name, config, stores[name], trials[name], {"form": study.form, "shared_s": round(seconds[name]), **minutes, **how})
                 write(found, study, Path(study.results))
                 written[name] = str(Path(study.results) / f"{study.name}_{name}.md")
                 progress.say(f"{name}: {written[name]}")

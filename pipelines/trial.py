@@ -35,7 +35,11 @@ def prepare(config: Config, store: Store) -> str:
 
 
 def trial(config: Config, store: Store, ranker: str, splits: Sequence[Split]) -> Artifact:
-    """The finished trial of `ranker` under `config`, found or made; the scores are of `splits` alone."""
+    """The finished trial of `ranker` under `config`, found or made; the scores are of `splits` alone.
+
+    Raises:
+        ValueError: the ranker's first head is not the outcome, or a score is not finite.
+    """
     torch.set_num_threads(1)
     with work.in_place():
         inputs = {stage.name: ensure(stage, config, store, build_inputs=True).artifact for stage in RANKER_STAGES[ranker].inputs}
@@ -47,6 +51,11 @@ def trial(config: Config, store: Store, ranker: str, splits: Sequence[Split]) ->
     draft = store.create("trials", key)
     try:
         job = TrainJob.of(config, inputs, ranker, training_seed(config.train, config.run.seed))
+        if job.files.heads[0] != "outcome":
+            raise ValueError(
+                f"rankers.{ranker}.heads = {list(job.files.heads)} on this source: a study compares scores of the outcome, on every row. "
+                f'Set rankers.{ranker}.heads=["outcome"] for the data set or the arm.'
+            )
         made = job.ranker()
         state = train_ranker(made, job.files, config.train, seed=job.seed, validate=Validation(job.files, config.evaluate))
         made.load_state_dict(state.best_weights)
@@ -55,7 +64,7 @@ def trial(config: Config, store: Store, ranker: str, splits: Sequence[Split]) ->
         draft.write("scores", scores)
         parameters: Metrics = {"parameters": made.num_parameters(), "best_epoch": state.best_epoch, "epochs": state.metrics}
         return draft.commit(
-            config={"ranker": ranker, **dict(RANKER_STAGES[ranker].settings(config))},
+            config={"name": ranker, **RANKER_STAGES[ranker].settings(config)},
             inputs=inputs,
             seed=job.seed,
             rows_in=len(scores),

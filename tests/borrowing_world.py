@@ -63,8 +63,8 @@ def events() -> list[Event]:
     return found
 
 
-def examples() -> list[pa.Table]:
-    """Two parts of rows in all windows, of all users."""
+def examples(conversion: bool = False) -> list[pa.Table]:
+    """Two parts of rows in all windows, of all users; some of the positive ones are conversions too, where the source has any."""
     rng = np.random.default_rng(1)
     parts = []
     for number, rows in enumerate((70, 50)):
@@ -78,8 +78,8 @@ def examples() -> list[pa.Table]:
             "origin": pa.array(["logged"] * rows),
             "request_id": pa.nulls(rows, pa.string()),
             "outcome": pa.array(rng.integers(0, 2, rows).astype(np.int8)),
-            "conversion": pa.nulls(rows, pa.int8()),
         }
+        columns["conversion"] = pa.array(columns["outcome"].to_numpy() * (np.arange(rows) % 2), pa.int8()) if conversion else pa.nulls(rows, pa.int8())
         parts.append(pa.table(columns, schema=schema.EXAMPLES))
     return parts
 
@@ -103,7 +103,7 @@ def item_vectors() -> pa.Table:
     return pa.table({"item_id": ITEMS[::-1], "vector": to_arrow(vectors[::-1].astype(np.float32))})
 
 
-def publish(folder: Path, more: list[Event] | None = None, **sections: dict[str, Any]) -> tuple[Config, Store]:
+def publish(folder: Path, more: list[Event] | None = None, conversion: bool = False, **sections: dict[str, Any]) -> tuple[Config, Store]:
     """Write what the stages of groups and peers read below `folder`, with `more` events; the config finds it."""
     settings = config(str(folder), **sections)
     store = Store.open(settings.run.uri)
@@ -129,7 +129,7 @@ def publish(folder: Path, more: list[Event] | None = None, **sections: dict[str,
             "price": pa.nulls(len(happened), pa.float64()),
         }
         draft.write("events", pa.table(columns))
-        for number, part in enumerate(examples()):
+        for number, part in enumerate(examples(conversion)):
             draft.write(f"examples.parquet/part-{number:05d}", part)
 
     def nothing(draft: Draft) -> None:
@@ -137,10 +137,10 @@ def publish(folder: Path, more: list[Event] | None = None, **sections: dict[str,
 
     taste = np.arange(NUM_ITEMS) % NUM_TASTES
     item_codes = pa.table({"item_id": ITEMS, "codes": pa.array([[int(one)] for one in taste], pa.list_(pa.int32(), 1))})
-    commit(LOGS, write_logs, INFO.model_dump(mode="json"))
+    commit(LOGS, write_logs, INFO.model_copy(update={"has_conversion": conversion}).model_dump(mode="json"))
     commit(PROFILES, nothing)
     commit(USER_VECTORS, lambda draft: draft.write("vectors", user_vectors()))
     commit(ITEM_VECTORS, lambda draft: draft.write("vectors", item_vectors()))
-    commit(ITEM_Z, nothing)
-    commit(ITEM_CODES, lambda draft: draft.write("codes", item_codes))
+    commit(ITEM_Z, lambda draft: draft.write("z", item_vectors()))
+    commit(ITEM_CODES, lambda draft: draft.write("codes", item_codes), {"shape": [1, NUM_TASTES, DIM]})
     return settings, store
