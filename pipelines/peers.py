@@ -70,7 +70,7 @@ def _settings(config: Config) -> dict[str, Any]:
     return {name: value for name, value in config.peers.key_fields().items() if name != "prior_users"}
 
 
-PEERS = Stage("peers", 2, (LOGS, USER_SPACES, USER_CODES), _settings, _build, "pipelines.peers")
+PEERS = Stage("peers", 3, (LOGS, USER_SPACES, USER_CODES), _settings, _build, "pipelines.peers")
 
 
 def main() -> None:

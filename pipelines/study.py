@@ -12,6 +12,7 @@ Last stdout line: one JSON object.
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -227,13 +228,20 @@ def results(
         dataset=dataset,
         config=study.datasets[dataset].config,
         commit=source_commit(),
-        seeds=study.seeds,
+        seeds=tuple(dict.fromkeys(seed for of_arm in trials.values() for seed in of_arm)),
         headline=study.datasets[dataset].headline.model_dump(),
         window="test",
         arms=compared["test"],
         validation=compared["validation"],
         notes={**notes, "logs": facts, "seconds_per_trial": seconds, "parameters": parameters, "arms": {name: arm.meaning for name, arm in study.arms.items()}},
     )
+
+
+def machine() -> dict[str, str]:
+    """What the trials ran on, as the results tell it."""
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = f", {have['GPU']:g} GPU" if have.get("GPU") else ""
+    return {"machine": f"{have.get('CPU', 0):g} CPUs{gpus}, {have.get('memory', 0) / 2**30:.0f} GiB for tasks."}
 
 
 def write(found: StudyResults, study: StudySettings, folder: Path) -> None:
@@ -247,8 +255,7 @@ def write(found: StudyResults, study: StudySettings, folder: Path) -> None:
 
 def main() -> None:
     with clear_errors():
-        args = arguments(__doc__ or "")
-        config = config_from(args)
+        config = config_from(arguments(__doc__ or ""))
         study = config.study
         if not study.arms or not study.datasets:
             raise ValueError("the config has no [study] with arms and datasets. pipelines/configs/choirrec_study.toml is one.")
@@ -274,9 +281,9 @@ def main() -> None:
             about = {
                 "form": study.form,
                 "when": time.strftime("%Y-%m-%d", time.gmtime()),
-                "command": f"python -m pipelines.study --config {args.config}" + "".join(f" --set {one}" for one in args.overrides),
-                "machine": f"{cpus} CPUs, {study.num_parallel or cpus} trials at a time, a thread each",
-                "config_sha256": digest(config.study.model_dump(mode="json"), 64),
+                "command": f"python -m pipelines.study {shlex.join(sys.argv[1:])}",
+                "study_sha256": digest(study.model_dump(mode="json"), 64),
+                **machine(),
                 **minutes,
             }
             written = {}

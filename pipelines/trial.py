@@ -6,12 +6,15 @@ where it is missing (pipelines.work), so that hundreds of trials fill a machine 
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from longtail.artifacts import Artifact, Store
+from longtail.artifacts import Artifact, Store, parquet_files
 from longtail.config import Config
 from longtail.hashing import digest
 from longtail.rankers.batch import Batch
@@ -35,7 +38,11 @@ def prepare(config: Config, store: Store) -> str:
 
 
 def trial(config: Config, store: Store, ranker: str, splits: Sequence[Split]) -> Artifact:
-    """The finished trial of `ranker` under `config`, found or made; the scores are of `splits` alone."""
+    """The finished trial of `ranker` under `config`, found or made; the scores are of `splits` alone.
+
+    Raises:
+        ValueError: the ranker's first head is not the outcome, or a score is not finite.
+    """
     torch.set_num_threads(1)
     with work.in_place():
         inputs = {stage.name: ensure(stage, config, store, build_inputs=True).artifact for stage in RANKER_STAGES[ranker].inputs}
@@ -47,6 +54,12 @@ def trial(config: Config, store: Store, ranker: str, splits: Sequence[Split]) ->
     draft = store.create("trials", key)
     try:
         job = TrainJob.of(config, inputs, ranker, training_seed(config.train, config.run.seed))
+        if job.files.heads[0] != "outcome":
+            raise ValueError(
+                f"rankers.{ranker}.heads = {list(job.files.heads)} on this source: a study compares scores of the outcome, on every row. "
+                f'Set rankers.{ranker}.heads=["outcome"] for the data set or the arm.'
+            )
+        job = replace(job, files=replace(job.files, kept=_in_memory(inputs["samples"], inputs["lent"])))
         made = job.ranker()
         state = train_ranker(made, job.files, config.train, seed=job.seed, validate=Validation(job.files, config.evaluate))
         made.load_state_dict(state.best_weights)
@@ -55,7 +68,7 @@ def trial(config: Config, store: Store, ranker: str, splits: Sequence[Split]) ->
         draft.write("scores", scores)
         parameters: Metrics = {"parameters": made.num_parameters(), "best_epoch": state.best_epoch, "epochs": state.metrics}
         return draft.commit(
-            config={"ranker": ranker, **dict(RANKER_STAGES[ranker].settings(config))},
+            config={"name": ranker, **RANKER_STAGES[ranker].settings(config)},
             inputs=inputs,
             seed=job.seed,
             rows_in=len(scores),
@@ -66,6 +79,21 @@ def trial(config: Config, store: Store, ranker: str, splits: Sequence[Split]) ->
     except BaseException:
         draft.discard()
         raise
+
+
+@lru_cache(maxsize=1)
+def _tables(samples: Artifact) -> tuple[pa.Table, ...]:
+    """The samples' parts; kept, since most arms of a data set differ in what is lent alone."""
+    return tuple(pq.read_table(path, filesystem=samples.fs) for path in parquet_files(samples.fs, samples.path("samples.parquet")))
+
+
+def _in_memory(samples: Artifact, lent: Artifact) -> tuple[pa.Table, ...]:
+    """The parts with all their columns: a trial reads them some ten times."""
+    found = []
+    for own, path in zip(_tables(samples), parquet_files(lent.fs, lent.path("lent.parquet")), strict=True):
+        borrowed = pq.read_table(path, filesystem=lent.fs)
+        found.append(pa.table({name: table.column(name) for table in (own, borrowed) for name in table.column_names}))
+    return tuple(found)
 
 
 def trial_key(config: Config, ranker: str, inputs: Mapping[str, Artifact], splits: Sequence[Split]) -> str:

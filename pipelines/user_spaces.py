@@ -78,7 +78,7 @@ def _settings(config: Config) -> dict[str, object]:
     return {"user_spaces": config.user_spaces.key_fields(), "numeric_bins": config.samples.numeric_bins}
 
 
-USER_SPACES = Stage("user_spaces", 1, (LOGS, USER_VECTORS, ITEM_VECTORS), _settings, _build, "pipelines.user_spaces")
+USER_SPACES = Stage("user_spaces", 2, (LOGS, USER_VECTORS, ITEM_VECTORS), _settings, _build, "pipelines.user_spaces")
 
 
 def main() -> None:

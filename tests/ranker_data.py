@@ -1,5 +1,6 @@
 """Sample tables of the real schema with a known truth, for tests of the rankers and of training.
 
+Written below a folder as the stages `samples` and `lent` write them, the columns of each part in two files.
 Letters: N rows, M users + 1, K items + 1, L history length, D vector width.
 """
 
@@ -13,6 +14,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
 
+from longtail.collaborative import COLLABORATIVE_STATS
+from longtail.peers import PEER_STATS
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import OOV, Catalogue, CatalogueSizes
 from longtail.sample_files import SampleFiles
@@ -22,8 +25,19 @@ NUM_TOPICS = 6
 NUM_GROUPS = 6
 DIM = 8
 
+#: The columns that the stage `lent` writes; the others are the samples' own.
+LENT_COLUMNS = ("completed", "group_stats", "user_codes", "group_history", "group_weight", "peer_stats")
 
-def spec_of(num_users: int = 40, num_items: int = 60, history_length: int = 5, attributes: int = 2, has_conversion: bool = True) -> FeatureSpec:
+
+def spec_of(
+    num_users: int = 40,
+    num_items: int = 60,
+    history_length: int = 5,
+    attributes: int = 2,
+    has_conversion: bool = True,
+    collaborative_stats: int = 0,
+    peer_stats: int = 0,
+) -> FeatureSpec:
     return FeatureSpec(
         num_users=num_users,
         num_items=num_items,
@@ -34,6 +48,8 @@ def spec_of(num_users: int = 40, num_items: int = 60, history_length: int = 5, a
         user_stats=("log_purchases", "log_clicks"),
         cross_stats=("log_same_item",),
         item_stats=("log_events", "log_price"),
+        collaborative_stats=COLLABORATIVE_STATS[:collaborative_stats],
+        peer_stats=PEER_STATS[:peer_stats],
         code_sizes=(NUM_GROUPS, 3),
         has_conversion=has_conversion,
     )
@@ -142,6 +158,9 @@ class World:
         }
         if spec.attributes:
             columns |= {"attributes": fixed(attributes, pa.int32()), "completed": fixed(np.maximum(attributes, 1), pa.int32())}
+        for name, width in (("collaborative_stats", len(spec.collaborative_stats)), ("peer_stats", len(spec.peer_stats))):
+            if width:
+                columns[name] = fixed(rng.normal(0, 2, (num, width)), pa.float32())
         return pa.table(columns)
 
     def batch(self, num: int, seed: int = 1, truth: str = "taste") -> Batch:
@@ -152,6 +171,12 @@ def fixed(values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(values).reshape(-1)).cast(kind, safe=False), values.shape[1])
 
 
+def own_and_lent(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """A table's columns as the two stages share them."""
+    lent = [name for name in LENT_COLUMNS if name in table.column_names]
+    return table.drop_columns(lent), table.select(lent)
+
+
 def write_parts(folder: Path, tables: list[pa.Table]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for number, table in enumerate(tables):
@@ -159,5 +184,17 @@ def write_parts(folder: Path, tables: list[pa.Table]) -> Path:
     return folder
 
 
+def write_samples(folder: Path, tables: list[pa.Table]) -> Path:
+    """Parts of samples below `folder`, which `scan` reads."""
+    own, lent = zip(*map(own_and_lent, tables), strict=True)
+    write_parts(folder / "samples.parquet", list(own))
+    write_parts(folder / "lent.parquet", list(lent))
+    return folder
+
+
 def scan(folder: Path, spec: FeatureSpec, heads: tuple[str, ...] = ("outcome",)) -> SampleFiles:
-    return SampleFiles.scan(pafs.LocalFileSystem(), str(folder), spec, heads)  # type: ignore[arg-type]
+    return SampleFiles.scan(pafs.LocalFileSystem(), folders_of(folder), spec, heads)  # type: ignore[arg-type]
+
+
+def folders_of(folder: Path) -> tuple[str, str]:
+    return str(folder / "samples.parquet"), str(folder / "lent.parquet")

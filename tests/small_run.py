@@ -13,24 +13,27 @@ from longtail.artifacts import Artifact, Draft, Store
 from longtail.checkpoint import save_ranker, save_vocabulary
 from longtail.codes import codebook_bytes, encode
 from longtail.config import Config
-from longtail.features import FeatureState, UserGroups
+from longtail.feature_state import FeatureState
+from longtail.peers import clusters
 from longtail.projection import ItemEncoder, Projection, ProjectionShape
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.factory import build_ranker
 from longtail.rankers.ranker import Ranker
-from longtail.run_state import feature_spec
 from longtail.vectors import to_arrow
 from pipelines.codes import ITEM_CODES, USER_CODES
+from pipelines.collaborative import COLLABORATIVE
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_Z
+from pipelines.lent import LENT
 from pipelines.logs import LOGS
 from pipelines.peers import PEERS
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
 from pipelines.stage import Stage, stage_key
 from pipelines.train import RANKER_STAGES
-from tests import small_world, test_groups
+from pipelines.user_spaces import USER_SPACES
+from tests import small_features, small_world, test_groups
 
 TEXT_DIM = 384  # of the demo's text encoder
 DIM = 8
@@ -38,7 +41,7 @@ TRAINED_USERS, TRAINED_ITEMS = np.array([1, 2]), np.array([2, 4, 5])  # c, d, bo
 
 
 def config(uri: str) -> Config:
-    """Small enough to check by hand; the same widths as test_features."""
+    """Small enough to check by hand; the same widths as small_features."""
     return Config.model_validate(
         {
             "run": {"uri": uri, "name": "small"},
@@ -54,23 +57,10 @@ def config(uri: str) -> Config:
     )
 
 
-def user_codes() -> pa.Table:
-    return pa.table(
-        {
-            "user_id": ["a", "b", "c", "d"],
-            "as_of": pa.array([small_world.day(20)] * 4, schema.TIMESTAMP),
-            "codes": pa.array(test_groups.CODES_RS.tolist(), pa.list_(pa.int32(), 2)),
-        },
-        schema=schema.codes(schema.USER_KEY, 2),
-    )
-
-
 def state(settings: Config) -> FeatureState:
     """What load_feature_state makes of the run."""
-    entities = small_world.entities()
-    spec = feature_spec(entities, settings, has_conversion=False)
-    groups = UserGroups.build(user_codes(), test_groups.groups(), entities, spec.code_sizes, settings.groups)
-    return FeatureState.build(entities, small_world.behaviour(), groups, spec, settings.samples, small_world.us(0))
+    codes_NS = np.concatenate([np.full((1, 2), -1), encode(item_vectors(), item_codebook())])
+    return small_features.state(config=settings, cluster_N=np.where(codes_NS[:, 0] >= 0, clusters(codes_NS, settings.samples.cluster_depth), 0))
 
 
 def item_vectors() -> np.ndarray:
@@ -130,7 +120,7 @@ def publish(folder: Path) -> Config:
         draft.write("events", small_world.events(small_world.BEHAVIOUR))
 
     def write_user_codes(draft: Draft) -> None:
-        draft.write("codes", user_codes())
+        draft.write("codes", small_features.user_codes())
         write_bytes(draft, "codebook.safetensors", codebook_bytes(np.random.default_rng(2).normal(size=(2, 3, TEXT_DIM)).astype(np.float32) * 0.05))
 
     def write_item_z(draft: Draft) -> None:
@@ -153,11 +143,14 @@ def publish(folder: Path) -> Config:
     for stage in (PROFILES, USER_VECTORS, ITEM_VECTORS):
         commit(stage, nothing)
     commit(ITEM_Z, write_item_z)
+    commit(USER_SPACES, nothing)
     commit(USER_CODES, write_user_codes, {"shape": [2, 3, TEXT_DIM]})
     commit(ITEM_CODES, write_item_codes, {"shape": [2, 4, DIM]})
     commit(GROUPS, lambda draft: draft.write("groups", test_groups.groups()))
     commit(PEERS, lambda draft: draft.write("peers", schema.PEERS.empty_table()))
+    commit(COLLABORATIVE, lambda draft: draft.write("collaborative", schema.COLLABORATIVE.empty_table()))
     commit(SAMPLES, nothing)
+    commit(LENT, nothing)
     for name, ranker in rankers(settings).items():
 
         def write_checkpoint(draft: Draft, ranker: Ranker = ranker) -> None:

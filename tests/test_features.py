@@ -1,50 +1,31 @@
-"""Features: by hand at one time, against slow counts, and blind to the future."""
-
-import dataclasses
+"""Own features: by hand at one time, against slow counts, and blind to the future."""
 
 import numpy as np
 import pyarrow as pa
 
-from longtail import schema
-from longtail.features import CROSS_STATS, ITEM_STATS, USER_STATS, FeatureState, Rows, UserGroups
-from longtail.groups import GroupsSettings
-from longtail.rankers.batch import Batch
-from longtail.run_state import feature_spec
-from longtail.samples import SamplesSettings
+from longtail.collaborative import CollaborativeIndex, CollaborativeSettings, fit
+from longtail.feature_state import own_rows
+from longtail.features import CROSS_STATS, EXAMPLE_COLUMNS, ITEM_STATS, USER_STATS
 from longtail.times import DAY_US
-from tests import small_world, test_groups
+from tests import small_world
+from tests.small_features import CLUSTER_N, MILK, ODD, TEA, Events, examples, own_state
+from tests.test_collaborative import met
 
-SETTINGS = SamplesSettings(history_length=3, snapshot_days=7)
-GROUPS = GroupsSettings(sequence_categories=2, items_per_category=1, min_size=2)
+SCORES = CollaborativeSettings(scores=("svd", "ease"), ease_l2=1.0, svd_dim=2)
 
 
-def state(rows: list[tuple[str, str, float, str]] | None = None) -> FeatureState:
-    from longtail.config import Config
+def features(pairs: list[tuple[str, str, float]], rows: Events | None = None, **state: object) -> dict[str, list]:
+    return own_rows(own_state(rows, **state), examples(pairs)).to_pydict()  # type: ignore[arg-type]
 
+
+def cross_stats(pair: tuple[str, str, float], **state: object) -> dict[str, float]:
+    return dict(zip(CROSS_STATS, features([pair], **state)["cross_stats"][0], strict=True))
+
+
+def collaborative(rows: Events | None = None) -> CollaborativeIndex:
+    """Scores with weights of day 20."""
     entities = small_world.entities()
-    config = Config.model_validate({"samples": SETTINGS.model_dump(), "groups": GROUPS.model_dump(), "codes": {"user": {"num_stages": 2, "codebook_size": 3}}})
-    spec = feature_spec(entities, config, has_conversion=False)
-    codes = pa.table(
-        {
-            "user_id": ["a", "b", "c", "d"],
-            "as_of": pa.array([small_world.day(20)] * 4, schema.TIMESTAMP),
-            "codes": pa.array(test_groups.CODES_RS.tolist(), pa.list_(pa.int32(), 2)),
-        }
-    )
-    groups = UserGroups.build(codes, test_groups.groups(rows), entities, spec.code_sizes, GROUPS)
-    return FeatureState.build(entities, small_world.behaviour(rows), groups, spec, SETTINGS, small_world.us(0))
-
-
-def features(pairs: list[tuple[str, str, float]], rows: list[tuple[str, str, float, str]] | None = None) -> dict[str, list]:
-    built = state(rows)
-    table = pa.table(
-        {
-            "user_id": [p[0] for p in pairs],
-            "item_id": [p[1] for p in pairs],
-            "ts": pa.array([small_world.day(p[2]) for p in pairs], schema.TIMESTAMP),
-        }
-    )
-    return built.features(Rows.of(table, built.entities)).to_pydict()
+    return CollaborativeIndex.build(fit(met(rows, 20), entities.items, small_world.us(20), SCORES, seed=0), entities, small_world.behaviour(rows), SCORES)
 
 
 def test_history_is_most_recent_first_and_strictly_before() -> None:
@@ -68,11 +49,35 @@ def test_user_and_cross_statistics_by_hand() -> None:
     assert np.isclose(stats["mean_log_price"], (2 * np.log(3) + np.log(2)) / 3)
     cross = dict(zip(CROSS_STATS, got["cross_stats"][0], strict=True))
     assert np.isclose(cross["log_same_item"], np.log1p(2))
+    assert np.isclose(cross["log_same_cluster"], np.log1p(3))  # milk too
     assert np.isclose(cross["log_same_leaf"], np.log1p(3))
     assert np.isclose(cross["log_same_root"], np.log1p(3))
     assert np.isclose(cross["log_same_brand"], np.log1p(2))
+    assert np.isclose(cross["cluster_share"], 1.0)
     assert np.isclose(cross["leaf_share"], 1.0)
     assert np.isclose(cross["item_recency"], 1 / 11)
+
+
+def test_cluster_statistics_are_of_items_with_the_same_codes_and_not_of_the_category() -> None:
+    # c bought soap on day 5 and book on day 11. odd has no category, and book's cluster; soap shares its root category with book, and no cluster with anything.
+    odd, soap = cross_stats(("c", "odd", 15)), cross_stats(("c", "soap", 15))
+    assert np.isclose(odd["log_same_cluster"], np.log1p(1))
+    assert np.isclose(odd["cluster_share"], 1 / 2)
+    assert np.isclose(odd["cluster_recency"], 1 / 5)
+    assert (odd["log_same_item"], odd["log_same_leaf"], odd["leaf_share"], odd["leaf_recency"]) == (0, 0, 0, 0)
+    assert np.isclose(soap["log_same_root"], np.log1p(2))
+    assert np.isclose(soap["log_same_cluster"], np.log1p(1))
+    assert np.isclose(soap["cluster_recency"], 1 / 11)
+    assert cross_stats(("c", "odd", 11))["log_same_cluster"] == 0  # the book itself is of that moment
+
+
+def test_items_without_codes_are_no_cluster() -> None:
+    without = CLUSTER_N.copy()
+    without[[MILK, ODD, TEA]] = 0
+    for item in ("milk", "odd", "not in the shop"):
+        got = cross_stats(("a", item, 15), cluster_N=without)
+        assert (got["log_same_cluster"], got["cluster_share"], got["cluster_recency"]) == (0, 0, 0), item
+    assert cross_stats(("a", "milk", 15))["log_same_cluster"] > 0
 
 
 def test_item_counts_change_only_at_snapshots() -> None:
@@ -101,59 +106,41 @@ def test_a_first_sale_tells_nothing_of_the_rows_around_it() -> None:
     assert len(set(ages)) == 1
 
 
-def test_groups_lend_to_those_who_lack_and_unknown_users_get_everyone() -> None:
-    got = features([("d", "tea", 25), ("c", "tea", 25), ("nobody", "tea", 25), ("a", "tea", 5)])
-    # d sits alone in [1]: smaller than min_size at every depth, so the root lends; its own attributes are missing
-    assert got["attributes"][0] == [0, 0]
-    assert got["completed"][0] == [1, 1]
-    assert got["completed"][1] == [2, 3]  # c keeps its own
-    assert got["user_codes"][0] == [2, 1]
-    assert got["user_codes"][2] == [0, 0]
-    assert got["completed"][2] == got["completed"][0]
-    assert any(got["group_history"][2])
-    # before the first snapshot there is no group at all
-    assert got["user_codes"][3] == [0, 0]
-    assert not any(got["group_history"][3])
+def test_collaborative_scores_are_those_of_the_index_and_have_no_column_without_one() -> None:
+    pairs = [(user, item, day) for user in "abcd" for item in ("tea", "milk", "soap", "book") for day in (19.0, 25.0)]
+    assert "collaborative_stats" not in features(pairs)
+    built = collaborative()
+    table = own_rows(own_state(collaborative=built), examples(pairs))
+    rows = [(small_world.entities().users.codes[user], small_world.entities().items.codes[item], small_world.us(day)) for user, item, day in pairs]
+    expected = built.scores(*(np.array(column) for column in zip(*rows, strict=True)))
+    assert np.array_equal(np.array(table["collaborative_stats"].to_pylist(), np.float32), expected)
+    assert (expected != 0).any(axis=0).all()
+    assert not expected[::2].any(), "none before the first snapshot"
+
+
+def test_rows_are_the_examples_with_own_features_beside_them() -> None:
+    asked = examples([("a", "tea", 12), ("d", "odd", 25)])
+    table = own_rows(own_state(), asked)
+    assert table.select(EXAMPLE_COLUMNS).equals(asked.select(EXAMPLE_COLUMNS))
+    lent = {"completed", "group_stats", "user_codes", "group_history", "group_weight", "peer_stats"}
+    assert not lent & set(table.column_names)
+    assert {"attributes", "user_stats", "cross_stats", "item_stats", "history", "activity"} <= set(table.column_names)
+    assert table["attributes"].type == pa.list_(pa.int32(), 2)
 
 
 def test_a_planted_future_event_changes_no_feature() -> None:
     asked = [(user, item, 21.0) for user in "abcd" for item in ("tea", "milk", "soap", "book", "odd")]
     planted = [*small_world.BEHAVIOUR, ("a", "book", 21.0, "purchase"), ("d", "odd", 21.5, "click"), ("c", "tea", 39, "purchase")]
-    assert str(features(asked, planted)) == str(features(asked))  # as text, since NaN is not equal to itself
-
-
-def test_a_stated_attribute_wins_over_nothing_and_codes_over_the_root() -> None:
-    built = state()
-    rows = Rows(np.array([0]), np.array([5]), np.array([small_world.us(25)]))
-    got = built.features(rows, attributes_BA=np.array([[2, 0]], np.int32), codes=[(0, 1)]).to_pydict()
-    assert got["attributes"][0] == [2, 0]
-    assert got["completed"][0] == [2, 1]
-    assert got["user_codes"][0] == [1, 2]
-
-
-def test_a_batch_holds_what_the_table_held() -> None:
-    built = state()
-    table = built.features(Rows(np.array([1, 2]), np.array([5, 4]), np.array([small_world.us(25)] * 2)))
-    batch = Batch.from_table(table, built.spec)
-    assert batch.history_BL.tolist() == table.column("history").to_pylist()
-    assert batch.attributes_BA.tolist() == table.column("attributes").to_pylist()
-    assert batch.conversion_B.tolist() == [-1, -1]
-    assert batch.rows(slice(1, 2)).user_row_B.tolist() == [2]
-
-
-def test_a_source_without_attributes_has_no_such_column_and_an_empty_tensor() -> None:
-    built = state()
-    bare = dataclasses.replace(built, entities=dataclasses.replace(built.entities, attributes=(), attribute_codes_MA=np.zeros((5, 0), np.int32)))
-    bare = dataclasses.replace(bare, groups=dataclasses.replace(built.groups, attributes_PA=np.zeros((len(built.groups.size_P), 0), np.int32)))
-    table = bare.features(Rows(np.array([1]), np.array([5]), np.array([small_world.us(25)])))
-    assert "attributes" not in table.column_names
-    spec = built.spec.model_copy(update={"attributes": (), "attribute_sizes": ()})
-    assert Batch.from_table(table, spec).attributes_BA.shape == (1, 0)
+    got, later = (features(asked, rows, collaborative=collaborative(rows)) for rows in (None, planted))
+    assert str(later) == str(got)  # as text, since NaN is not equal to itself
+    after = [(user, item, 29.0) for user, item, _ in asked]
+    assert str(features(after, planted)) != str(features(after))
 
 
 def test_counts_agree_with_a_slow_recount() -> None:
     generator = np.random.default_rng(3)
     names = ["tea", "milk", "soap", "book", "odd"]
+    cluster = dict(zip(sorted(names), CLUSTER_N[1:], strict=True))
     rows = [
         (str(u), str(i), float(d), str(k))
         for u, i, d, k in zip(
@@ -173,6 +160,12 @@ def test_counts_agree_with_a_slow_recount() -> None:
         now = small_world.us(time)
         mine = [r for r in rows if r[0] == user and small_world.us(r[2]) < now]
         assert got["num_purchases"][place] == sum(r[3] == "purchase" for r in mine)
-        assert np.isclose(got["cross_stats"][place][0], np.log1p(sum(r[1] == item for r in mine)))
+        cross = dict(zip(CROSS_STATS, got["cross_stats"][place], strict=True))
+        assert np.isclose(cross["log_same_item"], np.log1p(sum(r[1] == item for r in mine)))
+        alike = [r for r in mine if cluster[r[1]] == cluster[item]]
+        assert np.isclose(cross["log_same_cluster"], np.log1p(len(alike)))
+        assert np.isclose(cross["cluster_share"], len(alike) / max(len(mine), 1))
+        last = max((small_world.us(r[2]) for r in alike), default=None)
+        assert np.isclose(cross["cluster_recency"], 1 / 1001 if last is None else 1 / (1 + (now - last) / DAY_US), atol=1e-6)
         boundary = small_world.us(0) + (now - small_world.us(0)) // (7 * DAY_US) * 7 * DAY_US
         assert got["item_events"][place] == sum(r[1] == item and small_world.us(r[2]) < boundary for r in rows)

@@ -137,8 +137,8 @@ def test_heads_labels_losses_and_refusals() -> None:
 @pytest.mark.parametrize("attributes", [0, 2])
 def test_every_parameter_gets_a_gradient_and_empty_batches_pass(name: str, attributes: int) -> None:
     """DDP waits for every parameter's gradient, also from a worker that has no row of a short batch."""
-    world = World.of(spec_of(attributes=attributes))
-    ranker = make(name, world)
+    world = World.of(spec_of(attributes=attributes, collaborative_stats=attributes, peer_stats=attributes))
+    ranker = make(name, world, peer_stats=True)
     batch = world.batch(64)
     ranker.fit_statistics(batch)
     loss_of(ranker, batch).backward()  # type: ignore[no-untyped-call]
@@ -179,6 +179,36 @@ def test_group_inputs_matter_exactly_where_their_part_is_on() -> None:
             ranker = make("choirrec", **{part: on})
             same = torch.equal(ranker(batch).logits_BH, ranker(other).logits_BH)
             assert same is not on, part
+
+
+@pytest.mark.parametrize("name", ["base", "choirrec", "saviorrec"])
+def test_collaborative_scores_matter_exactly_where_they_are_on(name: str) -> None:
+    world = World.of(spec_of(collaborative_stats=2))
+    batch = world.batch(32)
+    other = Batch(**{**vars(batch), "collaborative_stats_BF": batch.collaborative_stats_BF.flip(0)})
+    for on in (True, False):
+        ranker = make(name, world, collaborative_stats=on)
+        ranker.fit_statistics(batch)
+        assert torch.equal(ranker(batch).logits_BH, ranker(other).logits_BH) is not on
+    without = make(name, world, collaborative_stats=False)
+    for mine, plain in zip(without.parameters(), make(name).parameters(), strict=True):
+        assert torch.equal(mine, plain), "off is the ranker of a run that makes no scores"
+
+
+@pytest.mark.parametrize("name", ["base", "choirrec", "saviorrec"])
+def test_without_own_counts_the_individual_side_knows_no_count_of_the_item_nor_of_what_the_user_did_with_its_kind(name: str) -> None:
+    batch = WORLD.batch(32)
+    other = Batch(**{**vars(batch), "cross_stats_BX": batch.cross_stats_BX.flip(0), "item_stats_BI": batch.item_stats_BI.flip(0)})
+    widths = []
+    for on in (True, False):
+        ranker = make(name, own_counts=on)
+        ranker.fit_statistics(batch)
+        own, flipped = (ranker.individual(ranker.catalogue, one, None).x_BF for one in (batch, other))  # type: ignore[operator]
+        assert torch.equal(own, flipped) is not on
+        widths.append(own.shape[1])
+        if name != "choirrec":  # whose group channel has statistics of the item too
+            assert torch.equal(ranker(batch).logits_BH, ranker(other).logits_BH) is not on
+    assert widths[0] - widths[1] == batch.cross_stats_BX.shape[1] + batch.item_stats_BI.shape[1]
 
 
 def test_contradicting_switches_are_refused() -> None:

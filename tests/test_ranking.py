@@ -13,7 +13,8 @@ import torch
 from longtail import schema
 from longtail.codes import encode
 from longtail.entities import Entities, Vocabulary
-from longtail.features import CROSS_STATS, ITEM_STATS, sample_rows
+from longtail.feature_state import lent_rows, own_rows
+from longtail.features import CROSS_STATS, ITEM_STATS
 from longtail.rankers.batch import Batch
 from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, StatedUser, stated_facts
 from longtail.scoring import predict
@@ -58,7 +59,8 @@ def test_features_and_scores_are_those_of_the_training_samples(ranker: RequestRa
             "conversion": pa.nulls(len(rows), pa.int8()),
         }
     )
-    samples = sample_rows(ranker.state, examples)
+    own, lent = own_rows(ranker.state.own, examples), lent_rows(ranker.state.lent, examples)
+    samples = pa.table({name: part.column(name) for part in (own, lent) for name in part.column_names})
     spec = ranker.state.spec
     for place, (user, now) in enumerate(asked):
         trained, served = Batch.from_table(samples.slice(place * len(ITEMS), len(ITEMS)), spec), ranker.batch(question(user, now=now))
@@ -127,13 +129,21 @@ def test_an_item_described_like_one_of_the_catalogue_scores_like_it(ranker: Requ
 
 def test_features_of_an_unknown_item_come_from_the_category_brand_and_price_stated(ranker: RequestRanker) -> None:
     like_tea = StatedItem("tea two", "Tea", ("food", "drinks"), "x", 2.0, small_world.day(0))
-    batch = ranker.batch(question("a", items=("tea", like_tea, "?"), now=small_world.day(12)))
+    asked = question("a", items=("tea", like_tea, "?"), now=small_world.day(12))
+    tea = encoded(small_run.item_vectors()[[4]])
+    batch = ranker.batch(asked, tea)
     cross = {name: batch.cross_stats_BX[:, place].tolist() for place, name in enumerate(CROSS_STATS)}
-    for name in ("log_same_leaf", "log_same_root", "log_same_brand", "leaf_share", "leaf_recency", "price_gap"):
+    by_cluster = ("log_same_cluster", "cluster_share", "cluster_recency")
+    for name in ("log_same_leaf", "log_same_root", "log_same_brand", "leaf_share", "leaf_recency", "price_gap", *by_cluster):
         assert cross[name][1] == cross[name][0], name
         assert cross[name][1] != 0, name
         assert abs(cross[name][2]) < 1e-9, name
     assert cross["log_same_item"][1] == 0
+    # Without codes, or with those of no item of the run, it is of no cluster.
+    for without in (None, replace(tea, item_codes_NS=np.full((1, 2), 99, np.int32))):
+        unplaced = ranker.batch(asked, without).cross_stats_BX
+        assert [unplaced[1, CROSS_STATS.index(name)].item() for name in by_cluster] == [0] * 3
+        assert torch.equal(unplaced[0], batch.cross_stats_BX[0])
     stats = {name: batch.item_stats_BI[:, place].tolist() for place, name in enumerate(ITEM_STATS)}
     for name in ("log_leaf_events_28d", "log_price", "price_known", "log_age_days", "age_known"):
         assert stats[name][1] == stats[name][0] > 0, name
@@ -158,8 +168,12 @@ def test_a_described_item_follows_its_vector_and_its_codes_and_leaves_no_trace(r
     codes_only = replace(encoded(vectors[[0]]), item_codes_NS=(encode(vectors[[0]], small_run.item_codebook()) + 1) % 4)
     assert by_id(ranker.rank(described, codes_only))["new"] != first
     assert by_id(ranker.rank(question(items=("tea", "?")))) == before
-    # the base knows nothing of semantics
-    assert len({by_id(ranker.rank(replace(described, ranker="base"), encoded(vectors[[row]])))["new"] for row in (0, 1)}) == 1
+    # Of semantics the base knows what the user did with the item's cluster, and no more: not the vector, and nothing for who has done nothing.
+    base, same_codes = replace(described, ranker="base"), encoded(vectors[[0]]).item_codes_NS
+    other_vectors = [replace(encoded(vectors[[row]]), item_codes_NS=same_codes) for row in (0, 1)]
+    assert len({by_id(ranker.rank(base, one))["new"] for one in other_vectors}) == 1
+    assert len({by_id(ranker.rank(replace(base, user_id="d"), encoded(vectors[[row]])))["new"] for row in (0, 1)}) == 1
+    assert len({by_id(ranker.rank(base, encoded(vectors[[row]])))["new"] for row in (0, 1)}) == 2
 
 
 def test_a_request_is_looked_up_once_and_only_unknown_items_are_read(ranker: RequestRanker, monkeypatch: pytest.MonkeyPatch) -> None:

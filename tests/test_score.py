@@ -18,8 +18,10 @@ from longtail.rankers.batch import Batch
 from longtail.rankers.factory import RANKERS, build_ranker
 from longtail.rankers.ranker import Ranker
 from longtail.rankers.settings import RankersSettings
+from longtail.sample_files import Part
+from longtail.samples import FeatureSpec
 from longtail.scoring import label_of, predict
-from tests.ranker_data import World, spec_of, write_parts
+from tests.ranker_data import World, own_and_lent, spec_of, write_parts
 
 
 def ranker_of(name: str, world: World) -> Ranker:
@@ -31,13 +33,15 @@ def ranker_of(name: str, world: World) -> Ranker:
 
 
 def artifacts(folder: Path, world: World, names: tuple[str, ...] = RANKERS) -> dict[str, Artifact]:
-    """Two sample files of train and test rows, and a checkpoint of each ranker, as finished artifacts."""
+    """Two parts of train and test rows with what is lent to them, and a checkpoint of each ranker, as finished artifacts."""
     store, found = Store.open(str(folder)), {}
-    draft = store.create("samples", "k")
     tables = [pa.concat_tables([world.rows(150, 10 * part, split="test"), world.rows(100, 10 * part + 1, split="train")]) for part in (1, 2)]
-    write_parts(Path(draft.path("samples.parquet")), tables)
     none = {"config": {}, "inputs": {}, "seed": 7, "dropped": {}}
-    found["samples"] = draft.commit(**none, rows_in=500, rows_out=500, info={"spec": world.spec.model_dump(mode="json")})
+    for name, columns in zip(("samples", "lent"), zip(*map(own_and_lent, tables), strict=True), strict=True):
+        draft = store.create(name, "k")
+        write_parts(Path(draft.path(f"{name}.parquet")), list(columns))
+        info = {"spec": world.spec.model_dump(mode="json")} if name == "lent" else {}
+        found[name] = draft.commit(**none, rows_in=500, rows_out=500, info=info)
     for name in names:
         draft = store.create(name, "k")
         ranker = ranker_of(name, world)
@@ -48,6 +52,15 @@ def artifacts(folder: Path, world: World, names: tuple[str, ...] = RANKERS) -> d
     return found
 
 
+def scorer_of(found: dict[str, Artifact], spec: FeatureSpec, batch_size: int = 64) -> Scorer:
+    return Scorer(found, found["samples"].fs, spec, batch_size)
+
+
+def part_of(found: dict[str, Artifact], number: int = 0) -> Part:
+    """A part's files: the samples' own columns, and what is lent to the same rows."""
+    return found["samples"].path(f"samples.parquet/part-{number:05d}.parquet"), found["lent"].path(f"lent.parquet/part-{number:05d}.parquet")
+
+
 @pytest.fixture(scope="module")
 def world() -> World:
     return World.of(spec_of())
@@ -56,8 +69,7 @@ def world() -> World:
 @pytest.mark.parametrize("name", RANKERS)
 def test_predictions_are_the_rankers_own(name: str, world: World, tmp_path: Path) -> None:
     found = artifacts(tmp_path, world, (name,))
-    scorer = Scorer(found, found["samples"], batch_size=64)
-    source = found["samples"].path("samples.parquet/part-00000.parquet")
+    scorer, source = scorer_of(found, world.spec), part_of(found)
     target = str(tmp_path / "part.parquet")
     assert scorer.score(name, source, target, "test") == ((150, 150) if name != "choirrec" else (150, int(pc.sum(world.rows(150, 10)["outcome"]).as_py())))
     predictions = schema.check(pq.read_table(target), schema.PREDICTIONS, "predictions")
@@ -80,10 +92,10 @@ def test_predictions_are_the_rankers_own(name: str, world: World, tmp_path: Path
 
 def test_a_file_scored_again_gives_the_same_part(world: World, tmp_path: Path) -> None:
     found = artifacts(tmp_path, world, ("choirrec",))
-    source = found["samples"].path("samples.parquet/part-00001.parquet")
+    source = part_of(found, 1)
     parts = []
     for attempt, batch_size in enumerate((64, 64, 7)):
-        Scorer(found, found["samples"], batch_size).score("choirrec", source, str(tmp_path / f"{attempt}.parquet"), "test")
+        scorer_of(found, world.spec, batch_size).score("choirrec", source, str(tmp_path / f"{attempt}.parquet"), "test")
         parts.append(pq.read_table(tmp_path / f"{attempt}.parquet"))
     assert parts[0].equals(parts[1])
     np.testing.assert_allclose(np.asarray(parts[2]["probability"]), np.asarray(parts[0]["probability"]), rtol=1e-5)
@@ -92,26 +104,26 @@ def test_a_file_scored_again_gives_the_same_part(world: World, tmp_path: Path) -
 def test_a_file_without_test_rows_writes_nothing(world: World, tmp_path: Path) -> None:
     found = artifacts(tmp_path, world, ("base",))
     target = tmp_path / "none.parquet"
-    source = found["samples"].path("samples.parquet/part-00000.parquet")
-    assert Scorer(found, found["samples"], 64).score("base", source, str(target), "validation") == (0, 0)
+    source = part_of(found)
+    assert scorer_of(found, world.spec).score("base", source, str(target), "validation") == (0, 0)
     assert not target.exists()
 
 
 def test_one_scorer_goes_from_ranker_to_ranker(world: World, tmp_path: Path) -> None:
     found = artifacts(tmp_path, world)
-    source = found["samples"].path("samples.parquet/part-00000.parquet")
-    shared = Scorer(found, found["samples"], 64)
+    source = part_of(found)
+    shared = scorer_of(found, world.spec)
     for name in (*RANKERS, "base"):
         shared.score(name, source, str(tmp_path / "shared.parquet"), "test")
-        Scorer(found, found["samples"], 64).score(name, source, str(tmp_path / "alone.parquet"), "test")
+        scorer_of(found, world.spec).score(name, source, str(tmp_path / "alone.parquet"), "test")
         assert pq.read_table(tmp_path / "shared.parquet").equals(pq.read_table(tmp_path / "alone.parquet"))
 
 
 def test_one_outcome_and_no_attributes(tmp_path: Path) -> None:
     world = World.of(spec_of(attributes=0, has_conversion=False))
     found = artifacts(tmp_path, world, ("choirrec",))
-    scorer = Scorer(found, found["samples"], 64)
-    assert scorer.score("choirrec", found["samples"].path("samples.parquet/part-00000.parquet"), str(tmp_path / "part.parquet"), "test") == (150, 150)
+    scorer = scorer_of(found, world.spec)
+    assert scorer.score("choirrec", part_of(found), str(tmp_path / "part.parquet"), "test") == (150, 150)
     assert pq.read_table(tmp_path / "part.parquet")["head"].unique().to_pylist() == ["outcome"]
 
 
@@ -121,7 +133,7 @@ def test_the_device_is_what_ray_gave_and_not_what_is_there(world: World, tmp_pat
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     for given, device in (([], "cpu"), (["0"], "cuda")):
         monkeypatch.setattr(ray, "get_gpu_ids", lambda given=given: given)
-        assert Scorer(found, found["samples"], 64).device == device
+        assert scorer_of(found, world.spec).device == device
 
 
 @pytest.mark.ray
@@ -132,10 +144,10 @@ def test_an_actor_without_a_gpu_scores_on_the_cpu(world: World, tmp_path: Path) 
     class Asked(Scorer):
         def device_of_a_machine_with_a_gpu(self) -> str:
             torch.cuda.is_available = lambda: True  # in this actor's process
-            self.__init__(self.checkpoints, self.samples, self.batch_size)  # type: ignore[misc]
+            self.__init__(self.checkpoints, self.fs, self.spec, self.batch_size)  # type: ignore[misc]
             return self.device
 
-    actor = ray.remote(num_cpus=0.5)(Asked).remote(found, found["samples"], 64)
+    actor = ray.remote(num_cpus=0.5)(Asked).remote(found, found["samples"].fs, world.spec, 64)
     assert ray.get(actor.device_of_a_machine_with_a_gpu.remote()) == "cpu"
 
 

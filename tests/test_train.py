@@ -23,7 +23,7 @@ from longtail.tracking import TrackingSettings
 from longtail.training_loop import NonFiniteLossError
 from pipelines.stage import Context
 from pipelines.train import RANKER_STAGES, ContradictionError, TrainJob, fit
-from tests.ranker_data import DIM, World, fixed, spec_of
+from tests.ranker_data import DIM, World, fixed, own_and_lent, spec_of
 from tests.test_tracking import read
 
 pytestmark = pytest.mark.ray
@@ -39,7 +39,7 @@ def config_of(folder: Path, **train: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """The four upstream artifacts, as their stages write them."""
+    """The five upstream artifacts, as their stages write them."""
     store = Store.open(str(tmp_path_factory.mktemp("upstream")))
     users = [f"u{row:04d}" for row in range(1, WORLD.spec.num_users + 1)]
     items = [f"i{row:04d}" for row in range(1, WORLD.spec.num_items + 1)]
@@ -59,9 +59,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     unknown = {field.name: pa.nulls(len(items), field.type) for field in list(schema.ITEMS)[2:]}
     item_table = pa.table({"item_id": items, "title": items, **unknown}, schema=schema.ITEMS)
     codes = WORLD.catalogue().codes_NS[1:].numpy() - 1
-    samples = {
-        f"samples.parquet/part-{number:05d}": pa.concat_tables(
-            [WORLD.rows(rows, seed=number), WORLD.rows(50, seed=number + 100, split="validation"), WORLD.rows(10, seed=number + 200, split="test")]
+    parts = {
+        f"part-{number:05d}": own_and_lent(
+            pa.concat_tables(
+                [WORLD.rows(rows, seed=number), WORLD.rows(50, seed=number + 100, split="validation"), WORLD.rows(10, seed=number + 200, split="test")]
+            )
         )
         for number, rows in ((1, 150), (2, 101))
     }
@@ -70,7 +72,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         "logs": _artifact(store, "logs", {"users": pa.table({"user_id": users}), "items": item_table}, logs_info),
         "item_z": _artifact(store, "item_z", {"z": z}, {}),
         "item_codes": _artifact(store, "item_codes", {"codes": pa.table({"item_id": items, "codes": fixed(codes, pa.int32())})}, {"shape": [2, 6, DIM]}),
-        "samples": _artifact(store, "samples", samples, {"spec": WORLD.spec.model_dump(mode="json")}),
+        "samples": _artifact(store, "samples", {f"samples.parquet/{name}": own for name, (own, _) in parts.items()}, {}),
+        "lent": _artifact(store, "lent", {f"lent.parquet/{name}": lent for name, (_, lent) in parts.items()}, {"spec": WORLD.spec.model_dump(mode="json")}),
     }
 
 

@@ -20,7 +20,7 @@ from longtail.sample_files import SampleFiles, Workers
 from longtail.training import TrainSettings, learning_rate
 from longtail.training_loop import Metrics, NonFiniteLossError, TrainState, train_ranker
 from longtail.validation import Validation
-from tests.ranker_data import World, scan, spec_of, write_parts
+from tests.ranker_data import World, scan, spec_of, write_samples
 
 WORLD = World.of(spec_of())
 SETTINGS = TrainSettings(batch_size=64, epochs=3)
@@ -32,7 +32,7 @@ def files(tmp_path: Path) -> SampleFiles:
     validation, test = WORLD.rows(90, seed=8, split="validation"), WORLD.rows(20, seed=9, split="test")
     first = pa.concat_tables([validation.slice(0, 40), WORLD.rows(150, seed=1), test])
     return scan(
-        write_parts(tmp_path / "samples", [first, WORLD.rows(70, seed=2), pa.concat_tables([WORLD.rows(129, seed=3), validation.slice(40)])]), WORLD.spec
+        write_samples(tmp_path / "samples", [first, WORLD.rows(70, seed=2), pa.concat_tables([WORLD.rows(129, seed=3), validation.slice(40)])]), WORLD.spec
     )
 
 
@@ -53,7 +53,7 @@ def test_scan_counts_labelled_rows_by_file_and_split(files: SampleFiles) -> None
 
 def test_cvr_trains_on_rows_with_an_outcome_only(tmp_path: Path) -> None:
     table = WORLD.rows(200)
-    cvr = scan(write_parts(tmp_path, [table]), WORLD.spec, ("cvr",))
+    cvr = scan(write_samples(tmp_path, [table]), WORLD.spec, ("cvr",))
     assert cvr.labelled["train"] == (int(table.column("outcome").to_numpy().sum()),)
     assert (Batch.from_table(cvr.load(0, "train"), WORLD.spec).outcome_B == 1).all()
     users, items = cvr.trained_rows()
@@ -64,7 +64,7 @@ def test_cvr_trains_on_rows_with_an_outcome_only(tmp_path: Path) -> None:
 
 def test_no_training_row_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none of 20 rows"):
-        scan(write_parts(tmp_path, [WORLD.rows(20, split="test")]), WORLD.spec)
+        scan(write_samples(tmp_path, [WORLD.rows(20, split="test")]), WORLD.spec)
 
 
 def test_an_epoch_shows_every_training_row_once_and_each_epoch_in_another_order(files: SampleFiles) -> None:

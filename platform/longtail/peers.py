@@ -78,17 +78,18 @@ def nearest(vectors_MD: Floats, borrower_M: Bools, lender_M: Bools, num: int, sh
 
     borrowers, lenders = np.flatnonzero(borrower_M), np.flatnonzero(lender_M)
     row_MP, cosine_MP = np.zeros((len(borrower_M), num), np.int64), np.zeros((len(borrower_M), num), np.float32)
-    if len(borrowers) == 0 or len(lenders) < 2:
+    if len(borrowers) == 0 or len(lenders) == 0:
         return Peers.alike(row_MP)
     index = faiss.IndexFlatIP(vectors_MD.shape[1])
     index.add(vectors_MD[lenders])
+    # One more than asked for: oneself is nearly always among the nearest. Where copies crowd it out, or for one who does not lend, the last is left over.
     cosine, near = index.search(vectors_MD[borrowers], min(num + 1, len(lenders)))
     others = lenders[near] != borrowers[:, None]
-    # Oneself is nearly always among the nearest; where copies crowd it out, or for one who does not lend, the last of them goes instead.
-    others[others.all(axis=1), -1] = False
-    width = near.shape[1] - 1
-    row_MP[borrowers, :width] = lenders[near[others]].reshape(-1, width)
-    cosine_MP[borrowers, :width] = np.maximum(cosine[others].reshape(-1, width), 1e-6)
+    place = np.cumsum(others, axis=1) - 1
+    borrower, column = np.nonzero(others & (place < num))
+    at = borrowers[borrower], place[borrower, column]
+    row_MP[at] = lenders[near[borrower, column]]
+    cosine_MP[at] = np.maximum(cosine[borrower, column], 1e-6)
     relative = cosine_MP / np.maximum(cosine_MP[:, :1], 1e-6)
     return Peers(row_MP, np.where(row_MP > 0, relative**sharpness, 0).astype(np.float32))
 

@@ -18,7 +18,7 @@ import torch
 
 from longtail.entities import UNKNOWN_TIME, Entities
 from longtail.feature_state import FeatureState
-from longtail.features import ItemFacts, Rows
+from longtail.features import ItemFacts, OwnState, Rows
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import OOV
 from longtail.rankers.ranker import Ranker, predict_rows
@@ -144,6 +144,7 @@ class RequestRanker:
         self.state = state
         self.rankers = dict(rankers)
         self.now = now
+        self._cluster_of = _clusters_by_codes(state.own, next(iter(rankers.values()))) if rankers else {}
         # Described items are written into rows behind the catalogue's for the length of one request.
         self._spare = {name: ranker.catalogue.add_spare_rows(max_items) for name, ranker in rankers.items()}
         self._max_items = max_items
@@ -221,11 +222,14 @@ class RequestRanker:
     def batch(self, question: Question, encoded: Encoded | None = None, found: Found | None = None) -> Batch:
         """The request's features, by the function that makes the training samples; unknown items have item row 0."""
         state, found, num = self.state, found or self.find(question), len(question.items)
+        stated = stated_facts(question.items, found.item_row_B, state.entities)
+        if stated is not None and encoded is not None:
+            stated = replace(stated, cluster_B=self._clusters(question, found, encoded))
         rows = Rows(
             user_row_B=np.full(num, found.user_row, np.int64),
             item_row_B=found.item_row_B,
             time_B=np.full(num, found.time_us, np.int64),
-            stated=stated_facts(question.items, found.item_row_B, state.entities),
+            stated=stated,
         )
         attributes = None
         codes: list[tuple[int, ...] | None] | None = None
@@ -234,6 +238,13 @@ class RequestRanker:
         if encoded is not None and encoded.user_codes is not None:
             codes = [encoded.user_codes for _ in question.items]
         return Batch.from_table(state.features(rows, attributes, codes), state.spec)
+
+    def _clusters(self, question: Question, found: Found, encoded: Encoded) -> npt.NDArray[np.int64]:
+        """The cluster [B] of each described item, by the codes that were found for it; 0 in the rows of the others."""
+        depth = self.state.own.settings.cluster_depth
+        places = [place for place, row in enumerate(found.item_row_B) if row == 0 and question.items[place].described]
+        clusters = [self._cluster_of.get(tuple(codes_S[:depth].tolist()), 0) for codes_S in encoded.item_codes_NS]
+        return _spread(np.array(clusters, np.int64), np.array(places, np.int64), len(question.items))
 
     def _spare_item(self, item: StatedItem) -> "_SpareItem":
         entities = self.state.entities
@@ -268,10 +279,17 @@ class _SpareItem:
     codes_S: npt.NDArray[np.int32] | None = None  # code plus one
 
 
+def _clusters_by_codes(own: OwnState, ranker: Ranker) -> dict[tuple[int, ...], int]:
+    """Cluster by the first codes, as the run's items have them; `ranker` is any of the run's, whose catalogue holds the codes plus one."""
+    rows = np.flatnonzero(own.cluster_N)
+    codes = (ranker.catalogue.codes_NS[torch.from_numpy(rows), : own.settings.cluster_depth] - 1).tolist()
+    return dict(zip(map(tuple, codes), own.cluster_N[rows].tolist(), strict=True))
+
+
 def stated_facts(items: Sequence[StatedItem], item_row_B: npt.NDArray[np.int64], entities: Entities) -> ItemFacts | None:
     """What a request says of the items that the run does not know (row 0), as features ask for it; zeros, which nobody reads, in the rows of the others.
 
-    Categories and brands that the run has not met are unknown. None where the run knows every item.
+    Categories and brands that the run has not met are unknown, and so is the cluster, which takes codes. None where the run knows every item.
     """
     places = np.flatnonzero(item_row_B == 0)
     if len(places) == 0:

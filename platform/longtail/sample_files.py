@@ -125,6 +125,7 @@ class SampleFiles:
     heads: tuple[Head, ...]
     labelled: dict[str, tuple[int, ...]]  # split -> rows with a label, by file
     num_rows: int  # of all splits, labelled or not
+    kept: tuple[pa.Table, ...] = ()  # the parts in memory, where they are read many times and fit
 
     @staticmethod
     def scan(fs: pafs.FileSystem, folders: Sequence[str], spec: FeatureSpec, heads: Sequence[Head]) -> "SampleFiles":
@@ -165,7 +166,8 @@ class SampleFiles:
 
     def load(self, index: int, split: Split, extra: Sequence[str] = ()) -> pa.Table:
         """The labelled rows of one file and split, in file order, with the columns that a batch needs and `extra` ones."""
-        return self._pick(read_part(self.fs, self.parts[index], [*feature_columns(self.spec), *LABEL_COLUMNS, *extra]), split)
+        columns = [*feature_columns(self.spec), *LABEL_COLUMNS, *extra]
+        return self._pick(self.kept[index].select(columns) if self.kept else read_part(self.fs, self.parts[index], columns), split)
 
     def first_batch(self) -> Batch:
         """Training rows of the first file that has any, to fit the normalisers on."""

@@ -77,6 +77,7 @@ class StudySettings(Settings):
         known("short_datasets", self.short_datasets, dict(self.datasets))
         for name, arm in self.arms.items():
             known(f"arms.{name}.like", [arm.like] if arm.like is not None else [], arms)
+        for name in self.arms:
             self.settings_of(name)
         for name, dataset in self.datasets.items():
             headline = dataset.headline

@@ -69,16 +69,18 @@ def title_vectors(met_MN: sparse.csr_matrix, item_vectors_ND: Floats) -> Floats:
 
 
 def behaviour_vectors(met_MN: sparse.csr_matrix, dim: int, seed: int, earlier_MD: Floats | None = None) -> Floats:
-    """Unit vectors [M, dim] of users: the left factors of a truncated SVD of the idf-weighted incidence.
+    """Unit vectors [M, dim] of users: the left factors of a truncated SVD of the idf-weighted incidence; zeros for who has met nothing.
 
     Every snapshot has factors of its own, in a basis of its own: they are turned to lie as near to `earlier_MD` as a rotation can bring them, so that a
     codebook fitted there still means the same here (orthogonal Procrustes).
     """
     from sklearn.utils.extmath import randomized_svd
 
-    weighted = sparse.diags(1 / np.sqrt(np.maximum(met_MN.getnnz(axis=1), 1))) @ met_MN @ sparse.diags(incidence_idf(met_MN))
+    num_met_M = met_MN.getnnz(axis=1)
+    weighted = sparse.diags(1 / np.sqrt(np.maximum(num_met_M, 1))) @ met_MN @ sparse.diags(incidence_idf(met_MN))
     size = min(dim, min(weighted.shape) - 1)
     left, values, _ = randomized_svd(weighted.astype(np.float64), size, random_state=seed)
+    left[num_met_M == 0] = 0  # rounding leaves 1e-20 there, of which unit() would make a direction
     vectors_MD = unit(left * np.sqrt(values))
     if earlier_MD is None:
         return vectors_MD

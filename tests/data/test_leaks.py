@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
-from longtail.artifacts import Artifact, Store, parquet_files, read_parquet
+from longtail.artifacts import Artifact, Store, parquet_files
 from longtail.config import Config
+from longtail.sample_files import read_part, side_by_side
 from longtail.sources import synthetic
 from longtail.windows import SplitSettings
 from pipelines.full import SHARED_STAGES
 from pipelines.stage import ensure
+from pipelines.train import sample_folders
 from tests.tables_world import write
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -47,7 +50,7 @@ def planted_events(raw: Any) -> pa.Table:
 
 
 def shared_stages(folder: Path, raw: Any, events: pa.Table) -> dict[str, Artifact]:
-    """Everything up to the samples, from three tables."""
+    """Everything up to the samples and what is lent to them, from three tables."""
     folder.mkdir()
     store = Store.open(str(folder / "runs"))
     config = Config.model_validate(
@@ -64,7 +67,9 @@ def shared_stages(folder: Path, raw: Any, events: pa.Table) -> dict[str, Artifac
             "profiles": {"generator": "deterministic", "snapshots": ["history_end", "train_end"]},
             "embeddings": {"user": {"compute": {"num_cpus": 0.5}}, "item": {"compute": {"num_cpus": 0.5}}},
             "item_encoder": {"dim": 32, "epochs": 1, "pair_batch_size": 128, "compute": {"num_cpus": 0.5}},
-            "peers": {"form": "neighbours", "spaces": ["profile", "titles", "behaviour"], "num_peers": [20, 5], "behaviour_dim": 8},
+            "user_spaces": {"spaces": ["profile", "titles", "behaviour"], "behaviour_dim": 8},
+            "peers": {"form": "neighbours", "num_peers": [20, 5], "sharpness": 1.0},
+            "collaborative": {"scores": ["ease", "svd"], "ease_l2": 10.0, "svd_dim": 8},
             "codes": {"user": {"num_stages": 2, "codebook_size": 6}, "item": {"num_stages": 2, "codebook_size": 6}},
             "tracking": {"backend": "none"},
         }
@@ -87,10 +92,12 @@ def worlds(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
         ("profiles", "profiles"),
         ("user_vectors", "vectors"),
         ("item_z", "z"),
+        ("user_spaces", "vectors"),
         ("user_codes", "codes"),
         ("item_codes", "codes"),
         ("groups", "groups"),
         ("peers", "peers"),
+        ("collaborative", "collaborative"),
     ],
 )
 def test_planted_events_change_nothing_made_before_them(worlds: tuple[dict[str, Artifact], ...], stage: str, table: str) -> None:
@@ -100,8 +107,12 @@ def test_planted_events_change_nothing_made_before_them(worlds: tuple[dict[str, 
 
 
 def sample_rows(world: dict[str, Artifact]) -> pa.Table:
-    samples = world["samples"]
-    return pa.concat_tables([read_parquet(samples.fs, part) for part in parquet_files(samples.fs, samples.path("samples.parquet"))])
+    """The samples with what is lent to them beside them."""
+    samples, lent = world["samples"], world["lent"]
+    names = [*pq.read_schema(parquet_files(samples.fs, samples.path("samples.parquet"))[0]).names]
+    names += pq.read_schema(parquet_files(lent.fs, lent.path("lent.parquet"))[0]).names
+    parts = side_by_side(samples.fs, sample_folders(world))
+    return pa.concat_tables([read_part(samples.fs, part, names) for part in parts])
 
 
 def as_records(rows: pa.Table, leave_out: tuple[str, ...] = ()) -> Counter[str]:
@@ -118,9 +129,23 @@ def test_planted_events_change_no_earlier_feature_and_no_label_of_training(world
     assert as_records(earlier[1], LABELS) == as_records(earlier[0], LABELS)
 
 
+SEE_THE_WORLD = ("history", "user_stats", "cross_stats", "item_stats", "collaborative_stats", "peer_stats", "activity")
+
+
 def test_later_features_do_see_them(worlds: tuple[dict[str, Artifact], ...]) -> None:
-    """So that the tests above can fail: the planted events reach the line, and what lies after them."""
+    """So that the tests above can fail: the planted events reach the line, and every feature of it that lies after them."""
     before, after = map(sample_rows, worlds)
     assert len(after) > len(before)
-    later = [as_records(rows.filter(pc.greater_equal(rows.column("ts"), PLANTED_FROM)), LABELS) for rows in (before, after)]
-    assert later[0] - later[1]
+    later = [rows.filter(pc.greater_equal(rows.column("ts"), PLANTED_FROM)) for rows in (before, after)]
+    for name in SEE_THE_WORLD:
+        one, other = (as_records(rows.select(["example_id", "user_id", "item_id", "ts", name])) for rows in later)
+        assert one - other, name
+
+
+def test_every_feature_says_something_before_the_planted_events(worlds: tuple[dict[str, Artifact], ...]) -> None:
+    """A column of zeros would pass all of the above."""
+    rows = sample_rows(worlds[0])
+    earlier = rows.filter(pc.less(rows.column("ts"), PLANTED_FROM))
+    for name in (*SEE_THE_WORLD, "completed", "group_stats", "user_codes", "group_history"):
+        values = np.array(earlier.column(name).to_pylist())
+        assert (values != values[0]).any(axis=0).mean() > 0.5, name

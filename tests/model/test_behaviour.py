@@ -14,7 +14,7 @@ from longtail.rankers.ranker import predict_rows
 from longtail.rankers.settings import RankersSettings
 from longtail.training import TrainSettings
 from longtail.training_loop import train_ranker
-from tests.ranker_data import World, scan, spec_of, write_parts
+from tests.ranker_data import World, scan, spec_of, write_samples
 
 
 @pytest.mark.parametrize("name", ["base", "choirrec", "saviorrec"])
@@ -40,7 +40,7 @@ def _auc_after_training(name: str, world: World, folder: Path, test: Batch, cold
 def test_saviorrec_ranks_cold_items_that_only_their_vectors_describe(tmp_path: Path) -> None:
     world = World.of(spec_of(num_users=300, num_items=300))
     cold_from = 201
-    write_parts(tmp_path, [world.rows(12_000, items=(1, cold_from), history_items=(1, cold_from))])
+    write_samples(tmp_path, [world.rows(12_000, items=(1, cold_from), history_items=(1, cold_from))])
     test = Batch.from_table(world.rows(3_000, seed=2, items=(cold_from, 301), history_items=(1, cold_from)), world.spec)
     base = _auc_after_training("base", world, tmp_path, test, cold_from)
     saviorrec = _auc_after_training("saviorrec", world, tmp_path, test, cold_from)
@@ -54,7 +54,7 @@ def test_saviorrec_ranks_cold_items_that_only_their_vectors_describe(tmp_path: P
 
 def test_choirrec_ranks_for_users_whose_group_is_all_that_is_known(tmp_path: Path) -> None:
     world = World.of(spec_of(num_users=6_000, num_items=30))
-    write_parts(tmp_path, [world.rows(12_000, truth="group")])  # two rows a user, no history
+    write_samples(tmp_path, [world.rows(12_000, truth="group")])  # two rows a user, no history
     test = world.batch(3_000, seed=2, truth="group")
     base = _auc_after_training("base", world, tmp_path, test, None)
     choirrec = _auc_after_training("choirrec", world, tmp_path, test, None)

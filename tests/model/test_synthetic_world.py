@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_mutual_info_score
 
-from longtail.artifacts import Store, parquet_files, read_parquet
+from longtail.artifacts import Artifact, Store
 from longtail.config import Config
 from longtail.metrics import auc
 from longtail.rankers.batch import Batch
@@ -19,10 +19,12 @@ from longtail.rankers.factory import build_ranker
 from longtail.rankers.heads import resolve_heads
 from longtail.rankers.ranker import predict_rows
 from longtail.run_state import load_entities
-from longtail.sample_files import SampleFiles
+from longtail.sample_files import LABEL_COLUMNS, SampleFiles, feature_columns, read_part
+from longtail.samples import FeatureSpec
 from longtail.training_loop import train_ranker
 from pipelines.full import SHARED_STAGES
 from pipelines.stage import ensure
+from pipelines.train import sample_folders
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -48,10 +50,10 @@ CONFIG = Config.model_validate(
 @dataclass(frozen=True)
 class Run:
     config: Config
-    artifacts: dict[str, object]
+    artifacts: dict[str, Artifact]
 
     def table(self, stage: str, name: str) -> pa.Table:
-        return self.artifacts[stage].read(name)  # type: ignore[attr-defined]
+        return self.artifacts[stage].read(name)
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +88,9 @@ def test_planted_topics_are_recovered_from_titles_and_behaviour(run: Run) -> Non
 
 def cold_item_auc(run: Run, name: str, tmp_path: Path, shuffled: bool = False) -> float:
     """AUC on the test rows of items first shown in the test window; `shuffled` deals vectors and codes out to the wrong items."""
-    samples = run.artifacts["samples"]
-    folder = samples.path("samples.parquet")  # type: ignore[attr-defined]
-    from longtail.samples import FeatureSpec
-
-    spec = FeatureSpec.model_validate(samples.info["spec"])  # type: ignore[attr-defined]
-    files = SampleFiles.scan(samples.fs, folder, spec, resolve_heads(name, ("outcome",), spec))  # type: ignore[attr-defined]
+    samples, folders = run.artifacts["samples"], sample_folders(run.artifacts)
+    spec = FeatureSpec.model_validate(run.artifacts["lent"].info["spec"])
+    files = SampleFiles.scan(samples.fs, folders, spec, resolve_heads(name, ("outcome",), spec))
     z, codes = run.table("item_z", "z"), run.table("item_codes", "codes")
     if shuffled:
         order = pa.array(np.random.default_rng(1).permutation(len(z)))
@@ -105,7 +104,8 @@ def cold_item_auc(run: Run, name: str, tmp_path: Path, shuffled: bool = False) -
     rankers = run.config.rankers.model_copy(update={name: getattr(run.config.rankers, name).model_copy(update={"heads": ("outcome",)})})
     ranker = build_ranker(name, spec, catalogue, rankers)
     train_ranker(ranker, files, run.config.train, seed=0)
-    rows = pa.concat_tables([read_parquet(samples.fs, part) for part in parquet_files(samples.fs, folder)])  # type: ignore[attr-defined]
+    columns = [*feature_columns(spec), *LABEL_COLUMNS, "item_id"]
+    rows = pa.concat_tables([read_part(samples.fs, part, columns) for part in files.parts])
     truth = run.table("logs", "truth_items")
     cold = truth.filter(truth.column("cold")).column("item_id")
     rows = rows.filter(pc.and_(pc.equal(rows.column("split"), "test"), pc.is_in(rows.column("item_id"), cold.combine_chunks())))

@@ -1,0 +1,90 @@
+"""Own and lent features together: serving's one table is what the two stages write side by side."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+from longtail.feature_state import lent_rows, own_rows
+from longtail.features import EXAMPLE_COLUMNS, Rows
+from longtail.rankers.batch import Batch
+from tests import small_world
+from tests.small_features import examples, rows_of, state
+from tests.test_features import SCORES, collaborative
+from tests.test_peers import index
+
+PAIRS = [(user, item, day) for user in ("a", "b", "c", "d", "nobody") for item in ("tea", "book", "odd", "?") for day in (5.0, 21.0, 30.0)]
+
+
+def test_features_are_the_columns_of_both_tables() -> None:
+    built = state(collaborative=collaborative(), peers=index())
+    own, lent = own_rows(built.own, examples(PAIRS)), lent_rows(built.lent, examples(PAIRS))
+    assert not set(own.column_names) & set(lent.column_names)
+    served = built.features(rows_of(PAIRS))
+    assert served.column_names == [*own.column_names[len(EXAMPLE_COLUMNS) :], *lent.column_names]
+    for name in served.column_names:
+        written = (own if name in own.column_names else lent).column(name)
+        assert served.column(name).type == written.type
+        assert str(served.column(name).to_pylist()) == str(written.to_pylist()), name  # as text, since NaN is not equal to itself
+
+
+def test_a_stated_attribute_wins_over_nothing_and_codes_over_the_root() -> None:
+    built = state()
+    rows = Rows(np.array([0]), np.array([5]), np.array([small_world.us(25)]))
+    got = built.features(rows, attributes_BA=np.array([[2, 0]], np.int32), codes=[(0, 1)]).to_pydict()
+    assert got["attributes"][0] == [2, 0]
+    assert got["completed"][0] == [2, 1]
+    assert got["user_codes"][0] == [1, 2]
+
+
+def test_an_attribute_that_the_run_knows_is_kept_where_a_request_states_none() -> None:
+    rows = Rows(np.array([3, 3]), np.array([5, 5]), np.array([small_world.us(25)] * 2))
+    got = state().features(rows, attributes_BA=np.array([[1, 0], [0, 0]], np.int32)).to_pydict()
+    assert got["attributes"] == [[1, 3], [2, 3]]
+    assert got["completed"] == [[1, 3], [2, 3]]
+
+
+def test_missing_attributes_are_completed_and_not_made_the_users_own() -> None:
+    got = state().features(rows_of([("d", "tea", 25)])).to_pydict()
+    assert got["attributes"][0] == [0, 0]
+    assert got["completed"][0] == [1, 1]
+
+
+def test_a_batch_holds_what_the_table_held() -> None:
+    built = state(collaborative=collaborative(), peers=index())
+    spec = built.spec.model_copy(update={"collaborative_stats": SCORES.scores, "peer_stats": ("a", "b", "c", "d", "e")})
+    table = built.features(Rows(np.array([1, 2]), np.array([5, 4]), np.array([small_world.us(25)] * 2)))
+    batch = Batch.from_table(table, spec)
+    assert batch.history_BL.tolist() == table.column("history").to_pylist()
+    assert batch.attributes_BA.tolist() == table.column("attributes").to_pylist()
+    assert batch.collaborative_stats_BF.tolist() == table.column("collaborative_stats").to_pylist()
+    assert batch.peer_stats_BP.tolist() == table.column("peer_stats").to_pylist()
+    assert batch.conversion_B.tolist() == [-1, -1]
+    assert batch.rows(slice(1, 2)).user_row_B.tolist() == [2]
+
+
+def test_a_source_without_attributes_scores_or_peers_has_no_such_column_and_empty_tensors() -> None:
+    built = state()
+    entities = dataclasses.replace(built.entities, attributes=(), attribute_codes_MA=np.zeros((5, 0), np.int32))
+    groups = dataclasses.replace(built.lent.groups, attributes_PA=np.zeros((len(built.lent.groups.size_P), 0), np.int32))
+    own = dataclasses.replace(built.own, entities=entities)
+    bare = dataclasses.replace(built, own=own, lent=dataclasses.replace(built.lent, entities=entities, groups=groups))
+    table = bare.features(Rows(np.array([1]), np.array([5]), np.array([small_world.us(25)])))
+    assert not {"attributes", "completed", "collaborative_stats", "peer_stats"} & set(table.column_names)
+    spec = built.spec.model_copy(update={"attributes": (), "attribute_sizes": ()})
+    batch = Batch.from_table(table, spec)
+    widths = [batch.attributes_BA.shape, batch.completed_BA.shape, batch.collaborative_stats_BF.shape, batch.peer_stats_BP.shape]
+    assert widths == [(1, 0)] * 4
+
+
+def test_the_spec_says_how_wide_the_columns_are() -> None:
+    built = state()
+    table = built.features(rows_of([("a", "tea", 25)]))
+    widths = {name: table.column(name).type.list_size for name in table.column_names if pa.types.is_fixed_size_list(table.column(name).type)}
+    spec = built.spec
+    assert widths == {
+        **{"history": spec.history_length, "history_days": spec.history_length, "activity": 3, "user_codes": len(spec.code_sizes)},
+        **{"attributes": len(spec.attributes), "completed": len(spec.attributes), "user_stats": len(spec.user_stats), "group_stats": len(spec.user_stats)},
+        **{"cross_stats": len(spec.cross_stats), "item_stats": len(spec.item_stats)},
+        **{"group_history": spec.group_history_length, "group_weight": spec.group_history_length},
+    }

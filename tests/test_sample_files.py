@@ -1,0 +1,105 @@
+"""Samples in two tables: a part's columns side by side, whichever of its files has them, and what does not fit together is refused."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from longtail.rankers.batch import Batch
+from longtail.sample_files import SampleFiles, feature_columns, read_part, side_by_side
+from tests.ranker_data import World, folders_of, own_and_lent, scan, spec_of, write_parts, write_samples
+
+FS = pafs.LocalFileSystem()
+WORLD = World.of(spec_of(collaborative_stats=2, peer_stats=5))
+
+
+def files(folder: Path, **tables: dict[str, list[int]]) -> tuple[str, ...]:
+    """One part, of a file for each of `tables`."""
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    return tuple(str(folder / f"{name}.parquet") for name in tables)
+
+
+def test_each_column_comes_from_the_file_that_has_it_in_the_order_asked_for(tmp_path: Path) -> None:
+    part = files(tmp_path, own={"a": [1, 2], "b": [3, 4]}, lent={"c": [5, 6], "b": [0, 0]})
+    assert read_part(FS, part, ["c", "a", "b"]).to_pydict() == {"c": [5, 6], "a": [1, 2], "b": [3, 4]}  # b of the first that has it
+    assert read_part(FS, part, ["c"]).to_pydict() == {"c": [5, 6]}
+    assert read_part(FS, part[:1], ["a"]).to_pydict() == {"a": [1, 2]}
+
+
+def test_a_missing_column_is_refused_by_name(tmp_path: Path) -> None:
+    part = files(tmp_path, own={"a": [1]}, lent={"c": [5]})
+    with pytest.raises(ValueError, match=r"own\.parquet and the files beside it lack \['d', 'e'\]\. Build the samples again"):
+        read_part(FS, part, ["a", "d", "c", "e"])
+
+
+def test_unequal_rows_are_refused(tmp_path: Path) -> None:
+    part = files(tmp_path, own={"a": [1, 2]}, lent={"c": [5]})
+    with pytest.raises(ValueError, match=r"own\.parquet.*lent\.parquet.* have different numbers of rows\. Build the samples and what is lent"):
+        read_part(FS, part, ["a", "c"])
+
+
+def test_parts_lie_side_by_side_by_name(tmp_path: Path) -> None:
+    for folder in ("samples.parquet", "lent.parquet"):
+        write_parts(tmp_path / folder, [pa.table({"a": [1]})] * 2)
+    samples, lent = folders_of(tmp_path)
+    names = ("part-00000.parquet", "part-00001.parquet")
+    assert side_by_side(FS, [samples, lent]) == tuple((f"{samples}/{name}", f"{lent}/{name}") for name in names)
+    assert side_by_side(FS, [lent]) == tuple((f"{lent}/{name}",) for name in names)
+
+
+@pytest.mark.parametrize("lent", [1, 3])
+def test_different_parts_are_refused(tmp_path: Path, lent: int) -> None:
+    write_parts(tmp_path / "samples.parquet", [pa.table({"a": [1]})] * 2)
+    write_parts(tmp_path / "lent.parquet", [pa.table({"c": [1]})] * lent)
+    with pytest.raises(ValueError, match=rf"lent\.parquet and .*samples\.parquet hold different parts: {lent} and 2\. Build them again"):
+        scan(tmp_path, WORLD.spec)
+    (tmp_path / "lent.parquet" / "part-00000.parquet").rename(tmp_path / "lent.parquet" / "other.parquet")
+    with pytest.raises(ValueError, match="hold different parts"):
+        side_by_side(FS, folders_of(tmp_path))
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    write_parts(tmp_path / "samples.parquet", [pa.table({"a": [1]})])
+    write_parts(tmp_path / "lent.parquet", [])
+    with pytest.raises(ValueError, match=r"no Parquet file under .*lent\.parquet"):
+        side_by_side(FS, folders_of(tmp_path))
+
+
+def test_batches_of_two_tables_are_those_of_one(tmp_path: Path) -> None:
+    tables = [WORLD.rows(80, seed=1), WORLD.rows(50, seed=2)]
+    apart = scan(write_samples(tmp_path / "apart", tables), WORLD.spec)
+    whole = SampleFiles.scan(FS, [str(write_parts(tmp_path / "whole", tables))], WORLD.spec, ("outcome",))
+    assert (apart.labelled, apart.num_rows) == (whole.labelled, whole.num_rows)
+    for index in range(2):
+        assert apart.load(index, "train", ("example_id",)).equals(whole.load(index, "train", ("example_id",)))
+    assert all((mine == other).all() for mine, other in zip(apart.trained_rows(), whole.trained_rows(), strict=True))
+    mine, other = apart.first_batch(), whole.first_batch()
+    assert all((getattr(mine, name) == getattr(other, name)).all() for name in vars(mine))
+    assert mine.peer_stats_BP.shape == (80, 5)
+    assert mine.collaborative_stats_BF.shape == (80, 2)
+
+
+def test_columns_of_width_zero_are_not_asked_for() -> None:
+    bare = spec_of(attributes=0)
+    assert not {"attributes", "completed", "peer_stats", "collaborative_stats"} & set(feature_columns(bare))
+    assert {"attributes", "completed", "peer_stats", "collaborative_stats"} <= set(feature_columns(WORLD.spec))
+
+
+def test_samples_of_another_config_are_refused(tmp_path: Path) -> None:
+    """Built without peers, read by a ranker that asks for them; and the other way round nothing is missed."""
+    folder = write_samples(tmp_path, [World.of(spec_of()).rows(30)])
+    with pytest.raises(ValueError, match=r"lack \['peer_stats', 'collaborative_stats'\]"):
+        scan(folder, WORLD.spec).first_batch()
+    rich = write_samples(tmp_path / "rich", [WORLD.rows(30)])
+    assert scan(rich, spec_of()).first_batch().peer_stats_BP.shape == (30, 0)
+
+
+def test_rows_of_a_part_that_was_cut_short_are_refused(tmp_path: Path) -> None:
+    own, lent = own_and_lent(WORLD.rows(30))
+    write_parts(tmp_path / "samples.parquet", [own])
+    write_parts(tmp_path / "lent.parquet", [lent.slice(0, 29)])
+    with pytest.raises(ValueError, match="different numbers of rows"):
+        Batch.from_table(scan(tmp_path, WORLD.spec).load(0, "train"), WORLD.spec)

@@ -1,0 +1,330 @@
+"""Studies: arms as lists of settings, who runs where and with which seeds, what is refused; and one on a tiny world, from the command to the page."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from pydantic import ValidationError
+
+from longtail.artifacts import Store
+from longtail.config import Config, load
+from longtail.metrics import gauc
+from longtail.study import StudySettings, seeded
+from longtail.study_results import StudyResults
+from pipelines import study as pipeline
+from pipelines.cluster import ROOT
+from pipelines.study import arm_config, runs_of, there
+
+HEADLINE = {"arm": "full", "slice": "low20", "base": "base", "control": "shuffled"}
+
+
+def section(**changes: Any) -> dict[str, Any]:
+    """A [study] of four arms on two data sets."""
+    return {
+        "seeds": [1, 2, 3, 4],
+        "num_ablation_seeds": 3,
+        "short_seeds": 2,
+        "short_datasets": ["shop"],
+        "headline_arms": ["base", "full", "shuffled"],
+        "ablations_on": ["shop"],
+        "against": ["base", "shuffled"],
+        "datasets": {name: {"config": "pipelines/configs/test.toml", "headline": HEADLINE} for name in ("shop", "films")},
+        "arms": {
+            "base": {"ranker": "base"},
+            "full": {"set": ["peers.form=neighbours", "codes.user.codebook_size=4"]},
+            "shuffled": {"like": "full", "set": ["user_spaces.shuffled=true"]},
+            "wide": {"like": "shuffled", "set": ["codes.user.codebook_size=5"], "validation_only": True},
+        },
+        **changes,
+    }
+
+
+def settings(**changes: Any) -> StudySettings:
+    return StudySettings.model_validate(section(**changes))
+
+
+def test_an_arm_has_the_settings_of_those_that_it_is_like_first() -> None:
+    assert settings().settings_of("base") == ()
+    full = ("peers.form=neighbours", "codes.user.codebook_size=4")
+    assert settings().settings_of("full") == full
+    assert settings().settings_of("wide") == (*full, "user_spaces.shuffled=true", "codes.user.codebook_size=5")
+
+
+@pytest.mark.parametrize(
+    ("arms", "circle"),
+    [
+        ({"full": {"like": "full"}}, "full -> full"),
+        ({"full": {"like": "wide"}, "wide": {"like": "shuffled"}, "shuffled": {"like": "full"}}, "full -> wide -> shuffled -> full"),
+        ({"full": {"like": "wide"}, "wide": {"like": "shuffled"}, "shuffled": {"like": "wide"}}, "full -> wide -> shuffled -> wide"),
+    ],
+)
+def test_circles_are_refused(arms: dict[str, Any], circle: str) -> None:
+    with pytest.raises(ValidationError, match=f"goes in a circle: {circle}"):
+        settings(arms=section()["arms"] | arms)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"headline_arms": ["base", "full", "shuffled", "best"]}, r"headline_arms names \['best'\]; there are \['base', 'full', 'shuffled', 'wide'\]"),
+        ({"against": ["base", "nothing"]}, r"against names \['nothing'\]"),
+        ({"ablations_on": ["shop", "market"]}, r"ablations_on names \['market'\]; there are \['shop', 'films'\]"),
+        ({"short_datasets": ["market"]}, r"short_datasets names \['market'\]"),
+        ({"arms": section()["arms"] | {"full": {"like": "wide"}, "wide": {"like": "nobody"}}}, r"arms\.wide\.like names \['nobody'\]"),
+        ({"datasets": {"shop": {"config": "x.toml", "headline": HEADLINE | {"control": "wide"}}}}, r"datasets\.shop\.headline names \['wide'\]"),
+        ({"seeds": [1, 2, 1]}, "name each once"),
+        ({"seeds": []}, "at least 1 item"),
+        ({"against": []}, "at least 1 item"),
+        ({"name": "My study"}, "pattern"),
+        ({"arms": section()["arms"] | {"full": {"ranker": "duet"}}}, "'base', 'choirrec' or 'saviorrec'"),
+    ],
+)
+def test_what_does_not_exist_or_is_named_twice_is_refused(changes: dict[str, Any], said: str) -> None:
+    short = {"ablations_on": [], "short_datasets": []} if "datasets" in changes else {}
+    with pytest.raises(ValidationError, match=said):
+        settings(**short, **changes)
+
+
+def test_a_config_without_a_study_is_no_study() -> None:
+    assert Config().study.arms == {}
+    assert Config().study.chosen_datasets == ()
+
+
+def test_the_full_form_runs_headline_arms_everywhere_and_ablations_where_they_are_asked_for() -> None:
+    study = settings()
+    headline = dict.fromkeys(("base", "full", "shuffled"), (1, 2, 3, 4))
+    assert study.chosen_datasets == ("shop", "films")
+    assert study.plan("films") == headline
+    assert study.plan("shop") == headline | {"wide": (1, 2, 3)}
+
+
+def test_the_short_form_runs_headline_arms_alone_with_the_first_seeds() -> None:
+    study = settings(form="short")
+    assert study.chosen_datasets == ("shop",)
+    assert study.plan("shop") == dict.fromkeys(("base", "full", "shuffled"), (1, 2))
+    assert settings(form="short", short_datasets=[]).chosen_datasets == ("shop", "films")
+
+
+def test_a_seed_decides_weights_and_where_an_arm_borrows_how_groups_are_made() -> None:
+    assert seeded(("a.b=1",), 5, borrows=False) == ("a.b=1", "train.seed=5")
+    assert seeded((), 5, borrows=True) == ("train.seed=5", "codes.user.seed=5", "user_spaces.seed=5", "peers.seed=5")
+
+
+def seeds_of(config: Config) -> list[int | None]:
+    return [config.train.seed, config.codes.user.seed, config.user_spaces.seed, config.peers.seed]
+
+
+def test_an_arms_config_is_its_data_sets_with_its_settings_and_its_seed(tmp_path: Path) -> None:
+    study = settings(
+        arms=section()["arms"] | {"stats": {"ranker": "base", "set": ["rankers.base.peer_stats=true"]}},
+        datasets=section()["datasets"] | {"shop": {"config": "pipelines/configs/test.toml", "set": ["peers.form=random"], "headline": HEADLINE}},
+    )
+    config = load(None, [f"run.uri={tmp_path}", "cluster.num_cpus=1", "tracking.project=mine"])
+    plain = load(ROOT / "pipelines/configs/test.toml")
+    shared = arm_config(study, "shop", None, None, config)
+    assert (shared.peers.form, shared.logs, shared.train) == ("random", plain.logs, plain.train)
+    assert (shared.run.uri, shared.run.seed, shared.cluster, shared.tracking.backend) == (f"{tmp_path}/shop", plain.run.seed, config.cluster, "none")
+    wide = arm_config(study, "shop", "wide", 3, config)
+    assert (wide.peers.form, wide.user_spaces.shuffled, wide.codes.user.codebook_size) == ("neighbours", True, 5), "the arm's own settings come last"
+    assert seeds_of(wide) == [3, 3, 3, 3]
+    assert wide.run == shared.run, "what arms share is made with the data set's own seed"
+    assert seeds_of(arm_config(study, "shop", "base", 3, config)) == [3, None, None, None]
+    assert seeds_of(arm_config(study, "shop", "stats", 3, config)) == [3, 3, 3, 3]
+
+
+def test_every_trial_is_listed_and_a_choice_to_be_made_never_sees_the_test_window(tmp_path: Path) -> None:
+    runs = runs_of(settings(), "shop", load(None, [f"run.uri={tmp_path}"]))
+    assert [(run.arm, run.seed) for run in runs] == [(arm, seed) for arm, seeds in settings().plan("shop").items() for seed in seeds]
+    assert {run.arm: run.splits for run in runs}["wide"] == ("validation",)
+    assert all(run.splits == ("validation", "test") for run in runs if run.arm != "wide")
+    assert {run.arm: run.ranker for run in runs} == {"base": "base", "full": "choirrec", "shuffled": "choirrec", "wide": "choirrec"}
+
+
+def test_a_wrong_setting_is_told_with_its_arm_and_data_set() -> None:
+    study = settings(arms=section()["arms"] | {"full": {"set": ["peers.shape=round"]}})
+    with pytest.raises(ValueError, match=r"(?s)study\.arms\.full on shop: .*peers.*no such key"):
+        runs_of(study, "shop", load(None))
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_a_data_set_whose_tables_are_not_there_is_left_out_where_it_may_be(tmp_path: Path, optional: bool) -> None:
+    tables = "{" + ", ".join(f'{name}="{tmp_path}/no_{name}.parquet"' for name in ("users", "items", "events")) + "}"
+    given = {"config": "pipelines/configs/test.toml", "set": ["logs.source=tables", f"logs.tables={tables}"], "headline": HEADLINE, "optional": optional}
+    study = settings(datasets=section()["datasets"] | {"shop": given})
+    assert there(study, "films", load(None)) is None
+    if optional:
+        assert "no_users.parquet" in (there(study, "shop", load(None)) or "")
+    else:
+        with pytest.raises(ValueError, match=r"study\.datasets\.shop: .*no_users\.parquet"):
+            there(study, "shop", load(None))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines/configs").glob("*study*.toml")), ids=lambda path: path.stem)
+def test_every_arm_of_our_own_studies_is_a_config(path: Path) -> None:
+    config = load(path)
+    for name in config.study.datasets:
+        runs = runs_of(config.study, name, config)
+        assert {run.arm for run in runs} >= set(config.study.headline_arms)
+
+
+TINY = """
+[logs]
+source = "synthetic"
+synthetic = { num_users = 60, num_items = 90, num_groups = 3, num_topics = 6, num_days = 60, sessions_per_user = 8.0, impressions_per_session = 5 }
+split = { history_frac = 0.4, train_frac = 0.4, validation_frac = 0.25 }
+[profiles]
+generator = "deterministic"
+[embeddings.user.compute]
+num_cpus = 0.5
+[embeddings.item.compute]
+num_cpus = 0.5
+[item_encoder]
+dim = 16
+few_pairs = "frozen"
+compute = { num_cpus = 0.5 }
+[codes.user]
+num_stages = 2
+codebook_size = 4
+[codes.item]
+num_stages = 2
+codebook_size = 6
+[samples]
+history_length = 10
+[train]
+batch_size = 128
+epochs = 1
+[rankers.base]
+heads = ["outcome"]
+id_dim = 4
+hidden_dims = [16, 8]
+[rankers.choirrec]
+heads = ["outcome"]
+id_dim = 4
+hidden_dims = [16, 8]
+"""
+
+STUDY = """
+[run]
+uri = "{uri}"
+[tracking]
+backend = "none"
+[study]
+name = "tiny"
+seeds = [1, 2]
+num_ablation_seeds = 1
+headline_arms = ["base", "full", "shuffled"]
+against = ["base", "shuffled"]
+ablations_on = ["world"]
+bootstrap_rounds = 50
+results = "{results}"
+[study.datasets.world]
+config = "{config}"
+set = ['peers.form=neighbours', 'peers.num_peers=[20, 5]', 'user_spaces.spaces=["profile", "titles", "behaviour"]', 'collaborative.scores=["ease"]']
+headline = {{ arm = "full", slice = "low50", base = "base", control = "shuffled" }}
+[study.datasets.away]
+config = "{config}"
+set = ['logs.source=tables', 'logs.tables={{users="no.parquet", items="no.parquet", events="no.parquet"}}']
+headline = {{ arm = "full", slice = "all", base = "base", control = "shuffled" }}
+optional = true
+[study.arms.base]
+ranker = "base"
+meaning = "own signals"
+[study.arms.full]
+meaning = "groups and peers"
+[study.arms.shuffled]
+like = "full"
+set = ["user_spaces.shuffled=true"]
+meaning = "groups and peers of the wrong users"
+[study.arms.weak]
+ranker = "base"
+set = ["rankers.base.own_counts=false"]
+validation_only = true
+"""
+
+
+def write_study(folder: Path) -> Path:
+    (folder / "world.toml").write_text(TINY)
+    path = folder / "study.toml"
+    path.write_text(STUDY.format(uri=folder / "runs", results=folder / "results", config=folder / "world.toml"))
+    return path
+
+
+def run_study(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the command says in its last line."""
+    monkeypatch.setattr("sys.argv", ["study", "--config", str(path)])
+    pipeline.main()
+    said: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return said
+
+
+def trials(folder: Path) -> dict[str, int]:
+    """Every file of the trials, and when it was written."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in (folder / "runs" / "world" / "trials").rglob("*") if path.is_file()}
+
+
+def scores(folder: Path) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+    store = Store.open(str(folder / "runs" / "world"))
+    for path in (folder / "runs" / "world" / "trials").iterdir():
+        artifact = store.find("trials", path.name)
+        assert artifact is not None
+        yield dict(artifact.manifest), artifact.read("scores")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_study_from_the_command_to_the_page(ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_study(tmp_path)
+    said = run_study(path, capsys, monkeypatch)
+    assert (said["study"], said["form"], said["trials"]) == ("tiny", "full", 7)
+    assert list(said["results"]) == ["world"]
+    assert "no.parquet" in said["left_out"]["away"]
+
+    found = StudyResults.model_validate(json.loads((tmp_path / "results" / "tiny_world.json").read_text()))
+    assert (found.dataset, found.window, found.seeds) == ("world", "test", (1, 2))
+    assert list(found.arms) == ["base", "full", "shuffled"], "what only chooses is not in the test window"
+    assert list(found.validation) == ["base", "full", "shuffled", "weak"]
+    assert {"all", "low20", "low50", "high20", "no_history", "orders_1_3", "decile_1", "decile_10"} & set(found.arms["full"]) >= {"all", "low50", "high20"}
+    everyone = {arm: slices["all"] for arm, slices in found.arms.items()}
+    assert len({(one.rows, one.users) for one in everyone.values()}) == 1
+    assert {arm: set(one.vs) for arm, one in everyone.items()} == {"base": {"shuffled"}, "full": {"base", "shuffled"}, "shuffled": {"base"}}
+    for one in everyone.values():
+        assert 0.3 < one.gauc < 0.95
+        assert one.sd > 0
+        for gap in one.vs.values():
+            assert gap.lo <= gap.mean <= gap.hi
+            assert len(gap.per_seed) == 2
+            assert gap.mean == pytest.approx(np.mean(gap.per_seed))
+    assert everyone["full"].vs["base"].mean == pytest.approx(everyone["full"].gauc - everyone["base"].gauc)
+    assert len(found.validation["weak"]["all"].vs["base"].per_seed) == 1
+    assert {"form", "when", "command", "machine", "trials_min", "shared_s", "logs", "seconds_per_trial", "parameters", "arms"} <= set(found.notes)
+
+    mine = {manifest["seed"]: table for manifest, table in scores(tmp_path) if manifest["config"]["name"] == "base" and "test" in manifest["info"]["splits"]}
+    store = Store.open(str(tmp_path / "runs" / "world"))
+    (key,) = [one.name for one in (tmp_path / "runs" / "world" / "samples").iterdir()]
+    samples = store.find("samples", key)
+    assert samples is not None
+    table = samples.read("samples", ["example_id", "user_id", "split", "outcome"])
+    by_seed = []
+    for seed in (1, 2):
+        rows = table.filter(pc.equal(table["split"], "test")).join(mine[seed].select(["example_id", "score"]), "example_id", join_type="inner")
+        assert len(rows) == everyone["base"].rows
+        by_seed.append(gauc(rows["outcome"].to_numpy(), rows["score"].to_numpy(), rows["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()))
+    assert everyone["base"].gauc == pytest.approx(np.mean(by_seed))
+
+    for suffix in ("md", "html"):
+        text = (tmp_path / "results" / f"tiny_world.{suffix}").read_text()
+        for words in ("Headline: ", "low50", "base", "full", "shuffled"):
+            assert words in text, (suffix, words)
+
+    before = trials(tmp_path)
+    assert len([name for name in before if name.endswith("manifest.json")]) == 7
+    again = run_study(path, capsys, monkeypatch)
+    assert trials(tmp_path) == before, "every trial is found again"
+    assert again["results"] == said["results"]
+    repeated = StudyResults.model_validate(json.loads((tmp_path / "results" / "tiny_world.json").read_text()))
+    assert (repeated.arms, repeated.validation) == (found.arms, found.validation)

@@ -1,0 +1,111 @@
+"""A study's rows: who is in which slice, by hand and against a slow recount, as known when the window opened."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from longtail import schema
+from longtail.behaviour import Behaviour
+from longtail.entities import Entities
+from longtail.hashing import stable_uint64
+from longtail.study_rows import RULES, SHARES, WindowRows, order_counts, window_rows
+from tests import planted_artifacts, small_world
+
+A, B, C, D = 1, 2, 3, 4
+
+
+def window(users: list[str], opens: float, events: list[tuple[str, str, float, str]] | None = None, truncated: list[str] | None = None) -> WindowRows:
+    samples = pa.table({"example_id": np.arange(len(users)) + 100, "user_id": users, "outcome": pa.array([row % 2 for row in range(len(users))], pa.int8())})
+    given = None if truncated is None else pa.array(truncated, pa.string())
+    return window_rows(samples, small_world.entities(), small_world.behaviour(events), small_world.us(opens), given)
+
+
+def who(rows: WindowRows, name: str) -> set[int]:
+    """The users of a slice, all of whose rows are in it."""
+    found = set(rows.user_N[rows.slices[name]].tolist())
+    assert (np.isin(rows.user_N, list(found)) == rows.slices[name]).all(), name
+    return found
+
+
+def test_orders_are_distinct_times_of_the_strongest_kind_before() -> None:
+    # a bought tea on day 1, milk on day 2 (and clicked tea), soap on day 12; b on days 3 and 4; c on days 5 and 11
+    behaviour = small_world.behaviour()
+    assert order_counts(behaviour, 4, small_world.us(14)).tolist() == [0, 3, 2, 2, 0]
+    assert order_counts(behaviour, 4, small_world.us(12)).tolist() == [0, 2, 2, 2, 0]
+    basket = small_world.behaviour([("b", "tea", 3, "purchase"), ("b", "milk", 3, "purchase"), ("b", "soap", 3, "click"), ("b", "soap", 4, "purchase")])
+    assert order_counts(basket, 4, small_world.us(14)).tolist() == [0, 0, 2, 0, 0]
+
+
+def test_where_nothing_is_of_the_strongest_kind_any_event_is_an_order() -> None:
+    clicks = small_world.behaviour([("b", "tea", 3, "click"), ("b", "milk", 3, "click"), ("b", "soap", 4, "click")])
+    assert order_counts(clicks, 4, small_world.us(14)).tolist() == [0, 0, 2, 0, 0]
+
+
+def test_slices_by_hand() -> None:
+    rows = window([*"abcd", *"aabd"], opens=4, truncated=["b", "d"])
+    assert rows.example_id_N.tolist() == list(range(100, 108))
+    assert rows.user_N.tolist() == [A, B, C, D, A, A, B, D]
+    assert rows.label_N.tolist() == [0, 1] * 4
+    # strictly before day 4: a had three events in two orders, b one
+    assert who(rows, "all") == {A, B, C, D}
+    assert who(rows, "no_history") == {C, D}
+    assert who(rows, "orders_1") == {B}
+    assert who(rows, "orders_1_3") == {A, B}
+    assert who(rows, "missing_attributes") == {D}
+    assert who(rows, "truncated") == {B, D}
+    assert who(rows, "low50") == {C, D}
+    assert len(who(rows, "low20")) == 1
+    assert who(rows, "low20") < {C, D}
+
+
+def test_slices_are_of_those_who_are_in_the_window() -> None:
+    rows = window(["a", "b", "b"], opens=14)
+    assert who(rows, "low50") == {B}
+    assert who(rows, "no_history") == set()
+    assert "truncated" not in rows.slices
+
+
+def test_later_events_and_labels_move_nobody() -> None:
+    later = [*small_world.BEHAVIOUR, ("d", "tea", 14.0, "purchase"), ("b", "tea", 20, "purchase")]
+    users = [*"abcd"]
+    before, after = window(users, 14), window(users, 14, later)
+    assert {name: which.tolist() for name, which in after.slices.items()} == {name: which.tolist() for name, which in before.slices.items()}
+    assert who(window(users, 14.5, later), "no_history") == set()
+
+
+def test_without_attributes_none_is_missing() -> None:
+    entities = Entities.build(small_world.USERS.select(["user_id"]), small_world.ITEMS, planted_artifacts.INFO, 3)
+    samples = pa.table({"example_id": [0], "user_id": ["a"], "outcome": pa.array([1], pa.int8())})
+    rows = window_rows(samples, entities, small_world.behaviour(), small_world.us(14), None)
+    assert "missing_attributes" not in rows.slices
+
+
+def test_every_slice_but_the_deciles_has_its_rule_in_words() -> None:
+    names = set(window(["a"], 14, truncated=["a"]).slices)
+    assert {name for name in names if not name.startswith("decile_")} == set(RULES)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shares_and_deciles_agree_with_a_slow_ranking(seed: int) -> None:
+    """By events, and among equals by a hash of the id, which no label and no order of rows can touch."""
+    rng = np.random.default_rng(seed)
+    names = [f"user {row:02d}" for row in range(53)]
+    counts = dict(zip(names, (rng.integers(0, 8, 53) ** 2).tolist(), strict=True))
+    events = [(user, str(rng.choice(["tea", "milk"])), float(rng.uniform(0, 14)), "purchase") for user, count in counts.items() for _ in range(count)]
+    entities = Entities.build(pa.table({"user_id": names}), small_world.ITEMS, planted_artifacts.INFO, 3)
+    behaviour = Behaviour.build(small_world.events(events), entities, ("click", "purchase"))
+    users = [str(user) for user in rng.choice(names, 200)]
+    samples = pa.table({"example_id": np.arange(200), "user_id": users, "outcome": pa.array(rng.integers(0, 2, 200).astype(np.int8))})
+    rows = window_rows(samples, entities, behaviour, small_world.us(14), pa.array(names[:5], schema.USERS.field("user_id").type))
+    present = sorted(set(users), key=lambda user: (counts[user], stable_uint64(user)))
+    for name, (low, high) in SHARES.items():
+        chosen = {user for rank, user in enumerate(present) if low <= rank / len(present) < high}
+        assert {names[row - 1] for row in who(rows, name)} == chosen
+    tenths = [who(rows, f"decile_{number}") for number in range(1, 11)]
+    assert set.union(*tenths) == who(rows, "all")
+    assert sum(map(len, tenths)) == len(present)
+    assert tenths[0] | tenths[1] == who(rows, "low20")
+    assert tenths[8] | tenths[9] == who(rows, "high20")
+    order = rng.permutation(200)
+    again = window_rows(samples.take(pa.array(order)), entities, behaviour, small_world.us(14), None)
+    assert all(np.array_equal(again.slices[name], which[order]) for name, which in rows.slices.items() if name != "truncated")

@@ -1,0 +1,142 @@
+"""Trials: one process builds what is missing, trains, scores the windows that it may see, and is found again by all that decides the scores."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from longtail.artifacts import Store
+from longtail.config import Config
+from longtail.sample_files import Split
+from pipelines import trial as pipeline
+from pipelines.lent import LENT
+from pipelines.peers import PEERS
+from pipelines.samples import SAMPLES
+from pipelines.stage import find
+from pipelines.trial import prepare, trial
+from tests import borrowing_world
+
+BOTH: tuple[Split, ...] = ("validation", "test")
+TRAIN = {"batch_size": 32, "epochs": 2}
+RANKERS = {name: {"id_dim": 4, "hidden_dims": [16, 8], "attention_dims": [8]} for name in ("base", "choirrec", "saviorrec")}
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """A trial takes one thread of its process, which here is the tests'."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Store]:
+    return borrowing_world.publish(tmp_path_factory.mktemp("world"), train=TRAIN, rankers=RANKERS)
+
+
+def changed(config: Config, **sections: dict[str, Any]) -> Config:
+    dumped = config.model_dump(mode="json")
+    return Config.model_validate(dumped | {name: dumped[name] | values for name, values in sections.items()})
+
+
+def scores(table: pa.Table, split: str) -> dict[int, float]:
+    rows = zip(table["example_id"].to_pylist(), table["split"].to_pylist(), table["score"].to_pylist(), strict=True)
+    return {example: score for example, where, score in rows if where == split}
+
+
+def test_what_is_lent_is_built_here_and_found_by_the_trial(world: tuple[Config, Store]) -> None:
+    config, store = world
+    key = prepare(config, store)
+    found = find(LENT, config, store)
+    assert found is not None
+    assert found.key == key
+    assert prepare(config, store) == key
+
+
+def test_every_row_of_the_asked_windows_has_a_score(world: tuple[Config, Store]) -> None:
+    config, store = world
+    artifact = trial(config, store, "choirrec", BOTH)
+    table, samples = artifact.read("scores"), find(SAMPLES, config, store)
+    assert samples is not None
+    rows = samples.read("samples", ["example_id", "split"]).to_pylist()
+    for split in BOTH:
+        mine = scores(table, split)
+        assert set(mine) == {row["example_id"] for row in rows if row["split"] == split}
+        assert np.std(list(mine.values())) > 0
+    assert len(table) == sum(row["split"] != "train" for row in rows)
+    info = artifact.info
+    assert (info["splits"], len(info["epochs"])) == (list(BOTH), 2)
+    assert {"parameters", "best_epoch", "seconds"} <= set(info)
+    assert artifact.manifest["config"]["name"] == "choirrec"
+
+
+def test_a_choice_to_be_made_has_no_score_of_the_test_window_and_the_same_of_the_other(world: tuple[Config, Store]) -> None:
+    config, store = world
+    blind, seeing = trial(config, store, "base", ("validation",)), trial(config, store, "base", BOTH)
+    assert blind.key != seeing.key
+    assert scores(blind.read("scores"), "test") == {}
+    assert scores(blind.read("scores"), "validation") == scores(seeing.read("scores"), "validation")
+
+
+def test_a_finished_trial_is_found_and_not_trained_again(world: tuple[Config, Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    config, store = world
+    first = trial(config, store, "base", BOTH)
+
+    def training(*args: Any, **settings: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(pipeline, "train_ranker", training)
+    assert trial(config, store, "base", BOTH) == first
+    same = changed(config, run={"name": "other"}, tracking={"project": "other"}, serve={"max_items": 9})
+    assert trial(same, store, "base", BOTH) == first
+    others: list[dict[str, dict[str, Any]]] = [
+        {"train": {"seed": 5}},
+        {"train": {"epochs": 1}},
+        {"rankers": {"base": RANKERS["base"] | {"own_counts": False}}},
+        {"peers": {"seed": 5, "form": "random"}},
+        {"groups": {"min_size": 9}},
+    ]
+    for sections in others:
+        with pytest.raises(AssertionError, match="trained again"):
+            trial(changed(config, **sections), store, "base", BOTH)
+
+
+def test_a_trial_that_fails_leaves_nothing(world: tuple[Config, Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    config, store = world
+    before = sorted(Path(store.root, "trials").glob("*/*/scores.parquet"))
+
+    def broken(*args: Any, **settings: Any) -> None:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(pipeline, "train_ranker", broken)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        trial(changed(config, train={"seed": 77}), store, "base", BOTH)
+    assert sorted(Path(store.root, "trials").glob("*/*/scores.parquet")) == before
+
+
+def test_the_seed_of_what_is_drawn_is_the_trials(world: tuple[Config, Store]) -> None:
+    config, store = world
+    one, other = (trial(changed(config, train={"seed": seed}), store, "base", BOTH) for seed in (1, 2))
+    assert (one.manifest["seed"], other.manifest["seed"]) == (1, 2)
+    assert scores(one.read("scores"), "test") != scores(other.read("scores"), "test")
+    drawn = [find(PEERS, changed(config, peers={"form": "random", "seed": seed}), store) for seed in (1, 2)]
+    assert drawn == [None, None], "nobody has asked for them"
+    for seed in (1, 2):
+        prepare(changed(config, peers={"form": "random", "seed": seed}), store)
+    first, second = (find(PEERS, changed(config, peers={"form": "random", "seed": seed}), store) for seed in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert first.content_hash != second.content_hash
+
+
+def test_a_head_other_than_the_outcome_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    """On a source with two outcomes ChoirRec's own first head is of rows with an outcome alone."""
+    config, store = borrowing_world.publish(tmp_path, conversion=True, train=TRAIN, rankers=RANKERS)
+    with pytest.raises(ValueError, match=r"rankers\.choirrec\.heads = \['cvr'\] .* Set rankers\.choirrec\.heads=\[\"outcome\"\]"):
+        trial(config, store, "choirrec", BOTH)
+    chosen = changed(config, rankers={"choirrec": RANKERS["choirrec"] | {"heads": ["outcome"]}})
+    assert len(trial(chosen, store, "choirrec", BOTH).read("scores")) > 0
