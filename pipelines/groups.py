@@ -10,9 +10,8 @@ import pyarrow.compute as pc
 from longtail import schema
 from longtail.artifacts import Artifact, Draft
 from longtail.config import Config
-from longtail.features import ActivityIndex
 from longtail.groups import build_groups
-from longtail.run_state import load_behaviour, load_entities
+from longtail.run_state import load_activity, load_behaviour, load_entities
 from pipelines import work
 from pipelines.codes import USER_CODES
 from pipelines.logs import LOGS
@@ -27,7 +26,7 @@ def _one_snapshot(logs: Artifact, user_codes: Artifact, as_of_us: int, config: C
     codes = codes.filter(pc.equal(pc.cast(codes.column("as_of"), pa.int64()), as_of_us))
     user_row = entities.users.encode(codes.column("user_id")).astype(np.int64)
     codes_RS = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(len(codes), -1).astype(np.int64)
-    stats, _ = ActivityIndex.build(behaviour).statistics(user_row, np.full(len(user_row), as_of_us))
+    stats, _ = load_activity(logs, config.samples.numeric_bins).statistics(user_row, np.full(len(user_row), as_of_us))
     return build_groups(codes_RS, user_row, stats, behaviour, entities, as_of_us, config.groups)
 
 

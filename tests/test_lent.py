@@ -104,7 +104,7 @@ def test_peers_lend_as_of_the_weekly_boundary() -> None:
     rows = rows_of(pairs)
     got = lent_rows(state, examples(pairs))
     boundary = np.array([small_world.us(7 * (day // 7)) for _, _, day in pairs])
-    expected = peers.lifts(rows.user_row_B, peers.column_NC[rows.item_row_B], boundary)
+    expected = peers.lifts(rows.user_row_B, peers.firsts.column_NC[rows.item_row_B], boundary)
     assert got["peer_stats"].type == pa.list_(pa.float32(), len(PEER_STATS))
     assert np.array_equal(np.array(got["peer_stats"].to_pylist(), np.float32), expected)
     by_day = expected.reshape(-1, 4, len(PEER_STATS))

@@ -12,6 +12,7 @@ from longtail import schema
 from longtail.peers import (
     PEER_STATS,
     TARGETS,
+    FirstMeetings,
     PeerIndex,
     Peers,
     PeersSettings,
@@ -48,11 +49,11 @@ PEERS = {"a": [["b", "c"], ["b"]], "b": [["a", "c"], ["c"]], "c": [["a"], ["a"]]
 
 
 def index(rows: list[tuple[str, str, float, str]] | None = None, weights: dict[str, list[list[float]]] | None = None) -> PeerIndex:
-    return PeerIndex.build(table(PEERS, weights=weights), ENTITIES, small_world.behaviour(rows), CLUSTER_N, SETTINGS)
+    return PeerIndex.build(table(PEERS, weights=weights), ENTITIES, FirstMeetings.build(small_world.behaviour(rows), ENTITIES, CLUSTER_N), SETTINGS)
 
 
 def lifts(built: PeerIndex, user: int, item: int, day: float) -> dict[str, float]:
-    got = built.lifts(np.array([user]), built.column_NC[[item]], np.array([small_world.us(day)]))
+    got = built.lifts(np.array([user]), built.firsts.column_NC[[item]], np.array([small_world.us(day)]))
     return dict(zip(PEER_STATS, got[0].tolist(), strict=True))
 
 

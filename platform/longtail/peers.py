@@ -204,6 +204,29 @@ class Meetings:
 
 
 @dataclass(frozen=True)
+class FirstMeetings:
+    """Who met what first when, in a whole run: the same for whatever peers are asked about."""
+
+    column_NC: Ints  # by item row, its column for each of TARGETS (0 unknown)
+    meetings_C: tuple[Meetings, ...]  # of each target
+    since_M: Ints  # each user's first event, NEVER without one
+    since_sorted_M: Ints
+
+    @staticmethod
+    def build(behaviour: Behaviour, entities: Entities, cluster_N: Ints) -> "FirstMeetings":
+        """From the run's events in time order, and items' clusters by item row."""
+        num_users = len(entities.users) + 1
+        column_NC = np.stack([np.arange(len(cluster_N)), cluster_N, entities.leaf_codes_N, entities.root_codes], axis=1).astype(np.int64)
+        since_M = np.full(num_users, NEVER)
+        np.minimum.at(since_M, behaviour.user_row_E, behaviour.time_E)
+        meetings = [
+            Meetings.build(behaviour.user_row_E, column_NC[behaviour.item_row_E, place], behaviour.time_E, num_users, int(column_NC[:, place].max()) + 1)
+            for place in range(len(TARGETS))
+        ]
+        return FirstMeetings(column_NC, tuple(meetings), since_M, np.sort(since_M))
+
+
+@dataclass(frozen=True)
 class PeerIndex:
     """Peers at each snapshot and first meetings, which together answer what a user's peers had met by a time.
 
@@ -212,15 +235,12 @@ class PeerIndex:
 
     as_of_T: Ints
     peers_TV: tuple[tuple[Peers, ...], ...]
-    column_NC: Ints  # by item row, its column for each of TARGETS (0 unknown)
-    meetings_C: tuple[Meetings, ...]  # of each target
-    since_M: Ints  # each user's first event, NEVER without one
-    since_sorted_M: Ints
+    firsts: FirstMeetings
     prior_users: float
 
     @staticmethod
-    def build(table: pa.Table, entities: Entities, behaviour: Behaviour, cluster_N: Ints, settings: PeersSettings) -> "PeerIndex":
-        """From the stage's table (schema.PEERS), the run's events in time order and items' clusters by item row."""
+    def build(table: pa.Table, entities: Entities, firsts: FirstMeetings, settings: PeersSettings) -> "PeerIndex":
+        """From the stage's table (schema.PEERS) and the run's first meetings."""
         num_levels, num_users = len(settings.num_peers), len(entities.users) + 1
         user_row = entities.users.encode(table.column("user_id"))
         time = pc.cast(table.column("as_of"), pa.int64()).to_numpy()
@@ -237,14 +257,7 @@ class PeerIndex:
                 mine = at == place
                 by_level[place][level].row_MP[owner[mine], column[mine]] = peers[mine]
                 by_level[place][level].weight_MP[owner[mine], column[mine]] = weight[mine]
-        column_NC = np.stack([np.arange(len(cluster_N)), cluster_N, entities.leaf_codes_N, entities.root_codes], axis=1).astype(np.int64)
-        since_M = np.full(num_users, NEVER)
-        np.minimum.at(since_M, behaviour.user_row_E, behaviour.time_E)
-        meetings = [
-            Meetings.build(behaviour.user_row_E, column_NC[behaviour.item_row_E, place], behaviour.time_E, num_users, int(column_NC[:, place].max()) + 1)
-            for place in range(len(TARGETS))
-        ]
-        return PeerIndex(as_of, tuple(tuple(levels) for levels in by_level), column_NC, tuple(meetings), since_M, np.sort(since_M), settings.prior_users)
+        return PeerIndex(as_of, tuple(tuple(levels) for levels in by_level), firsts, settings.prior_users)
 
     def lifts(self, user_B: Ints, columns_BC: Ints, snapshot_B: Ints) -> Floats:
         """PEER_STATS [B, len(PEER_STATS)] of rows whose facts about items are as of `snapshot_B`; zeros where a user has no peers.
@@ -253,11 +266,11 @@ class PeerIndex:
             columns_BC: each row's column for each of TARGETS; 0 where it is unknown.
         """
         out = np.zeros((len(user_B), len(PEER_STATS)), np.float32)
-        others_B = np.maximum(np.searchsorted(self.since_sorted_M, snapshot_B) - (self.since_M[user_B] < snapshot_B), 1)
+        others_B = np.maximum(np.searchsorted(self.firsts.since_sorted_M, snapshot_B) - (self.firsts.since_M[user_B] < snapshot_B), 1)
         everyone_BC = np.stack(
             [
                 (meetings.by_column.count(columns_BC[:, place], snapshot_B) - meetings.had_met(user_B, columns_BC[:, place], snapshot_B) + 0.5) / (others_B + 1)
-                for place, meetings in enumerate(self.meetings_C)
+                for place, meetings in enumerate(self.firsts.meetings_C)
             ],
             axis=1,
         )
@@ -285,7 +298,7 @@ class PeerIndex:
             weight_VP[level, place_P.reshape(-1)[start : start + count]] = weights[rows > 0]
             start += count
         support_V = weight_VP.sum(axis=1)
-        for place, meetings in enumerate(self.meetings_C):
+        for place, meetings in enumerate(self.firsts.meetings_C):
             asked, column_B = np.unique(columns_BC[:, place], return_inverse=True)
             among = np.zeros(meetings.num_columns, np.int64)
             among[asked] = np.arange(1, len(asked) + 1)

@@ -11,10 +11,10 @@ from longtail.collaborative import CollaborativeIndex
 from longtail.config import Config
 from longtail.entities import Entities
 from longtail.feature_state import FeatureState
-from longtail.features import CROSS_STATS, ITEM_STATS, USER_STATS, OwnState
+from longtail.features import CROSS_STATS, ITEM_STATS, USER_STATS, ActivityIndex, OwnState
 from longtail.lent import LentState, UserGroups
 from longtail.logs import LogsInfo
-from longtail.peers import PEER_STATS, PeerIndex, clusters
+from longtail.peers import PEER_STATS, FirstMeetings, PeerIndex, clusters
 from longtail.samples import FeatureSpec
 from longtail.times import to_us
 
@@ -60,11 +60,11 @@ def feature_spec(entities: Entities, config: Config, has_conversion: bool) -> Fe
     )
 
 
-def load_clusters(item_codes: Artifact, entities: Entities, config: Config) -> npt.NDArray[np.int64]:
+def load_clusters(item_codes: Artifact, entities: Entities, depth: int) -> npt.NDArray[np.int64]:
     """The cluster of each item by its row, from 1; 0 for items without codes."""
     codes = item_codes.read("codes")
     codes_NS = entities.items.by_code(codes.column("item_id"), codes.column("codes"), missing=-1)
-    clusters_N: npt.NDArray[np.int64] = np.where(codes_NS[:, 0] >= 0, clusters(codes_NS, config.samples.cluster_depth), 0)
+    clusters_N: npt.NDArray[np.int64] = np.where(codes_NS[:, 0] >= 0, clusters(codes_NS, depth), 0)
     return clusters_N
 
 
@@ -75,16 +75,30 @@ def load_own_state(logs: Artifact, item_codes: Artifact, collaborative: Artifact
     behaviour = load_behaviour(logs, config.samples.numeric_bins)
     scores = config.collaborative.scores
     index = CollaborativeIndex.build(collaborative.read("collaborative"), entities, behaviour, config.collaborative) if scores else None
-    return OwnState.build(entities, behaviour, load_clusters(item_codes, entities, config), config.samples, to_us(info.start), index)
+    return OwnState.build(entities, behaviour, load_clusters(item_codes, entities, config.samples.cluster_depth), config.samples, to_us(info.start), index)
+
+
+@lru_cache(maxsize=1)
+def _first_meetings(logs: Artifact, item_codes: Artifact, numeric_bins: int, cluster_depth: int) -> FirstMeetings:
+    """Kept, since a process that makes many variants of what is lent asks for the same."""
+    entities = load_entities(logs, numeric_bins)
+    return FirstMeetings.build(load_behaviour(logs, numeric_bins), entities, load_clusters(item_codes, entities, cluster_depth))
+
+
+@lru_cache(maxsize=1)
+def load_activity(logs: Artifact, numeric_bins: int) -> ActivityIndex:
+    """What every user has done by any time; kept likewise."""
+    return ActivityIndex.build(load_behaviour(logs, numeric_bins))
 
 
 def load_lent_state(logs: Artifact, user_codes: Artifact, groups: Artifact, peers: Artifact, item_codes: Artifact, config: Config) -> LentState:
     """The state of lent features; build it once per process."""
     entities = load_entities(logs, config.samples.numeric_bins)
-    cluster_N = load_clusters(item_codes, entities, config)
+    cluster_N = load_clusters(item_codes, entities, config.samples.cluster_depth)
     index = None
     if config.peers.form != "none":
-        index = PeerIndex.build(peers.read("peers"), entities, load_behaviour(logs, config.samples.numeric_bins), cluster_N, config.peers)
+        firsts = _first_meetings(logs, item_codes, config.samples.numeric_bins, config.samples.cluster_depth)
+        index = PeerIndex.build(peers.read("peers"), entities, firsts, config.peers)
     users = config.codes.user
     user_groups = UserGroups.build(user_codes.read("codes"), groups.read("groups"), entities, (users.codebook_size,) * users.num_stages, config.groups)
     return LentState(entities, user_groups, cluster_N, index, config.samples, to_us(logs_info(logs).start))
