@@ -31,6 +31,7 @@ from longtail.codes import (
     quality,
 )
 from longtail.vectors import VectorTable, fingerprints, to_arrow
+from pipelines import work
 from pipelines.codes import ITEM_CODES, USER_CODES, RayShards, fit_order
 from tests import planted_artifacts as world
 
@@ -269,7 +270,7 @@ def test_the_stages_on_ray(ray_cluster: None, tmp_path: Path) -> None:
         days = pa.array([world.HISTORY_END] * 300 + [world.TRAIN_END] * 300, schema.TIMESTAMP)
         users = pa.array([f"u{row % 300:03d}" for row in range(600)])
         table = pa.table({"user_id": users, "as_of": days, "vector": to_arrow(np.concatenate([vectors, later]))})
-        artifact = world.build(USER_CODES, [world.commit(store, "user_vectors", {"vectors": table})], store, config)
+        artifact = world.build(USER_CODES, [world.commit(store, "user_spaces", {"vectors": table})], store, config)
         assert artifact.info["quality"]["rows"] == 300
         codebook = load_codebook(Path(artifact.path("codebook.safetensors")))
         codes = artifact.read("codes")
@@ -292,3 +293,23 @@ def test_the_stages_on_ray(ray_cluster: None, tmp_path: Path) -> None:
     assert items.info["quality"]["mse"][1] < items.info["quality"]["mse"][0] < items.info["quality"]["variance"]
     with pytest.raises(ValueError, match=r"codes\.item\.codebook_size = 100 .* stage 'item_z' has 240"):
         world.build(ITEM_CODES, [z], store, {"codes": {"item": {"codebook_size": 100}}})
+
+
+def test_the_stage_in_place_takes_the_seed_of_its_section_or_the_runs(tmp_path: Path) -> None:
+    store = world.open_store(tmp_path, "seeds")
+    vectors, _ = planted(300, noise=0.9)
+    days = pa.array([world.HISTORY_END] * 300, schema.TIMESTAMP)
+    table = pa.table({"user_id": [f"u{row:03d}" for row in range(300)], "as_of": days, "vector": to_arrow(vectors)})
+    spaces = world.commit(store, "user_spaces", {"vectors": table})
+
+    def codebook(run_seed: int, **user: int) -> bytes:
+        with work.in_place():
+            artifact = world.build(USER_CODES, [spaces], store, {"run": {"seed": run_seed}, "codes": {"user": {"codebook_size": 12, **user}}})
+        made = load_codebook(Path(artifact.path("codebook.safetensors")))
+        np.testing.assert_array_equal(np.array(artifact.read("codes")["codes"].to_pylist()), encode(vectors, made))
+        artifact.fs.delete_dir(artifact.root)
+        artifact.fs.delete_file(f"{store.root}/user_codes/test/manifest.json")
+        return made.tobytes()
+
+    assert codebook(5) == codebook(1, seed=5) == codebook(5, seed=5)
+    assert codebook(1) != codebook(5)

@@ -85,6 +85,19 @@ def test_a_text_model_is_loaded_only_when_a_text_needs_it(encoder: NewcomerEncod
     assert loaded == [EMBEDDINGS.item]
 
 
+def test_a_described_user_has_no_place_among_groups_that_profiles_alone_did_not_make(encoder: NewcomerEncoder) -> None:
+    loaded: list[EncoderSettings] = []
+    blind = replace(encoder, user_codebook_SKD=None, make_encoder=counting(TextEncoder, loaded), _encoders={})
+    assert blind.encode(Unknowns(StatedUser({"city": "Bonn"}, "Likes tea."), ())).user_codes is None
+    assert not loaded
+    tea = StatedItem("t", "Tea", ("food", "drinks"), "x")
+    got, expected = (one.encode(Unknowns(StatedUser({"city": "Bonn"}), (tea,))) for one in (blind, encoder))
+    assert expected.user_codes is not None
+    assert got.user_codes is None
+    assert np.array_equal(got.item_codes_NS, expected.item_codes_NS)
+    assert loaded == [EMBEDDINGS.item]
+
+
 def test_first_texts_that_come_at_once_load_one_model(encoder: NewcomerEncoder) -> None:
     loaded: list[EncoderSettings] = []
     ready = TextEncoder(EMBEDDINGS.item)

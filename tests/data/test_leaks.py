@@ -16,6 +16,7 @@ from longtail.config import Config
 from longtail.sample_files import read_part, side_by_side
 from longtail.sources import synthetic
 from longtail.windows import SplitSettings
+from pipelines import work
 from pipelines.full import SHARED_STAGES
 from pipelines.stage import ensure
 from pipelines.train import sample_folders
@@ -74,7 +75,8 @@ def shared_stages(folder: Path, raw: Any, events: pa.Table) -> dict[str, Artifac
             "tracking": {"backend": "none"},
         }
     )
-    return {stage.name: ensure(stage, config, store).artifact for stage in SHARED_STAGES}
+    with work.in_place():  # where it can: the same artifacts (test_work), without the start of thirty processes
+        return {stage.name: ensure(stage, config, store).artifact for stage in SHARED_STAGES}
 
 
 @pytest.fixture(scope="module")
