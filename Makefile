@@ -27,7 +27,7 @@ export PYTHONUNBUFFERED ?= 1
 
 config = --config "$(or $(CONFIG),$(1))" $(foreach pair,$(SET),--set "$(pair)")
 
-.PHONY: help setup demo up sweep test test-all check format lock lock-gpu lock-gpu-check clean
+.PHONY: help setup demo up sweep study test test-all check format lock lock-gpu lock-gpu-check clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -48,6 +48,9 @@ up: setup ## serve what the demo trained, with the Ray dashboard, until Ctrl-C
 
 sweep: setup ## a small Ray Tune sweep over gates and codebooks
 	@$(PY) -m tuning.sweep $(call config,pipelines/configs/demo.toml)
+
+study: setup ## ChoirRec's study: arms, seeds and data sets compared in pairs (SET="study.form=short" for its short form)
+	@$(PY) -m pipelines.study $(call config,pipelines/configs/choirrec_study.toml)
 
 test: setup ## the tests
 	@$(PY) -m pytest -q $(PYTEST_ARGS)
