@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from longtail.codes import CodesSettings
 from longtail.collaborative import CollaborativeSettings
+from longtail.completion import CompletionSettings
 from longtail.embeddings import EmbeddingsSettings
 from longtail.evaluation import EvaluateSettings
 from longtail.groups import GroupsSettings
@@ -57,6 +58,7 @@ class Config(Settings):
     user_spaces: UserSpacesSettings = UserSpacesSettings()
     codes: CodesSettings = CodesSettings()
     groups: GroupsSettings = GroupsSettings()
+    completion: CompletionSettings = CompletionSettings()
     peers: PeersSettings = PeersSettings()
     collaborative: CollaborativeSettings = CollaborativeSettings()
     samples: SamplesSettings = SamplesSettings()

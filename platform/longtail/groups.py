@@ -56,7 +56,7 @@ def build_groups(
         group_R = group_R.reshape(-1)
         num_groups = len(prefixes)
         size = np.bincount(group_R, minlength=num_groups)
-        majority, support = _majority(group_R, entities.attribute_codes_MA[user_row_R], [a.size for a in entities.attributes], num_groups, settings)
+        majority, support = majority_values(group_R, entities.attribute_codes_MA[user_row_R], [a.size for a in entities.attributes], num_groups, settings)
         stats = np.stack([np.bincount(group_R, column, num_groups) / np.maximum(size, 1) for column in stats_RU.T], 1)
         group_M = np.full(len(entities.users) + 1, -1, np.int64)
         group_M[user_row_R] = group_R
@@ -80,7 +80,7 @@ def build_groups(
     return pa.concat_tables(tables)
 
 
-def _majority(
+def majority_values(
     group_R: Ints, attribute_codes_RA: npt.NDArray[np.int32], sizes: list[int], num_groups: int, settings: GroupsSettings
 ) -> tuple[npt.NDArray[np.int32], Floats]:
     """Majority code [groups, A] over the members that have one (0 where fewer than min_support do), and the share of those that agree with it."""

@@ -49,10 +49,11 @@ def paired_differences(label_N: Ints, user_N: Ints, base_N: Floats, other_N: Flo
     if len(distinct) > 1:  # one user resampled is the same user: no interval
         for one in range(rounds):
             draws[one] = differences(np.bincount(rng.integers(0, len(distinct), len(distinct)), minlength=len(distinct)).astype(np.float64))
-    return {name: _interval(point[place], draws[:, place]) for place, name in enumerate(("auc", "gauc", "log_loss"))}
+    return {name: interval(point[place], draws[:, place]) for place, name in enumerate(("auc", "gauc", "log_loss"))}
 
 
-def _interval(point: float, draws: Floats) -> Interval:
+def interval(point: float, draws: Floats) -> Interval:
+    """A difference and the 95 % interval of its resamples; NaN among them are those without a value."""
     known = draws[~np.isnan(draws)]
     if np.isnan(point) or len(known) < max(20, len(draws) // 2):  # where most resamples have one class, percentiles of the rest would mislead
         return Interval(difference=None if np.isnan(point) else point, low=None, high=None)

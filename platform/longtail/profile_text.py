@@ -204,3 +204,22 @@ def _philosophy(stable: Sequence[Mapping[str, Any]]) -> str:
     mean = sum(PRICE_LEVELS.index(line["price_power"]) * line["count"] for line in priced) / weight
     pace = "often" if total >= 50 else "now and then" if total >= 10 else "seldom"
     return f"Takes {PRICE_LEVELS[round(mean)]} prices within a category; {habit}; {pace} active."
+
+
+def without(text: str, label: str, value: str) -> str:
+    """A paragraph as it would read if an attribute's value were not known, for the forms that a profile's identity has.
+
+    In free text the value goes wherever it stands in its own words; what a model said of it in others stays.
+    """
+    own = "|".join(re.escape(form) for form in dict.fromkeys((value, " ".join(words(value)))) if words(form))
+    if not own:
+        return text
+    found = re.sub(rf"(?i)(?<![^\W_]){re.escape(label)}:? (?:is |of )?(?:{own})(?![^\W_])", "", text)
+    if len(value) >= MIN_NAME_CHARS and not value.isdigit():
+        found = re.sub(rf"(?i)(?<![^\W_])(?:{own})(?![^\W_])", "", found)
+    if found == text:
+        return text
+    found = re.sub(r" ([,.;])", r"\1", " ".join(found.split()))
+    found = re.sub(r",(?:\s*,)+", ",", found)
+    found = re.sub(r"\bwith, ", "with ", re.sub(r",([.;]|$)", r"\1", found))
+    return re.sub(r"\bwith(\.?)$", r"of whom no attribute is known\1", found)

@@ -12,7 +12,7 @@ Reads user vectors, item vectors, users and events before each as_of; the stage 
 Letters: M users + 1, N items + 1, D dimensions, A attributes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -54,6 +54,12 @@ def unit(vectors_ND: npt.NDArray[np.floating]) -> Floats:
 def side_by_side(vectors: Sequence[Floats]) -> Floats:
     """Unit vectors [M, sum of D] of several spaces; a user who is nowhere in one space lies where the others say."""
     return unit(np.concatenate([unit(space_MD) for space_MD in vectors], axis=1))
+
+
+def replaced(vectors_RD: Floats, widths: Sequence[int], given: Mapping[int, Floats]) -> Floats:
+    """What side_by_side made of spaces of these widths, with some of them, by place, given anew."""
+    blocks = np.split(vectors_RD, np.cumsum(widths)[:-1], axis=1)
+    return side_by_side([given.get(place, unit(block_RD)) for place, block_RD in enumerate(blocks)])
 
 
 def title_vectors(met_MN: sparse.csr_matrix, item_vectors_ND: Floats) -> Floats:
