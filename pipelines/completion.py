@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from longtail.artifacts import Artifact, Draft
 from longtail.codes import LocalShards, encode, fit_codebook
-from longtail.completion import METHODS, Bools, Codes, Evidence, Filled, Floats, Ints, draw_mask, fill_in, measured, user_statistics
+from longtail.completion import METHODS, Bools, Codes, Evidence, Filled, Floats, Ints, draw_mask, fill_in, group_votes, measured, user_statistics
 from longtail.completion_results import CompletionResults, compare, table
 from longtail.config import Config
 from longtail.embeddings import TextEncoder
@@ -72,7 +72,8 @@ def _build(context: Context, draft: Draft) -> Result:
         (truth_RA, mask, sizes, vectors_RD, kept, statistics_RF, config, number) for number, (mask, vectors_RD) in enumerate(zip(masks, spaces, strict=True))
     ]
     filled = work.tasks(fill_one, jobs)
-    by_attribute, overall = compare([names[column] for column in columns], truth_RA, masks, filled, settings.bootstrap_rounds, context.seed)
+    _, lent_RA = group_votes(codes_RS, truth_RA, sizes, config.groups)
+    by_attribute, overall = compare([names[column] for column in columns], truth_RA, lent_RA, masks, filled, settings.bootstrap_rounds, context.seed)
     found = CompletionResults(users=len(rows_R), masks=len(masks), attributes=by_attribute, overall=overall, left_out=left_out, notes=notes)
     draft.write_json("completion.json", found.model_dump(mode="json"))
     return Result(rows_in=len(rows_R), rows_out=len(rows_R), info={"left_out": left_out, **notes})

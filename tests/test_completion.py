@@ -121,7 +121,7 @@ def overall(of_group: bool) -> tuple[dict[str, MethodResult], dict[str, MethodRe
     """The results of either attribute."""
     truth_RA, evidence = world(of_group)
     masks, answers = filled(truth_RA, evidence)
-    by_attribute, _ = compare(["first", "second"], truth_RA, masks, answers, 200, seed=7)
+    by_attribute, _ = compare(["first", "second"], truth_RA, truth_RA > 0, masks, answers, 200, seed=7)
     return by_attribute["first"].methods, by_attribute["second"].methods
 
 
@@ -146,7 +146,9 @@ def test_groups_that_say_nothing_stay_near_the_majority() -> None:
 def test_measures_agree_with_sklearns() -> None:
     truth_RA, evidence = world(of_group=True)
     masks, answers = filled(truth_RA, evidence)
-    by_attribute, together = compare(["first", "second"], truth_RA, masks, answers, 50, seed=7)
+    lent_RA = np.zeros(truth_RA.shape, bool)
+    lent_RA[np.flatnonzero(truth_RA[:, 0] == 0)[:5], 0] = True
+    by_attribute, together = compare(["first", "second"], truth_RA, lent_RA, masks, answers, 50, seed=7)
     for column, name in enumerate(("first", "second")):
         for method in METHODS:
             pairs = [(truth_RA[mask[:, column], column], one.values[method][mask[:, column], column]) for mask, one in zip(masks, answers, strict=True)]
@@ -155,6 +157,9 @@ def test_measures_agree_with_sklearns() -> None:
                 by_mask = [slow(*pair) for pair in pairs]
                 assert mean == pytest.approx(np.mean(by_mask))
                 assert sd == pytest.approx(np.std(by_mask, ddof=1))
+    assert by_attribute["first"].missing == (truth_RA[:, 0] == 0).sum()
+    assert by_attribute["first"].lent_missing_frac == 5 / by_attribute["first"].missing
+    assert by_attribute["first"].lent_frac == 1  # large groups, in which most have a value
     assert by_attribute["second"].methods["majority"].balanced == pytest.approx(0.5)
     assert together["gbm"].accuracy == pytest.approx(np.mean([by_attribute[name].methods["gbm"].accuracy for name in by_attribute]))
     assert together["majority"].gain.model_dump() == {"difference": 0, "low": 0, "high": 0}

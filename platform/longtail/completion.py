@@ -8,8 +8,9 @@ A seeded share of the known values of every attribute is masked, several times o
     neighbours  a vote of the nearest users who have a value, by cosine in the user spaces
     gbm         gradient-boosted trees on what the user did, their size and number chosen by cross-validation on the values that are left
 
-Departs from longtail.lent in one point: a lending group without a majority lends nothing there, and its parent answers here; `lent_frac` counts how often
-the group itself does. Numeric attributes are filled in as their bins.
+Departs from longtail.lent in one point: a lending group without a majority lends nothing there, and its parent answers here. So it is counted beside how
+often the group that longtail.lent asks has a majority: for masked values, and for those that are really missing, which is what completion is for.
+Numeric attributes are filled in as their bins.
 
 Reads attribute codes, group codes, vectors and statistics of users at one as_of; the stage `completion` writes completion.json.
 Measures and intervals are in longtail.completion_results. Run: python -m pipelines.completion --config …

@@ -39,6 +39,8 @@ class AttributeResult(Settings):
     values: int  # how many different ones
     masked: int  # values over all masks
     lent_frac: float  # of them, those for which the group that longtail.lent asks has a majority
+    missing: int  # users who really lack it
+    lent_missing_frac: float | None  # of them, those whose group has a majority: what the samples get
     methods: dict[str, MethodResult]
 
 
@@ -54,13 +56,14 @@ class CompletionResults(Settings):
 
 
 def compare(
-    names: Sequence[str], truth_RA: Codes, masks: Sequence[Bools], filled: Sequence[Filled], rounds: int, seed: int
+    names: Sequence[str], truth_RA: Codes, lent_RA: Bools, masks: Sequence[Bools], filled: Sequence[Filled], rounds: int, seed: int
 ) -> tuple[dict[str, AttributeResult], dict[str, MethodResult]]:
     """Every method by attribute, and overall.
 
     Args:
         names: of the attributes.
         truth_RA: their codes before anything was masked.
+        lent_RA: whether the group that longtail.lent asks has a majority, in the run's own groups with nothing masked.
         masks: which of them were masked, mask by mask.
         filled: the methods' answers to each mask.
         rounds: of the bootstrap.
@@ -80,13 +83,15 @@ def compare(
     mask_BK = rng.integers(0, len(masks), (rounds + 1, len(masks)))
     by_attribute = {}
     for a, name in enumerate(names):
-        known_R = truth_RA[:, a] > 0
+        known_R, lent_R = truth_RA[:, a] > 0, lent_RA[:, a]
         masked_KR = masked_KRA[:, :, a]
         by_attribute[name] = AttributeResult(
             known=int(known_R.sum()),
             values=len(np.unique(truth_RA[known_R, a])),
             masked=int(masked_KR.sum()),
             lent_frac=float(lent_KRA[:, :, a][masked_KR].mean()),
+            missing=int((~known_R).sum()),
+            lent_missing_frac=None if known_R.all() else float(lent_R[~known_R].mean()),
             methods={method: _result(draws[method][a], draws["majority"][a], mask_BK) for method in METHODS},
         )
     overall = {method: _result(draws[method].mean(axis=0), draws["majority"].mean(axis=0), mask_BK) for method in METHODS}
@@ -136,11 +141,13 @@ def _result(draws_2BK: Floats, majority_2BK: Floats, mask_BK: np.ndarray) -> Met
 
 
 def table(found: CompletionResults) -> str:
-    """The results as text."""
-    lines = [f"{'attribute':<20} {'known':>6} {'values':>6} {'lent':>5}  {'method':<10} {'accuracy':>14} {'balanced':>14}   over the majority, and balanced"]
+    """The results as text; behind the masked and behind the missing values, the share to which the asked group lends anything."""
+    counts = f"{'known':>6} {'values':>6} {'lent':>5} {'missing':>8} {'lent':>5}"
+    lines = [f"{'attribute':<20} {counts}  {'method':<10} {'accuracy':>14} {'balanced':>14}   over the majority, and balanced"]
     for name, one in found.attributes.items():
-        lines += _lines(f"{name[:20]:<20} {one.known:>6,} {one.values:>6} {one.lent_frac:>5.2f}", one.methods)
-    lines += _lines(f"{'overall':<20} {'':>6} {'':>6} {'':>5}", found.overall)
+        to_missing = "" if one.lent_missing_frac is None else f"{one.lent_missing_frac:.2f}"
+        lines += _lines(f"{name[:20]:<20} {one.known:>6,} {one.values:>6} {one.lent_frac:>5.2f} {one.missing:>8,} {to_missing:>5}", one.methods)
+    lines += _lines(f"{'overall':<20} {'':>{len(counts)}}", found.overall)
     lines += [f"{name}: left out, {reason}" for name, reason in found.left_out.items()]
     return "\n".join(lines)
 
