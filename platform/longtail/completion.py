@@ -201,9 +201,12 @@ def boosted(statistics_RF: Floats, left_R: Codes, asked_R: Bools, seed: int) -> 
 
 def _trees(given: Floats, value: Codes, asked: Floats, options: Mapping[str, int], seed: int) -> Codes:
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from threadpoolctl import threadpool_limits
 
     if len(np.unique(value)) < 2 or len(asked) == 0:
         return np.full(len(asked), value[0], np.int32)
     model = HistGradientBoostingClassifier(learning_rate=0.05, early_stopping=False, random_state=seed, **options)
-    predicted: Codes = model.fit(given, value).predict(asked).astype(np.int32)
+    # A few hundred rows: threads only wait for each other, on a busy machine for minutes.
+    with threadpool_limits(limits=1):
+        predicted: Codes = model.fit(given, value).predict(asked).astype(np.int32)
     return predicted
