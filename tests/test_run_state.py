@@ -70,8 +70,7 @@ def test_clusters_are_of_the_first_codes_and_none_without_codes(tmp_path: Path) 
     entities = small_world.entities()
     book, milk, odd, soap, tea = range(1, 6)
     for depth, alike in ((1, [{tea, milk, soap}, {book}]), (2, [{tea, milk}, {soap}, {book}]), (3, [{tea}, {milk}, {soap}, {book}])):
-        config = Config.model_validate({"samples": {"cluster_depth": depth}})
-        cluster_N = load_clusters(codes, entities, config)
+        cluster_N = load_clusters(codes, entities, depth)
         assert (cluster_N[0], cluster_N[odd]) == (0, 0)
         groups = {number: {row for row in range(6) if cluster_N[row] == number} for number in set(cluster_N[cluster_N > 0].tolist())}
         assert sorted(map(sorted, groups.values())) == sorted(map(sorted, alike))
