@@ -193,8 +193,10 @@ codebook_size = 4
 [codes.item]
 num_stages = 2
 codebook_size = 6
+compute = { num_actors = 1, num_cpus = 0.5 }
 [samples]
 history_length = 10
+compute = { num_actors = 1, num_cpus = 0.5 }
 [train]
 batch_size = 128
 epochs = 1
