@@ -23,15 +23,16 @@ from longtail.codes import (
     BlockSums,
     CodebookSettings,
     Floats,
-    LocalShards,
     block_ranges,
     check_rows,
     codebook_bytes,
     encode,
     fit_codebook,
+    fit_here,
     gather_rows,
     quality,
 )
+from longtail.settings import own_seed
 from longtail.vectors import VectorTable, fingerprints, to_numpy
 from pipelines import blocks, work
 from pipelines.item_encoder import ITEM_Z
@@ -93,10 +94,10 @@ def build(context: Context, draft: Draft, *, upstream: str, table: str, key: pa.
     keys = schema.check(vectors.keys(key), key, upstream)
     rows = fit_order(keys)
     check_rows(settings, len(rows), f"codes.{section}", f"stage {upstream!r}" + (" at its first as_of" if "as_of" in key.names else ""))
-    seed = context.seed if settings.seed is None else settings.seed
+    seed = own_seed(settings.seed, context.seed)
     if work.is_in_place():
         whole_ND = to_numpy(source.read(table, ["vector"]).column("vector"))
-        fit = fit_codebook(LocalShards.split(whole_ND[rows], settings.block_rows), len(rows), vectors.dim(), settings, seed)
+        fit = fit_here(whole_ND[rows], settings, seed)
         codes, prints = encode(whole_ND, fit.codebook_SKD), fingerprints(whole_ND)
     else:
         blocks.check_room({f"codes.{section}": settings.compute}, context.config.cluster)

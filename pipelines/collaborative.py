@@ -9,11 +9,10 @@ import pyarrow as pa
 
 from longtail import schema
 from longtail.artifacts import Artifact, Draft
-from longtail.behaviour import incidence
 from longtail.collaborative import fit
 from longtail.config import Config
 from longtail.profiles import snapshot_times
-from longtail.run_state import load_behaviour, load_entities, logs_info
+from longtail.run_state import load_entities, load_incidence, logs_info
 from longtail.times import to_us
 from pipelines import work
 from pipelines.logs import LOGS
@@ -22,10 +21,8 @@ from pipelines.stage import Context, Result, Stage, main_for
 
 def one_snapshot(logs: Artifact, as_of_us: int, config: Config) -> pa.Table:
     """The weights at one as_of; only events strictly before it are looked at."""
-    entities = load_entities(logs, config.samples.numeric_bins)
-    past = load_behaviour(logs, config.samples.numeric_bins).before(as_of_us)
-    met_MN = incidence(past.user_row_E, past.item_row_E, (len(entities.users) + 1, len(entities.items) + 1))
-    return fit(met_MN, entities.items, as_of_us, config.collaborative, config.run.seed)
+    bins = config.samples.numeric_bins
+    return fit(load_incidence(logs, bins, as_of_us), load_entities(logs, bins).items, as_of_us, config.collaborative, config.run.seed)
 
 
 def _build(context: Context, draft: Draft) -> Result:

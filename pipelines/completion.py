@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longtail.artifacts import Artifact, Draft
-from longtail.codes import LocalShards, encode, fit_codebook
+from longtail.codes import encode, fit_here
 from longtail.completion import METHODS, Bools, Codes, Evidence, Filled, Floats, Ints, draw_mask, fill_in, group_votes, measured, user_statistics
 from longtail.completion_results import CompletionResults, compare, table
 from longtail.config import Config
@@ -27,6 +27,8 @@ from longtail.profile_facts import is_missing, label, shown_value
 from longtail.profile_text import Fields, without
 from longtail.profiles import FIELDS
 from longtail.run_state import load_behaviour, load_entities
+from longtail.settings import own_seed
+from longtail.snapshots import as_of_us
 from longtail.user_spaces import attribute_vectors, replaced
 from longtail.vectors import to_numpy
 from pipelines import work
@@ -45,7 +47,6 @@ class Asked:
 
     user_ids: pa.Array
     rows_R: Ints
-    as_of_us: int
     columns: list[int]
     truth_RA: Codes
     masks: list[Bools]
@@ -61,10 +62,10 @@ def _build(context: Context, draft: Draft) -> Result:
     columns, left_out = measured(entities.attribute_codes_MA[rows_R], names, settings)
     truth_RA = entities.attribute_codes_MA[rows_R][:, columns]
     masks = [draw_mask(truth_RA, settings, (context.seed, number)) for number in range(settings.num_masks)]
-    as_of_us = pc.cast(codes.column("as_of"), pa.int64())[0].as_py()
-    asked = Asked(codes.column("user_id").combine_chunks(), rows_R, as_of_us, columns, truth_RA, masks)
+    first_us = int(as_of_us(codes)[0])
+    asked = Asked(codes.column("user_id").combine_chunks(), rows_R, columns, truth_RA, masks)
     spaces, notes = _spaces(context, entities, asked)
-    statistics_RF = user_statistics(load_behaviour(logs, config.samples.numeric_bins), entities, rows_R, as_of_us)
+    statistics_RF = user_statistics(load_behaviour(logs, config.samples.numeric_bins), entities, rows_R, first_us)
     sizes = [entities.attributes[column].size for column in columns]
     codes_RS = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(len(codes), -1)
     kept = None if notes["struck"] else codes_RS
@@ -85,9 +86,7 @@ def fill_one(
     """Every method's answers to one mask; without `codes_RS` the codebook is fitted on the vectors first."""
     if codes_RS is None:
         users = config.codes.user
-        seed = config.run.seed if users.seed is None else users.seed
-        fit = fit_codebook(LocalShards.split(vectors_RD, users.block_rows), len(vectors_RD), vectors_RD.shape[1], users, seed)
-        codes_RS = encode(vectors_RD, fit.codebook_SKD)
+        codes_RS = encode(vectors_RD, fit_here(vectors_RD, users, own_seed(users.seed, config.run.seed)).codebook_SKD)
     return fill_in(truth_RA, masked_RA, sizes, Evidence(codes_RS, vectors_RD, statistics_RF), config.groups, config.completion, config.run.seed + number)
 
 

@@ -93,15 +93,13 @@ def _build(context: Context, draft: Draft) -> Result:
 def _score_all(context: Context, draft: Draft, rankers: Sequence[str]) -> tuple[int, int]:
     """Every ranker over every part of the samples, in one pool of actors; returns test rows times rankers, and how many of them got a prediction."""
     samples, lent, compute = context.inputs["samples"], context.inputs["lent"], context.config.evaluate.compute
+    spec = FeatureSpec.model_validate(lent.info["spec"])
     sources = side_by_side(samples.fs, sample_folders(context.inputs))
     blocks.check_room({"evaluate": compute}, context.config.cluster)
     jobs = [(ranker, source, draft.path(f"predictions.parquet/{ranker}-{source[0].rsplit('/', 1)[1]}")) for ranker in rankers for source in sources]
     remote = ray.remote(Scorer).options(num_cpus=compute.num_cpus, num_gpus=compute.num_gpus, max_restarts=2, max_task_retries=2)
     checkpoints = {ranker: context.inputs[ranker] for ranker in rankers}
-    actors: list[Any] = [
-        remote.remote(checkpoints, samples.fs, FeatureSpec.model_validate(lent.info["spec"]), compute.batch_size)
-        for _ in range(min(compute.num_actors, len(sources)))
-    ]
+    actors: list[Any] = [remote.remote(checkpoints, samples.fs, spec, compute.batch_size) for _ in range(min(compute.num_actors, len(sources)))]
     rows_in = rows_out = 0
     try:
         done = ActorPool(actors).map_unordered(lambda actor, job: actor.score.remote(*job, SPLIT), jobs)

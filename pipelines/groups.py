@@ -5,34 +5,33 @@ Reads logs and user codes; writes the table `groups` (schema.GROUPS). Run: pytho
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from longtail import schema
 from longtail.artifacts import Artifact, Draft
 from longtail.config import Config
 from longtail.groups import build_groups
 from longtail.run_state import load_activity, load_behaviour, load_entities
+from longtail.snapshots import as_of_us, of_snapshot
 from pipelines import work
 from pipelines.codes import USER_CODES
 from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, main_for
 
 
-def _one_snapshot(logs: Artifact, user_codes: Artifact, as_of_us: int, config: Config) -> pa.Table:
+def _one_snapshot(logs: Artifact, user_codes: Artifact, time: int, config: Config) -> pa.Table:
     """All groups of one as_of."""
     entities = load_entities(logs, config.samples.numeric_bins)
     behaviour = load_behaviour(logs, config.samples.numeric_bins)
-    codes = user_codes.read("codes")
-    codes = codes.filter(pc.equal(pc.cast(codes.column("as_of"), pa.int64()), as_of_us))
+    codes = of_snapshot(user_codes.read("codes"), time)
     user_row = entities.users.encode(codes.column("user_id")).astype(np.int64)
     codes_RS = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(len(codes), -1).astype(np.int64)
-    stats, _ = load_activity(logs, config.samples.numeric_bins).statistics(user_row, np.full(len(user_row), as_of_us))
-    return build_groups(codes_RS, user_row, stats, behaviour, entities, as_of_us, config.groups)
+    stats, _ = load_activity(logs, config.samples.numeric_bins).statistics(user_row, np.full(len(user_row), time))
+    return build_groups(codes_RS, user_row, stats, behaviour, entities, time, config.groups)
 
 
 def _build(context: Context, draft: Draft) -> Result:
     logs, user_codes = context.inputs["logs"], context.inputs["user_codes"]
-    as_of = pc.cast(user_codes.read("codes", ["as_of"]).column("as_of"), pa.int64()).to_numpy()
+    as_of = as_of_us(user_codes.read("codes", ["as_of"]))
     tables = work.tasks(_one_snapshot, [(logs, user_codes, int(time), context.config) for time in np.unique(as_of)])
     table = schema.check(pa.concat_tables(tables), schema.GROUPS, "groups")
     draft.write("groups", table)

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from longtail import schema
 from longtail.artifacts import Artifact, Draft
 from longtail.config import Config
 from longtail.peers import peer_levels
 from longtail.run_state import load_behaviour, load_entities
+from longtail.settings import own_seed
+from longtail.snapshots import as_of_us, of_snapshot
 from pipelines import work
 from pipelines.codes import USER_CODES
 from pipelines.logs import LOGS
@@ -22,30 +23,24 @@ from pipelines.stage import Context, Result, Stage, main_for
 from pipelines.user_spaces import USER_SPACES
 
 
-def one_snapshot(inputs: dict[str, Artifact], as_of_us: int, config: Config) -> pa.Table:
+def one_snapshot(inputs: dict[str, Artifact], time: int, config: Config) -> pa.Table:
     """All users' peers at one as_of; only events strictly before it are looked at."""
     entities = load_entities(inputs["logs"], config.samples.numeric_bins)
-    past = load_behaviour(inputs["logs"], config.samples.numeric_bins).before(as_of_us)
+    past = load_behaviour(inputs["logs"], config.samples.numeric_bins).before(time)
     lender_M = np.zeros(len(entities.users) + 1, bool)
     lender_M[past.user_row_E] = True
-    spaces = _at(inputs["user_spaces"].read("vectors"), as_of_us)
+    spaces = of_snapshot(inputs["user_spaces"].read("vectors"), time)
     vectors_MD = entities.users.by_code(spaces.column("user_id"), spaces.column("vector"))
-    codes = _at(inputs["user_codes"].read("codes"), as_of_us)
+    codes = of_snapshot(inputs["user_codes"].read("codes"), time)
     codes_MS = entities.users.by_code(codes.column("user_id"), codes.column("codes"), missing=-1)
-    seed = config.run.seed if config.peers.seed is None else config.peers.seed
-    levels = peer_levels(vectors_MD, lender_M, codes_MS, config.peers, seed)
+    levels = peer_levels(vectors_MD, lender_M, codes_MS, config.peers, own_seed(config.peers.seed, config.run.seed))
     ids = entities.users.values
     rows = np.flatnonzero((levels[0].row_MP > 0).any(axis=1))
     named = [[ids.take(pa.array(level.row_MP[row][level.row_MP[row] > 0] - 1)).to_pylist() for level in levels] for row in rows]
     weights = [[level.weight_MP[row][level.row_MP[row] > 0].tolist() for level in levels] for row in rows]
-    times = pa.array([as_of_us] * len(rows), pa.int64()).cast(schema.TIMESTAMP)
+    times = pa.array([time] * len(rows), pa.int64()).cast(schema.TIMESTAMP)
     columns = [ids.take(pa.array(rows - 1)), times, pa.array(named, schema.PEERS.field("peers").type), pa.array(weights, schema.PEERS.field("weights").type)]
     return pa.Table.from_arrays(columns, schema=schema.PEERS)
-
-
-def _at(table: pa.Table, as_of_us: int) -> pa.Table:
-    """A table's rows of one snapshot."""
-    return table.filter(pc.equal(pc.cast(table.column("as_of"), pa.int64()), as_of_us))
 
 
 def _build(context: Context, draft: Draft) -> Result:
@@ -58,7 +53,7 @@ def _build(context: Context, draft: Draft) -> Result:
             f"peers.num_peers = {list(settings.num_peers)} has {len(settings.num_peers)} levels, the user codes have codes.user.num_stages = {num_stages}. "
             "Give at most one level for each stage."
         )
-    as_of = pc.cast(context.inputs["user_codes"].read("codes", ["as_of"]).column("as_of"), pa.int64()).to_numpy()
+    as_of = as_of_us(context.inputs["user_codes"].read("codes", ["as_of"]))
     tables = work.tasks(one_snapshot, [(dict(context.inputs), int(time), context.config) for time in np.unique(as_of)])
     table = schema.check(pa.concat_tables(tables), schema.PEERS, "peers")
     draft.write("peers", table)

@@ -32,7 +32,7 @@ from longtail.rankers.ranker import Ranker
 from longtail.run_state import load_entities
 from longtail.sample_files import Purpose, SampleFiles, Workers, generator
 from longtail.samples import FeatureSpec
-from longtail.training import training_seed
+from longtail.settings import own_seed
 from longtail.training_loop import Metrics, NonFiniteLossError, TrainState, train_ranker
 from longtail.validation import Validation
 from pipelines.codes import ITEM_CODES
@@ -219,7 +219,7 @@ def _train(job: TrainJob, workers: Workers, device: torch.device) -> None:
 
 def build(context: Context, draft: Draft, *, name: str, callbacks: Sequence[Any] | None = None) -> Result:
     """Train a ranker and write its checkpoint; `callbacks` stand in for those that record a run of its own."""
-    job = TrainJob.of(context.config, context.inputs, name, training_seed(context.config.train, context.seed))
+    job = TrainJob.of(context.config, context.inputs, name, own_seed(context.config.train.seed, context.seed))
     parameters = job.ranker().num_parameters()  # also refuses contradicting settings before any worker starts
     scratch = draft.path("ray_train/run").rsplit("/", 1)[0]
     if callbacks is None:

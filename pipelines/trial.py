@@ -20,7 +20,7 @@ from longtail.hashing import digest
 from longtail.rankers.batch import Batch
 from longtail.rankers.ranker import Ranker, predict_rows
 from longtail.sample_files import Split
-from longtail.training import training_seed
+from longtail.settings import own_seed
 from longtail.training_loop import Metrics, train_ranker
 from longtail.validation import Validation
 from pipelines import work
@@ -53,7 +53,7 @@ def trial(config: Config, store: Store, ranker: str, splits: Sequence[Split]) ->
     started = time.monotonic()
     draft = store.create("trials", key)
     try:
-        job = TrainJob.of(config, inputs, ranker, training_seed(config.train, config.run.seed))
+        job = TrainJob.of(config, inputs, ranker, own_seed(config.train.seed, config.run.seed))
         if job.files.heads[0] != "outcome":
             raise ValueError(
                 f"rankers.{ranker}.heads = {list(job.files.heads)} on this source: a study compares scores of the outcome, on every row. "

@@ -107,6 +107,11 @@ class Behaviour:
         strongest: npt.NDArray[np.bool_] = self.kind_E == len(self.kinds) - 1
         return strongest
 
+    @property
+    def is_purchase(self) -> npt.NDArray[np.bool_]:
+        """True for events of the strongest kind; for all events where none is."""
+        return self.is_strongest if self.is_strongest.any() else np.ones(len(self.time_E), bool)
+
 
 def incidence(user_row_E: Ints, column_E: Ints, shape: tuple[int, int]) -> sparse.csr_matrix:
     """Who met what, as a binary matrix of `shape` [users, columns]."""

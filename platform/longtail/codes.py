@@ -251,6 +251,11 @@ def fit_codebook(shards: Shards, num_rows: int, dim: int, settings: CodebookSett
     return Fit(fixed, np.stack(counts), np.array(mse), max(variance, 0.0), iterations, reseeded)
 
 
+def fit_here(vectors_ND: Floats, settings: CodebookSettings, seed: int) -> Fit:
+    """`fit_codebook` on vectors in this process."""
+    return fit_codebook(LocalShards.split(vectors_ND, settings.block_rows), len(vectors_ND), vectors_ND.shape[1], settings, seed)
+
+
 def kmeans_plus_plus(rows_ND: Floats, size: int, rng: np.random.Generator) -> Floats:
     """`size` rows [K, D], each drawn with chance proportional to its squared distance from those before, the best of a few draws.
 

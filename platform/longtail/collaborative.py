@@ -27,6 +27,7 @@ from longtail import schema
 from longtail.behaviour import Behaviour
 from longtail.entities import Entities, Vocabulary
 from longtail.settings import Settings
+from longtail.snapshots import as_of_us
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -153,7 +154,7 @@ class CollaborativeIndex:
         num_items = len(entities.items) + 1
         source, target = (entities.items.encode(table.column(name)).astype(np.int64) for name in ("source_item_id", "target_item_id"))
         assert min(source.min(initial=1), target.min(initial=1)) > 0, "the table is of other items"
-        as_of_T, snapshot = np.unique(pc.cast(table.column("as_of"), pa.int64()).to_numpy(), return_inverse=True)
+        as_of_T, snapshot = np.unique(as_of_us(table), return_inverse=True)
         weight = table.column("weight").to_numpy()
         column_N = np.zeros(num_items, np.int64)
         sources = np.unique(source)

@@ -118,7 +118,7 @@ def user_statistics(behaviour: Behaviour, entities: Entities, user_row_R: Ints, 
     """STATISTICS, and the user's share of purchases in each of the MAX_ROOTS root categories with most of them [R, F]; of events before `as_of_us` only."""
     past = behaviour.before(as_of_us)
     stats, _ = ActivityIndex.build(past).statistics(user_row_R, np.full(len(user_row_R), as_of_us))
-    purchases = past.is_strongest if past.is_strongest.any() else np.ones(len(past.time_E), bool)
+    purchases = past.is_purchase
     root_E = entities.root_codes[past.item_row_E[purchases]].astype(np.int64)
     num_roots = int(entities.root_codes.max(initial=0)) + 1
     popular = np.argsort(-np.bincount(root_E, minlength=num_roots), kind="stable")[:MAX_ROOTS]

@@ -15,7 +15,7 @@ import numpy as np
 
 from longtail.completion import METHODS, Bools, Codes, Filled
 from longtail.metrics import Floats
-from longtail.paired import Interval, interval
+from longtail.paired import Interval, interval, resampled
 from longtail.settings import Settings
 
 NUM_CELLS = 1 << 22  # of the widest array of resamples: 32 MB, however many users there are
@@ -103,7 +103,7 @@ def _resamples(num_users: int, rounds: int, rng: np.random.Generator) -> Iterato
     yield np.ones((1, num_users))
     step = max(NUM_CELLS // max(num_users, 1), 1)
     for start in range(0, rounds, step):
-        yield np.stack([np.bincount(rng.integers(0, num_users, num_users), minlength=num_users) for _ in range(min(step, rounds - start))]).astype(np.float64)
+        yield np.stack([resampled(num_users, rng) for _ in range(min(step, rounds - start))])
 
 
 def _rates(counts_BR: Floats, truth_R: Codes, masked_KR: Bools, hits: Mapping[str, Bools]) -> dict[str, Floats]:

@@ -51,7 +51,7 @@ def build_groups(
     `behaviour` may reach beyond `as_of_us`; only what lies strictly before it is used.
     """
     past = behaviour.before(as_of_us)
-    purchases = past.is_strongest if past.is_strongest.any() else np.ones(len(past.time_E), bool)
+    purchases = past.is_purchase
     tables = []
     for depth in range(codes_RS.shape[1] + 1):
         prefixes, group_R = np.unique(codes_RS[:, :depth], axis=0, return_inverse=True) if depth else (np.zeros((1, 0), np.int64), np.zeros(len(codes_RS), int))

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from longtail.entities import Entities
 from longtail.features import Floats, Ints, Rows, fixed, item_facts, snapshot_us
 from longtail.groups import GroupsSettings
 from longtail.peers import PeerIndex
 from longtail.samples import SamplesSettings
+from longtail.snapshots import as_of_us
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class UserGroups:
 
     @staticmethod
     def build(codes: pa.Table, groups: pa.Table, entities: Entities, code_sizes: tuple[int, ...], settings: GroupsSettings) -> "UserGroups":
-        as_of = pc.cast(groups.column("as_of"), pa.int64()).to_numpy()
+        as_of = as_of_us(groups)
         snapshots = np.unique(as_of)
         number = {int(time): i for i, time in enumerate(snapshots)}
         length = settings.sequence_length
@@ -51,7 +51,7 @@ class UserGroups:
         num_stages = len(code_sizes)
         codes_KS = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(-1, num_stages)
         user_rows = entities.users.encode(codes.column("user_id"))
-        code_times = pc.cast(codes.column("as_of"), pa.int64()).to_numpy()
+        code_times = as_of_us(codes)
         place_TM = np.full((len(snapshots), len(entities.users) + 1), -1, np.int32)
         place_TM[np.searchsorted(snapshots, code_times), user_rows] = np.arange(len(codes))
         return UserGroups(

@@ -48,8 +48,13 @@ def paired_differences(label_N: Ints, user_N: Ints, base_N: Floats, other_N: Flo
     draws = np.full((rounds, 3), np.nan)
     if len(distinct) > 1:  # one user resampled is the same user: no interval
         for one in range(rounds):
-            draws[one] = differences(np.bincount(rng.integers(0, len(distinct), len(distinct)), minlength=len(distinct)).astype(np.float64))
+            draws[one] = differences(resampled(len(distinct), rng))
     return {name: interval(point[place], draws[:, place]) for place, name in enumerate(("auc", "gauc", "log_loss"))}
+
+
+def resampled(num: int, rng: np.random.Generator) -> Floats:
+    """How often each of `num` users is drawn when as many are drawn with replacement [num]."""
+    return np.bincount(rng.integers(0, num, num), minlength=num).astype(np.float64)
 
 
 def interval(point: float, draws: Floats) -> Interval:

@@ -5,7 +5,7 @@ share of the user's peers who had met the item, its cluster, its leaf and its ro
 the levels, from the widest to the nearest peers, by pseudo-users at the wider level's share (empirical Bayes with one prior strength); the user is never
 one of their own peers.
 
-Reads user vectors, item vectors and events before each as_of; the stage `peers` writes one row per (user, as_of).
+Reads user spaces, user codes and events before each as_of; the stage `peers` writes one row per (user, as_of).
 
 Letters: M users + 1, N items + 1, C targets (items, clusters, categories), V levels of peers, P peers of a level, B rows, D dimensions, E events.
 """
@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from longtail.behaviour import Behaviour, CountIndex
 from longtail.entities import Entities
 from longtail.settings import Settings
+from longtail.snapshots import as_of_us
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -243,7 +244,7 @@ class PeerIndex:
         """From the stage's table (schema.PEERS) and the run's first meetings."""
         num_levels, num_users = len(settings.num_peers), len(entities.users) + 1
         user_row = entities.users.encode(table.column("user_id"))
-        time = pc.cast(table.column("as_of"), pa.int64()).to_numpy()
+        time = as_of_us(table)
         as_of = np.unique(time)
         by_level = [[Peers.alike(np.zeros((num_users, width), np.int64)) for width in settings.num_peers] for _ in as_of]
         levels, weights = table.column("peers").combine_chunks(), table.column("weights").combine_chunks()
@@ -299,34 +300,21 @@ class PeerIndex:
             start += count
         support_V = weight_VP.sum(axis=1)
         for place, meetings in enumerate(self.firsts.meetings_C):
-            asked, column_B = np.unique(columns_BC[:, place], return_inverse=True)
-            among = np.zeros(meetings.num_columns, np.int64)
-            among[asked] = np.arange(1, len(asked) + 1)
+            column_B = columns_BC[:, place]
+            among = np.zeros(meetings.num_columns, bool)
+            among[column_B] = True
             places, owner = meetings.of_users(lenders)
-            column_F = among[meetings.column_F[places]]
-            hits = np.flatnonzero(column_F)
-            time_F, column_F = meetings.time_F[places[hits]], column_F[hits] - 1
-            by = np.lexsort((time_F, column_F))
-            starts = np.searchsorted(column_F[by], np.arange(len(asked) + 1))
-            end_B = starts[column_B.reshape(-1)] + _count_before(time_F[by], starts, column_B.reshape(-1), time_B)
-            running_VF = np.concatenate([np.zeros((len(levels), 1)), np.cumsum(weight_VP[:, owner[hits[by]]], axis=1)], axis=1)
+            hits = np.flatnonzero(among[meetings.column_F[places]])
+            met = CountIndex.build(meetings.column_F[places[hits]], meetings.time_F[places[hits]])
+            start_B, end_B = met.span(column_B, time_B)
+            running_VF = np.concatenate([np.zeros((len(levels), 1)), np.cumsum(weight_VP[:, owner[hits[met.order_E]]], axis=1)], axis=1)
             share_B = everyone_BC[:, place]
             for level, support in enumerate(support_V):
-                met_B = running_VF[level, end_B] - running_VF[level, starts[column_B.reshape(-1)]]
+                met_B = running_VF[level, end_B] - running_VF[level, start_B]
                 share_B = (met_B + self.prior_users * share_B) / (support + self.prior_users)
-            out[:, place] = np.where(columns_BC[:, place] > 0, np.log(share_B / everyone_BC[:, place]), 0)
+            out[:, place] = np.where(column_B > 0, np.log(share_B / everyone_BC[:, place]), 0)
         out[:, -1] = np.log1p(support_V[-1])
         return out
-
-
-def _count_before(times: Ints, starts: Ints, column_B: Ints, time_B: Ints) -> Ints:
-    """How many of each column's times lie strictly before each time; `times` ascend within each column, which begins at its start."""
-    clock, number = np.unique(np.concatenate([times, time_B]), return_inverse=True)
-    number = number.reshape(-1)
-    column = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    keys = column * (len(clock) + 1) + number[: len(times)]
-    found: Ints = np.searchsorted(keys, column_B * (len(clock) + 1) + number[len(times) :]) - starts[column_B]
-    return found
 
 
 def clusters(codes_NS: npt.NDArray[np.integer], depth: int) -> Ints:

@@ -1,12 +1,16 @@
-"""From a run's artifacts to the objects that features are computed from; samples and serving load the same."""
+"""From a run's artifacts to the objects that features are computed from; samples and serving load the same.
+
+Letters: M users + 1, N items + 1.
+"""
 
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from longtail.artifacts import Artifact
-from longtail.behaviour import Behaviour
+from longtail.behaviour import Behaviour, incidence
 from longtail.collaborative import CollaborativeIndex
 from longtail.config import Config
 from longtail.entities import Entities
@@ -38,6 +42,12 @@ def load_behaviour(logs: Artifact, numeric_bins: int) -> Behaviour:
     """The run's behaviour events, numbered as its entities are; kept likewise."""
     entities = load_entities(logs, numeric_bins)
     return Behaviour.build(logs.read("events", EVENT_COLUMNS), entities, logs_info(logs).behaviour_kinds)
+
+
+def load_incidence(logs: Artifact, numeric_bins: int, before_us: int) -> sparse.csr_matrix:
+    """Who had met what before a time, a binary [M, N] matrix."""
+    entities, past = load_entities(logs, numeric_bins), load_behaviour(logs, numeric_bins).before(before_us)
+    return incidence(past.user_row_E, past.item_row_E, (len(entities.users) + 1, len(entities.items) + 1))
 
 
 def feature_spec(entities: Entities, config: Config, has_conversion: bool) -> FeatureSpec:

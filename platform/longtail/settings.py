@@ -37,6 +37,11 @@ class Compute(Settings):
     batch_size: int = Field(64, ge=1, description="rows handed to an actor at a time")
 
 
+def own_seed(seed: int | None, run_seed: int) -> int:
+    """A section's own seed, the run's where it has none."""
+    return run_seed if seed is None else seed
+
+
 def _over(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     merged = defaults | values
     nested = {name for name in defaults.keys() & values.keys() if isinstance(defaults[name], dict) and isinstance(values[name], dict)}

@@ -14,6 +14,7 @@ import numpy as np
 
 from longtail.hashing import stable_uint64
 from longtail.metrics import Floats, Ints, user_aucs
+from longtail.paired import resampled
 from longtail.settings import Settings
 from longtail.study_rows import Bools, WindowRows
 
@@ -59,17 +60,16 @@ class StudyResults(Settings):
 class Window:
     """Users of one window: what each weighs, and which slices each is in."""
 
-    users_U: Ints
     weight_U: Floats  # rows, 0 for a user with one class
     rows_U: Ints
     slices: Mapping[str, Bools]
 
     @staticmethod
     def of(rows: WindowRows) -> "Window":
-        users, first_U = np.unique(rows.user_N, return_index=True)
+        _, first_U = np.unique(rows.user_N, return_index=True)
         found = user_aucs(rows.label_N, np.zeros(len(rows.label_N)), rows.user_N)
         weight = np.where(np.isnan(found.auc_U), 0, found.rows_U).astype(np.float64)
-        return Window(users, weight, found.rows_U, {name: which[first_U] for name, which in rows.slices.items()})
+        return Window(weight, found.rows_U, {name: which[first_U] for name, which in rows.slices.items()})
 
 
 def by_user(rows: WindowRows, score_N: np.ndarray) -> Floats:
@@ -115,7 +115,7 @@ def compare(window: Window, arms: Mapping[str, Mapping[int, Floats]], against: S
 def _resampled(name: str, num: int, rounds: int) -> Floats:
     """How often each user is drawn in each round [R, U]; the same for all arms of a slice."""
     rng = np.random.default_rng([stable_uint64(name) % 2**32, num])
-    return np.stack([np.bincount(rng.integers(0, num, num), minlength=num) for _ in range(rounds)]).astype(np.float64)
+    return np.stack([resampled(num, rng) for _ in range(rounds)])
 
 
 def _difference(name: str, gap_SU: Floats, weight_U: Floats, counts_RU: Floats) -> Difference:

@@ -50,8 +50,8 @@ class WindowRows:
 def order_counts(behaviour: Behaviour, num_users: int, before: int) -> Ints:
     """How many orders [num_users + 1] each user had placed: their distinct times of an event of the strongest kind (of any, where there is no such event)."""
     past = behaviour.before(before)
-    strongest = past.is_strongest if past.is_strongest.any() else np.ones(len(past.time_E), bool)
-    pairs = np.unique(np.stack([past.user_row_E[strongest], past.time_E[strongest]]), axis=1)
+    purchases = past.is_purchase
+    pairs = np.unique(np.stack([past.user_row_E[purchases], past.time_E[purchases]]), axis=1)
     return np.bincount(pairs[0], minlength=num_users + 1).astype(np.int64)
 
 

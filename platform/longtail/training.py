@@ -37,11 +37,6 @@ class TrainSettings(Settings):
         return rankers
 
 
-def training_seed(settings: TrainSettings, run_seed: int) -> int:
-    """The seed of weights and batches."""
-    return run_seed if settings.seed is None else settings.seed
-
-
 def learning_rate(settings: TrainSettings, step: int, num_steps: int) -> float:
     """The rate of a step (from 0): linear from learning_rate at the first to final_learning_rate at the last (ChoirRec, training)."""
     done = step / max(num_steps - 1, 1)
