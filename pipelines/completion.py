@@ -73,8 +73,8 @@ def _build(context: Context, draft: Draft) -> Result:
         (truth_RA, mask, sizes, vectors_RD, kept, statistics_RF, config, number) for number, (mask, vectors_RD) in enumerate(zip(masks, spaces, strict=True))
     ]
     filled = work.tasks(fill_one, jobs)
-    _, lent_RA = group_votes(codes_RS, truth_RA, sizes, config.groups)
-    by_attribute, overall = compare([names[column] for column in columns], truth_RA, lent_RA, masks, filled, settings.bootstrap_rounds, context.seed)
+    _, nearest_RA = group_votes(codes_RS, truth_RA, sizes, config.groups)
+    by_attribute, overall = compare([names[column] for column in columns], truth_RA, nearest_RA, masks, filled, settings.bootstrap_rounds, context.seed)
     found = CompletionResults(users=len(rows_R), masks=len(masks), attributes=by_attribute, overall=overall, left_out=left_out, notes=notes)
     draft.write_json("completion.json", found.model_dump(mode="json"))
     return Result(rows_in=len(rows_R), rows_out=len(rows_R), info={"left_out": left_out, **notes})

@@ -33,7 +33,7 @@ def _settings(config: Config) -> dict[str, object]:
     return {"samples": config.samples.key_fields(), "groups": config.groups.key_fields(), "peers": config.peers.key_fields()}
 
 
-LENT = Stage("lent", 1, (LOGS, USER_CODES, GROUPS, PEERS, ITEM_CODES, SAMPLES), _settings, _build, "pipelines.lent")
+LENT = Stage("lent", 2, (LOGS, USER_CODES, GROUPS, PEERS, ITEM_CODES, SAMPLES), _settings, _build, "pipelines.lent")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,11 @@ from longtail.study_rows import WindowRows, window_rows
 from longtail.times import to_us
 from pipelines.cluster import ROOT, ray_session
 from pipelines.codes import ITEM_CODES
+from pipelines.embeddings import USER_VECTORS
 from pipelines.lent import LENT
 from pipelines.logs import LOGS
 from pipelines.samples import SAMPLES
-from pipelines.stage import arguments, clear_errors, config_from, ensure, open_store
+from pipelines.stage import Stage, arguments, clear_errors, config_from, ensure, open_store
 from pipelines.trial import prepare, trial
 from pipelines.user_spaces import USER_SPACES
 
@@ -154,17 +155,16 @@ def run_all(runs: Sequence[Run], store_of: Mapping[str, Store], num_parallel: in
         ValueError: trials failed; after the others are done, so that the next attempt finds them.
     """
     cwd = os.getcwd()
-    variants: dict[str, Run] = {}
-    for run in runs:
-        settings = LENT.settings(run.config)
-        made_of = [USER_SPACES.settings(run.config), run.config.codes.user.key_fields(), run.config.profiles.key_fields(), settings]
-        variants.setdefault(json.dumps([run.dataset, made_of], sort_keys=True, default=str), run)
-    progress.say(f"{len(variants)} variants of what is lent, {len(runs)} trials, {num_parallel} at a time")
-    for number, (_, error) in enumerate(_each(_prepare, list(variants.values()), store_of, num_parallel, cwd), start=1):
-        if number % 10 == 0 or number == len(variants):
-            progress.say(f"variant {number}/{len(variants)}")
-        if error is not None:
-            logger.warning("a variant failed, its trials will say so: %s", error)
+    progress.say(f"{len(runs)} trials, {num_parallel} at a time")
+    for stage in (USER_VECTORS, SAMPLES, LENT):  # in the order of the data, so that no two variants build the same thing at a time
+        variants: dict[str, Run] = {}
+        for run in runs:
+            variants.setdefault(digest({"dataset": run.dataset, "made_of": made_of(stage, run.config)}), run)
+        for number, (_, error) in enumerate(_each(_preparing(stage), list(variants.values()), store_of, num_parallel, cwd), start=1):
+            if number % 10 == 0 or number == len(variants):
+                progress.say(f"{stage.name}: variant {number}/{len(variants)}")
+            if error is not None:
+                logger.warning("a variant failed, its trials will say so: %s", error)
     found: dict[str, dict[str, dict[Seed, Artifact]]] = {}
     failures = []
     done = {}
@@ -179,6 +179,14 @@ def run_all(runs: Sequence[Run], store_of: Mapping[str, Store], num_parallel: in
         raise ValueError(f"{len(failures)} of {len(runs)} trials failed:\n  " + "\n  ".join(failures) + "\nMend the cause and run the study again: it goes on.")
     for run in runs:
         found.setdefault(run.dataset, {}).setdefault(run.arm, {})[run.seed] = done[run.dataset, run.arm, run.seed]
+    return found
+
+
+def made_of(stage: Stage, config: Config) -> dict[str, object]:
+    """The values that decide a stage's result, by the name of each stage that it comes from."""
+    found: dict[str, object] = {stage.name: dict(stage.settings(config))}
+    for before in stage.inputs:
+        found |= made_of(before, config)
     return found
 
 
@@ -200,9 +208,12 @@ def _each(function: Any, runs: Sequence[Run], store_of: Mapping[str, Store], num
             yield run, str(error).strip().splitlines()[-1]
 
 
-def _prepare(run: Run, store: Store, cwd: str) -> None:
-    os.chdir(cwd)
-    prepare(run.config, store)
+def _preparing(stage: Stage) -> Callable[[Run, Store, str], None]:
+    def build(run: Run, store: Store, cwd: str) -> None:
+        os.chdir(cwd)
+        prepare(stage, run.config, store)
+
+    return build
 
 
 def _trial(run: Run, store: Store, cwd: str) -> Artifact:
@@ -219,10 +230,11 @@ def results(
     windows: tuple[Split, ...] = ("validation", "test")
     for split in windows:
         rows = rows_of(shared, store, split)
-        compared[split] = compare(Window.of(rows), measure(rows, trials, split), study.against, study.bootstrap_rounds)
+        compared[split] = compare(Window.of(rows), measure(rows, trials, split), study.against_of, study.bootstrap_rounds)
     seconds = {arm: sum(float(one.info["seconds"]) for one in of_arm.values()) / len(of_arm) for arm, of_arm in trials.items()}
     parameters = {arm: next(iter(of_arm.values())).info["parameters"] for arm, of_arm in trials.items()}
     info = logs_info(ensure(LOGS, shared, store).artifact)
+    opened = sorted(str(one.manifest["finished"]) for of_arm in trials.values() for one in of_arm.values() if "test" in one.info["splits"])
     facts = {"exposure": info.exposure, "users": info.num_users, "items": info.num_items, "events": info.num_events, "examples": info.num_examples}
     return StudyResults(
         dataset=dataset,
@@ -233,7 +245,14 @@ def results(
         window="test",
         arms=compared["test"],
         validation=compared["validation"],
-        notes={**notes, "logs": facts, "seconds_per_trial": seconds, "parameters": parameters, "arms": {name: arm.meaning for name, arm in study.arms.items()}},
+        notes={
+            **notes,
+            "test_opened": f"{opened[0]} to {opened[-1]}" if opened else "",
+            "logs": facts,
+            "seconds_per_trial": seconds,
+            "parameters": parameters,
+            "arms": {name: arm.meaning for name, arm in study.arms.items()},
+        },
     )
 
 

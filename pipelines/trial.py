@@ -24,17 +24,16 @@ from longtail.settings import own_seed
 from longtail.training_loop import Metrics, train_ranker
 from longtail.validation import Validation
 from pipelines import work
-from pipelines.lent import LENT
-from pipelines.stage import ensure
+from pipelines.stage import Stage, ensure
 from pipelines.train import RANKER_STAGES, TrainJob
 
 TRIAL_VERSION = 1
 
 
-def prepare(config: Config, store: Store) -> str:
-    """Build, in this process, what is lent to the samples under `config`; returns its key."""
+def prepare(stage: Stage, config: Config, store: Store) -> str:
+    """Build, in this process, a stage and all that it comes from; returns its key."""
     with work.in_place():
-        return ensure(LENT, config, store, build_inputs=True).artifact.key
+        return ensure(stage, config, store, build_inputs=True).artifact.key
 
 
 def trial(config: Config, store: Store, ranker: str, splits: Sequence[Split]) -> Artifact:

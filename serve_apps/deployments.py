@@ -61,7 +61,7 @@ class ServedRun:
             logs_info(self.logs),
             self.config.profiles,
             embeddings.model_copy(update={name: side.model_copy(update={"compute": side.compute.model_copy(update=here)}) for name, side in sides.items()}),
-            self.local(self.user_codes, "codebook.safetensors") if self.config.user_spaces.spaces == ("profile",) else None,
+            self.local(self.user_codes, "codebook.safetensors") if self.config.user_spaces.spaces[0] == "profile" else None,
             self.local(self.item_codes, "codebook.safetensors"),
             self.local(self.item_z, "projection.safetensors"),
         )

@@ -42,11 +42,11 @@ SETTINGS = CompletionSettings(num_masks=2, bootstrap_rounds=200)
 def test_groups_vote_and_fall_back_along_the_prefix() -> None:
     codes_RS = np.array([[0, 0], [0, 0], [0, 0], [0, 1], [0, 1], [1, 0], [1, 0], [1, 0], [2, 0]], np.int32)
     left_R = np.array([1, 1, 0, 2, 0, 2, 0, 0, 2], np.int32)
-    value_RA, lent_RA = group_votes(codes_RS, left_R[:, None], [3], GROUPS)
+    value_RA, nearest_RA = group_votes(codes_RS, left_R[:, None], [3], GROUPS)
     # The first leaf has its own majority; the second is too small and asks (0,) with 1, 1, 2; in (1, 0) and (1,) one of three has a value, which is too
-    # few, so everybody's 2 stands in, which longtail.lent would not do; the last is alone and asks everybody.
+    # few, so everybody's 2 stands in; the last is alone and asks everybody.
     assert value_RA[:, 0].tolist() == [1, 1, 1, 1, 1, 2, 2, 2, 2]
-    assert lent_RA[:, 0].tolist() == [True] * 5 + [False] * 3 + [True]
+    assert nearest_RA[:, 0].tolist() == [True] * 5 + [False] * 3 + [True]
 
 
 @pytest.mark.parametrize("min_size", [1, 2, 3, 4])
@@ -57,8 +57,8 @@ def test_what_is_lent_is_what_samples_lend(min_size: int) -> None:
     codes = pa.table(key | {"codes": pa.array(test_groups.CODES_RS.tolist(), pa.list_(pa.int32(), 2))})
     groups = UserGroups.build(codes, test_groups.groups(min_size=min_size), entities, (3, 3), settings)
     by_samples = [groups.attributes_PA[groups.lend(0, tuple(codes))] for codes in test_groups.CODES_RS.tolist()]
-    value_RA, lent_RA = group_votes(test_groups.CODES_RS.astype(np.int32), entities.attribute_codes_MA[1:], [a.size for a in entities.attributes], settings)
-    np.testing.assert_array_equal(np.where(lent_RA, value_RA, 0), np.stack(by_samples))
+    value_RA, _ = group_votes(test_groups.CODES_RS.astype(np.int32), entities.attribute_codes_MA[1:], [a.size for a in entities.attributes], settings)
+    np.testing.assert_array_equal(value_RA, np.stack(by_samples))
 
 
 def test_neighbours_vote_without_the_one_who_asks() -> None:
@@ -101,7 +101,7 @@ def test_masked_values_are_not_seen() -> None:
         for method in METHODS:
             np.testing.assert_array_equal(one.values[method], again.values[method])
             np.testing.assert_array_equal(one.values[method] > 0, masked_RA)
-        np.testing.assert_array_equal(one.lent_RA, again.lent_RA)
+        np.testing.assert_array_equal(one.nearest_RA, again.nearest_RA)
 
 
 def test_a_share_of_the_known_values_is_masked() -> None:
@@ -146,9 +146,9 @@ def test_groups_that_say_nothing_stay_near_the_majority() -> None:
 def test_measures_agree_with_sklearns() -> None:
     truth_RA, evidence = world(of_group=True)
     masks, answers = filled(truth_RA, evidence)
-    lent_RA = np.zeros(truth_RA.shape, bool)
-    lent_RA[np.flatnonzero(truth_RA[:, 0] == 0)[:5], 0] = True
-    by_attribute, together = compare(["first", "second"], truth_RA, lent_RA, masks, answers, 50, seed=7)
+    nearest_RA = np.zeros(truth_RA.shape, bool)
+    nearest_RA[np.flatnonzero(truth_RA[:, 0] == 0)[:5], 0] = True
+    by_attribute, together = compare(["first", "second"], truth_RA, nearest_RA, masks, answers, 50, seed=7)
     for column, name in enumerate(("first", "second")):
         for method in METHODS:
             pairs = [(truth_RA[mask[:, column], column], one.values[method][mask[:, column], column]) for mask, one in zip(masks, answers, strict=True)]
@@ -158,8 +158,8 @@ def test_measures_agree_with_sklearns() -> None:
                 assert mean == pytest.approx(np.mean(by_mask))
                 assert sd == pytest.approx(np.std(by_mask, ddof=1))
     assert by_attribute["first"].missing == (truth_RA[:, 0] == 0).sum()
-    assert by_attribute["first"].lent_missing_frac == 5 / by_attribute["first"].missing
-    assert by_attribute["first"].lent_frac == 1  # large groups, in which most have a value
+    assert by_attribute["first"].nearest_missing_frac == 5 / by_attribute["first"].missing
+    assert by_attribute["first"].nearest_frac == 1  # large groups, in which most have a value
     assert by_attribute["second"].methods["majority"].balanced == pytest.approx(0.5)
     assert together["gbm"].accuracy == pytest.approx(np.mean([by_attribute[name].methods["gbm"].accuracy for name in by_attribute]))
     assert together["majority"].gain.model_dump() == {"difference": 0, "low": 0, "high": 0}

@@ -11,7 +11,7 @@ from longtail import schema
 from longtail.config import Config
 from longtail.feature_state import lent_rows
 from longtail.features import EXAMPLE_COLUMNS, ItemFacts, Rows
-from longtail.lent import LentState, UserGroups
+from longtail.lent import LentState, UserGroups, inherited
 from longtail.peers import PEER_STATS
 from longtail.rankers.batch import Batch
 from longtail.run_state import feature_spec, load_lent_state
@@ -53,6 +53,14 @@ def test_groups_lend_to_those_who_lack_and_unknown_users_get_everyone() -> None:
     assert got["user_codes"][3] == [0, 0]
     assert not any(got["group_history"][3])
     assert got["group_stats"][3] == [0] * 6
+
+
+def test_a_group_in_which_nobody_has_a_value_lends_the_value_of_the_one_above() -> None:
+    place = {(0, ()): 0, (0, (1,)): 1, (0, (1, 2)): 2, (0, (0,)): 3, (1, ()): 4, (1, (1,)): 5}
+    majority_PA = np.array([[1, 4, 0], [0, 3, 0], [2, 0, 0], [0, 0, 5], [7, 0, 0], [0, 8, 0]], np.int32)
+    found_PA = inherited(majority_PA, place)
+    assert found_PA.tolist() == [[1, 4, 0], [1, 3, 0], [2, 3, 0], [1, 4, 5], [7, 0, 0], [7, 8, 0]]
+    assert majority_PA[1, 0] == 0, "what was given is left as it was"
 
 
 def test_the_deepest_group_with_enough_members_lends() -> None:

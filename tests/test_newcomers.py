@@ -17,6 +17,7 @@ from longtail.profile_text import fallback
 from longtail.profiles import ProfilesSettings
 from longtail.projection import ItemEncoder, Projection, ProjectionShape
 from longtail.ranking import StatedItem, StatedUser, Unknowns
+from longtail.user_spaces import side_by_side
 from tests import small_run, small_world
 
 PROFILES = ProfilesSettings()
@@ -67,6 +68,13 @@ def test_vectors_and_codes_are_those_of_the_runs_encoders(encoder: NewcomerEncod
     assert got.user_codes == tuple(encode(TextEncoder(EMBEDDINGS.user).encode([profile]), encoder.user_codebook_SKD)[0])
 
 
+def test_a_described_user_lies_in_further_spaces_as_one_who_has_met_nothing(encoder: NewcomerEncoder) -> None:
+    codebook_SKD = np.random.default_rng(3).normal(size=(2, 5, 384 + 16)).astype(np.float32) * 0.05
+    got = replace(encoder, user_codebook_SKD=codebook_SKD).encode(Unknowns(StatedUser(profile="Likes tea."), ()))
+    vector_1D = TextEncoder(EMBEDDINGS.user).encode(["Likes tea."])
+    assert got.user_codes == tuple(encode(side_by_side([vector_1D, np.zeros((1, 16), np.float32)]), codebook_SKD)[0])
+
+
 def counting(make: Callable[[EncoderSettings], TextEncoder], loaded: list[EncoderSettings]) -> Callable[[EncoderSettings], TextEncoder]:
     def made(settings: EncoderSettings) -> TextEncoder:
         loaded.append(settings)
@@ -85,7 +93,7 @@ def test_a_text_model_is_loaded_only_when_a_text_needs_it(encoder: NewcomerEncod
     assert loaded == [EMBEDDINGS.item]
 
 
-def test_a_described_user_has_no_place_among_groups_that_profiles_alone_did_not_make(encoder: NewcomerEncoder) -> None:
+def test_a_described_user_has_no_place_among_groups_in_which_profiles_do_not_come_first(encoder: NewcomerEncoder) -> None:
     loaded: list[EncoderSettings] = []
     blind = replace(encoder, user_codebook_SKD=None, make_encoder=counting(TextEncoder, loaded), _encoders={})
     assert blind.encode(Unknowns(StatedUser({"city": "Bonn"}, "Likes tea."), ())).user_codes is None

@@ -120,12 +120,12 @@ def test_no_request_waits_for_the_text_models(config: Any, monkeypatch: pytest.M
     assert len(encoded.item_z_ND) == 1
 
 
-def test_described_users_are_placed_by_the_codebook_where_it_is_one_of_profiles(config: Any) -> None:
+def test_described_users_are_placed_by_the_codebook_where_profiles_come_first_in_it(config: Any) -> None:
     run = served_run(config, Store.open(config.run.uri))
     assert run.encoder().user_codebook_SKD is not None
-    for spaces in (("titles", "behaviour"), ("profile", "titles")):
+    for spaces, placed in ((("titles", "behaviour"), False), (("titles", "profile"), False), (("profile", "titles"), True)):
         other = replace(run, config=config.model_copy(update={"user_spaces": config.user_spaces.model_copy(update={"spaces": spaces})}))
-        assert other.encoder().user_codebook_SKD is None
+        assert (other.encoder().user_codebook_SKD is not None) == placed
 
 
 def test_a_checkpoint_of_other_ids_is_refused(config: Any, tmp_path: Path) -> None:

@@ -77,6 +77,10 @@ def test_circles_are_refused(arms: dict[str, Any], circle: str) -> None:
         ({"short_datasets": ["market"]}, r"short_datasets names \['market'\]"),
         ({"arms": section()["arms"] | {"full": {"like": "wide"}, "wide": {"like": "nobody"}}}, r"arms\.wide\.like names \['nobody'\]"),
         ({"datasets": {"shop": {"config": "x.toml", "headline": HEADLINE | {"control": "wide"}}}}, r"datasets\.shop\.headline names \['wide'\]"),
+        ({"datasets": {"shop": {"config": "x.toml", "headline": HEADLINE | {"slice": "lazy"}}}}, r"datasets\.shop\.headline\.slice names \['lazy'\]"),
+        ({"arms": section()["arms"] | {"wide": {"datasets": ["market"]}}}, r"arms\.wide\.datasets names \['market'\]"),
+        ({"arms": section()["arms"] | {"wide": {"against": ["narrow"]}}}, r"arms\.wide\.against names \['narrow'\]"),
+        ({"arms": section()["arms"] | {"full": {"num_seeds": 1}}}, r"arms\.full is a headline arm"),
         ({"seeds": [1, 2, 1]}, "name each once"),
         ({"seeds": []}, "at least 1 item"),
         ({"against": []}, "at least 1 item"),
@@ -101,6 +105,14 @@ def test_the_full_form_runs_headline_arms_everywhere_and_ablations_where_they_ar
     assert study.chosen_datasets == ("shop", "films")
     assert study.plan("films") == headline
     assert study.plan("shop") == headline | {"wide": (1, 2, 3)}
+
+
+def test_an_arm_may_name_its_data_sets_its_seeds_and_what_it_is_compared_with() -> None:
+    study = settings(arms=section()["arms"] | {"wide": {"datasets": ["films"], "num_seeds": 2, "against": ["full", "base"]}})
+    assert "wide" not in study.plan("shop")
+    assert study.plan("films")["wide"] == (1, 2)
+    assert study.against_of("wide") == ("base", "shuffled", "full")
+    assert study.against_of("full") == ("base", "shuffled")
 
 
 def test_the_short_form_runs_headline_arms_alone_with_the_first_seeds() -> None:
@@ -241,6 +253,7 @@ meaning = "groups and peers"
 [study.arms.shuffled]
 like = "full"
 set = ["user_spaces.shuffled=true"]
+against = ["full"]
 meaning = "groups and peers of the wrong users"
 [study.arms.weak]
 ranker = "base"
@@ -293,7 +306,7 @@ def test_a_study_from_the_command_to_the_page(ray_cluster: None, tmp_path: Path,
     assert {"all", "low20", "low50", "high20", "no_history", "orders_1_3", "decile_1", "decile_10"} & set(found.arms["full"]) >= {"all", "low50", "high20"}
     everyone = {arm: slices["all"] for arm, slices in found.arms.items()}
     assert len({(one.rows, one.users) for one in everyone.values()}) == 1
-    assert {arm: set(one.vs) for arm, one in everyone.items()} == {"base": {"shuffled"}, "full": {"base", "shuffled"}, "shuffled": {"base"}}
+    assert {arm: set(one.vs) for arm, one in everyone.items()} == {"base": {"shuffled"}, "full": {"base", "shuffled"}, "shuffled": {"base", "full"}}
     for one in everyone.values():
         assert 0.3 < one.gauc < 0.95
         assert one.sd > 0
@@ -303,7 +316,9 @@ def test_a_study_from_the_command_to_the_page(ray_cluster: None, tmp_path: Path,
             assert gap.mean == pytest.approx(np.mean(gap.per_seed))
     assert everyone["full"].vs["base"].mean == pytest.approx(everyone["full"].gauc - everyone["base"].gauc)
     assert len(found.validation["weak"]["all"].vs["base"].per_seed) == 1
-    assert {"form", "when", "command", "machine", "trials_min", "shared_s", "logs", "seconds_per_trial", "parameters", "arms"} <= set(found.notes)
+    assert {"form", "when", "command", "machine", "trials_min", "shared_s", "logs", "test_opened", "seconds_per_trial", "parameters", "arms"} <= set(
+        found.notes
+    )
 
     mine = {manifest["seed"]: table for manifest, table in scores(tmp_path) if manifest["config"]["name"] == "base" and "test" in manifest["info"]["splits"]}
     store = Store.open(str(tmp_path / "runs" / "world"))

@@ -31,7 +31,7 @@ def scores_of(rows: WindowRows, strength: float, seeds: tuple[int, ...], seed: i
 
 def compared(rows: WindowRows, scores: Scores, against: tuple[str, ...] = ("base",), rounds: int = 200) -> dict[str, dict[str, ArmOnSlice]]:
     aucs = {arm: {seed: by_user(rows, given) for seed, given in of_arm.items()} for arm, of_arm in scores.items()}
-    return compare(Window.of(rows), aucs, against, rounds)
+    return compare(Window.of(rows), aucs, lambda arm: against, rounds)
 
 
 def slow_gauc(rows: WindowRows, scores: np.ndarray, which: np.ndarray) -> float:

@@ -50,11 +50,11 @@ def scores(table: pa.Table, split: str) -> dict[int, float]:
 
 def test_what_is_lent_is_built_here_and_found_by_the_trial(world: tuple[Config, Store]) -> None:
     config, store = world
-    key = prepare(config, store)
+    key = prepare(LENT, config, store)
     found = find(LENT, config, store)
     assert found is not None
     assert found.key == key
-    assert prepare(config, store) == key
+    assert prepare(LENT, config, store) == key
 
 
 def test_every_row_of_the_asked_windows_has_a_score(world: tuple[Config, Store]) -> None:
@@ -126,7 +126,7 @@ def test_the_seed_of_what_is_drawn_is_the_trials(world: tuple[Config, Store]) ->
     drawn = [find(PEERS, changed(config, peers={"form": "random", "seed": seed}), store) for seed in (1, 2)]
     assert drawn == [None, None], "nobody has asked for them"
     for seed in (1, 2):
-        prepare(changed(config, peers={"form": "random", "seed": seed}), store)
+        prepare(LENT, changed(config, peers={"form": "random", "seed": seed}), store)
     first, second = (find(PEERS, changed(config, peers={"form": "random", "seed": seed}), store) for seed in (1, 2))
     assert first is not None
     assert second is not None

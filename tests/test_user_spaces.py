@@ -236,3 +236,7 @@ def test_a_later_event_changes_no_earlier_vector(tmp_path: Path) -> None:
     before, after = built(tmp_path / "before", spaces=["titles", "behaviour"]), built(tmp_path / "after", later, spaces=["titles", "behaviour"])
     assert np.array_equal(at(after, SNAPSHOTS[0]), at(before, SNAPSHOTS[0]))
     assert not np.array_equal(at(after, SNAPSHOTS[1]), at(before, SNAPSHOTS[1]))
+
+
+def test_attributes_of_whom_nothing_is_known_are_zeros() -> None:
+    assert attribute_vectors(np.zeros((4, 2), np.int32)).tolist() == [[0.0]] * 4

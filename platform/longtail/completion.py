@@ -8,8 +8,8 @@ A seeded share of the known values of every attribute is masked, several times o
     neighbours  a vote of the nearest users who have a value, by cosine in the user spaces
     gbm         gradient-boosted trees on what the user did, their size and number chosen by cross-validation on the values that are left
 
-Departs from longtail.lent in one point: a lending group without a majority lends nothing there, and its parent answers here. So it is counted beside how
-often the group that longtail.lent asks has a majority: for masked values, and for those that are really missing, which is what completion is for.
+The group answers as longtail.lent does: where the nearest one has no majority, the one above it does. Beside that it is counted how often the nearest one
+has a majority of its own: for masked values, and for those that are really missing, which is what completion is for.
 Numeric attributes are filled in as their bins.
 
 Reads attribute codes, group codes, vectors and statistics of users at one as_of; the stage `completion` writes completion.json.
@@ -71,10 +71,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Filled:
-    """What each method puts in the place of every value, and whether the group that longtail.lent asks has a majority."""
+    """What each method puts in the place of every value, and whether the nearest group with enough members has a majority of its own."""
 
     values: Mapping[str, Codes]  # by method, [R, A]; 0 where it has no answer, or was not asked
-    lent_RA: Bools
+    nearest_RA: Bools
 
 
 def measured(codes_RA: Codes, names: Sequence[str], settings: CompletionSettings) -> tuple[list[int], dict[str, str]]:
@@ -139,18 +139,18 @@ def fill_in(
         sizes: codes of each attribute, 0 included.
     """
     left_RA = np.where(masked_RA, 0, truth_RA).astype(np.int32)
-    by_group, lent_RA = group_votes(evidence.codes_RS, left_RA, sizes, groups)
+    by_group, nearest_RA = group_votes(evidence.codes_RS, left_RA, sizes, groups)
     everybody = np.array([np.bincount(left_R[left_R > 0], minlength=2).argmax() for left_R in left_RA.T], np.int32)
     columns = range(left_RA.shape[1])
     near = [neighbour_votes(evidence.vectors_RD, left_RA[:, column], masked_RA[:, column], settings.num_neighbours) for column in columns]
     trees = [boosted(evidence.statistics_RF, left_RA[:, column], masked_RA[:, column], seed) for column in columns]
     answers = (np.broadcast_to(everybody, left_RA.shape), by_group, np.stack(near, axis=1), np.stack(trees, axis=1))
-    return Filled({name: np.where(masked_RA, values, 0).astype(np.int32) for name, values in zip(METHODS, answers, strict=True)}, lent_RA)
+    return Filled({name: np.where(masked_RA, values, 0).astype(np.int32) for name, values in zip(METHODS, answers, strict=True)}, nearest_RA)
 
 
 def group_votes(codes_RS: Codes, left_RA: Codes, sizes: Sequence[int], settings: GroupsSettings) -> tuple[Codes, Bools]:
     """Each user's majority [R, A] from the longest prefix that has one, and whether the longest with min_size members is that prefix [R, A]."""
-    value_RA, lent_RA = np.zeros(left_RA.shape, np.int32), np.zeros(left_RA.shape, bool)
+    value_RA, nearest_RA = np.zeros(left_RA.shape, np.int32), np.zeros(left_RA.shape, bool)
     for depth in range(codes_RS.shape[1] + 1):
         _, group_R = np.unique(codes_RS[:, :depth], axis=0, return_inverse=True) if depth else (None, np.zeros(len(codes_RS), np.int64))
         group_R = group_R.reshape(-1)
@@ -159,8 +159,8 @@ def group_votes(codes_RS: Codes, left_RA: Codes, sizes: Sequence[int], settings:
         large_R = (size_G[group_R] >= settings.min_size) | (depth == 0)
         has_one_RA = majority_GA[group_R] > 0
         value_RA = np.where(large_R[:, None] & has_one_RA, majority_GA[group_R], value_RA)
-        lent_RA = np.where(large_R[:, None], has_one_RA, lent_RA)
-    return value_RA, lent_RA
+        nearest_RA = np.where(large_R[:, None], has_one_RA, nearest_RA)
+    return value_RA, nearest_RA
 
 
 def neighbour_votes(vectors_RD: Floats, left_R: Codes, asked_R: Bools, num: int) -> Codes:

@@ -38,9 +38,9 @@ class AttributeResult(Settings):
     known: int
     values: int  # how many different ones
     masked: int  # values over all masks
-    lent_frac: float  # of them, those for which the group that longtail.lent asks has a majority
+    nearest_frac: float  # of them, those whose nearest group has a majority of its own; the others get that of a group above it
     missing: int  # users who really lack it
-    lent_missing_frac: float | None  # of them, those whose group has a majority: what the samples get
+    nearest_missing_frac: float | None  # of them, those whose nearest group has a majority of its own
     methods: dict[str, MethodResult]
 
 
@@ -56,21 +56,21 @@ class CompletionResults(Settings):
 
 
 def compare(
-    names: Sequence[str], truth_RA: Codes, lent_RA: Bools, masks: Sequence[Bools], filled: Sequence[Filled], rounds: int, seed: int
+    names: Sequence[str], truth_RA: Codes, nearest_RA: Bools, masks: Sequence[Bools], filled: Sequence[Filled], rounds: int, seed: int
 ) -> tuple[dict[str, AttributeResult], dict[str, MethodResult]]:
     """Every method by attribute, and overall.
 
     Args:
         names: of the attributes.
         truth_RA: their codes before anything was masked.
-        lent_RA: whether the group that longtail.lent asks has a majority, in the run's own groups with nothing masked.
+        nearest_RA: whether the nearest group has a majority of its own, in the run's own groups with nothing masked.
         masks: which of them were masked, mask by mask.
         filled: the methods' answers to each mask.
         rounds: of the bootstrap.
     """
     masked_KRA = np.stack(masks)
     hits = {name: np.stack([one.values[name] for one in filled]) == truth_RA for name in METHODS}
-    lent_KRA = np.stack([one.lent_RA for one in filled])
+    nearest_KRA = np.stack([one.nearest_RA for one in filled])
     users = np.flatnonzero(masked_KRA.any(axis=(0, 2)))
     rng = np.random.default_rng([seed, 0xB7])
     chunks = []
@@ -83,15 +83,15 @@ def compare(
     mask_BK = rng.integers(0, len(masks), (rounds + 1, len(masks)))
     by_attribute = {}
     for a, name in enumerate(names):
-        known_R, lent_R = truth_RA[:, a] > 0, lent_RA[:, a]
+        known_R, nearest_R = truth_RA[:, a] > 0, nearest_RA[:, a]
         masked_KR = masked_KRA[:, :, a]
         by_attribute[name] = AttributeResult(
             known=int(known_R.sum()),
             values=len(np.unique(truth_RA[known_R, a])),
             masked=int(masked_KR.sum()),
-            lent_frac=float(lent_KRA[:, :, a][masked_KR].mean()),
+            nearest_frac=float(nearest_KRA[:, :, a][masked_KR].mean()),
             missing=int((~known_R).sum()),
-            lent_missing_frac=None if known_R.all() else float(lent_R[~known_R].mean()),
+            nearest_missing_frac=None if known_R.all() else float(nearest_R[~known_R].mean()),
             methods={method: _result(draws[method][a], draws["majority"][a], mask_BK) for method in METHODS},
         )
     overall = {method: _result(draws[method].mean(axis=0), draws["majority"].mean(axis=0), mask_BK) for method in METHODS}
@@ -141,12 +141,12 @@ def _result(draws_2BK: Floats, majority_2BK: Floats, mask_BK: np.ndarray) -> Met
 
 
 def table(found: CompletionResults) -> str:
-    """The results as text; behind the masked and behind the missing values, the share to which the asked group lends anything."""
-    counts = f"{'known':>6} {'values':>6} {'lent':>5} {'missing':>8} {'lent':>5}"
+    """The results as text; behind the masked and behind the missing values, the share whose nearest group has a majority of its own."""
+    counts = f"{'known':>6} {'values':>6} {'near':>5} {'missing':>8} {'near':>5}"
     lines = [f"{'attribute':<20} {counts}  {'method':<10} {'accuracy':>14} {'balanced':>14}   over the majority, and balanced"]
     for name, one in found.attributes.items():
-        to_missing = "" if one.lent_missing_frac is None else f"{one.lent_missing_frac:.2f}"
-        lines += _lines(f"{name[:20]:<20} {one.known:>6,} {one.values:>6} {one.lent_frac:>5.2f} {one.missing:>8,} {to_missing:>5}", one.methods)
+        to_missing = "" if one.nearest_missing_frac is None else f"{one.nearest_missing_frac:.2f}"
+        lines += _lines(f"{name[:20]:<20} {one.known:>6,} {one.values:>6} {one.nearest_frac:>5.2f} {one.missing:>8,} {to_missing:>5}", one.methods)
     lines += _lines(f"{'overall':<20} {'':>{len(counts)}}", found.overall)
     lines += [f"{name}: left out, {reason}" for name, reason in found.left_out.items()]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ Training samples and serving requests both come through here, as with own featur
 Letters: B rows, G group history length, A attributes, U user statistics, S code stages.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,7 @@ class UserGroups:
         num_stages = len(code_sizes)
         codes_KS = codes.column("codes").combine_chunks().flatten().to_numpy().reshape(-1, num_stages)
         user_rows = entities.users.encode(codes.column("user_id"))
+        group_of = {(number[int(time)], tuple(row["prefix"])): i for i, (time, row) in enumerate(zip(as_of, rows, strict=True))}
         code_times = as_of_us(codes)
         place_TM = np.full((len(snapshots), len(entities.users) + 1), -1, np.int32)
         place_TM[np.searchsorted(snapshots, code_times), user_rows] = np.arange(len(codes))
@@ -58,9 +60,9 @@ class UserGroups:
             as_of_T=snapshots,
             codes_KS=codes_KS,
             place_TM=place_TM,
-            group_of={(number[int(time)], tuple(row["prefix"])): i for i, (time, row) in enumerate(zip(as_of, rows, strict=True))},
+            group_of=group_of,
             size_P=groups.column("size").to_numpy().astype(np.int64),
-            attributes_PA=_matrix(groups, "attributes"),
+            attributes_PA=inherited(_matrix(groups, "attributes"), group_of),
             stats_PU=_matrix(groups, "stats"),
             sequence_PG=sequence,
             weight_PG=weight,
@@ -84,6 +86,19 @@ class UserGroups:
             if place is not None and (depth == 0 or self.size_P[place] >= self.min_size):
                 return place
         return -1
+
+
+def inherited(attributes_PA: npt.NDArray[np.int32], group_of: Mapping[tuple[int, tuple[int, ...]], int]) -> npt.NDArray[np.int32]:
+    """Majorities [P, A] with that of the parent prefix, or of its parent, where too few members of a group have a value: people without one lie together.
+
+    Departs from ChoirRec (attribute completion), which does not name such a case.
+    """
+    found_PA = attributes_PA.copy()
+    for (snapshot, prefix), place in sorted(group_of.items(), key=lambda item: len(item[0][1])):
+        if prefix:
+            parent_A = found_PA[group_of[snapshot, prefix[:-1]]]
+            found_PA[place] = np.where(found_PA[place] > 0, found_PA[place], parent_A)
+    return found_PA
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from longtail.profile_text import fallback
 from longtail.profiles import ProfilesSettings
 from longtail.projection import ItemEncoder, load_projection
 from longtail.ranking import Encoded, StatedItem, StatedUser, Unknowns
+from longtail.user_spaces import of_profile_alone
 
 
 def profile_of(user: StatedUser, info: LogsInfo, settings: ProfilesSettings) -> str | None:
@@ -62,7 +63,7 @@ class NewcomerEncoder:
     info: LogsInfo
     profiles: ProfilesSettings
     embeddings: EmbeddingsSettings
-    user_codebook_SKD: Floats | None  # None: groups were not made of profiles alone, so that a described user cannot be placed among them
+    user_codebook_SKD: Floats | None  # None: profiles are not the first of user_spaces.spaces, so that a described user cannot be placed
     item_codebook_SKD: Floats
     projection: ItemEncoder
     make_encoder: Callable[[EncoderSettings], TextEncoder] = TextEncoder
@@ -86,7 +87,8 @@ class NewcomerEncoder:
         user_codes = None
         text = profile_of(unknowns.user, self.info, self.profiles) if unknowns.user is not None and self.user_codebook_SKD is not None else None
         if text is not None and self.user_codebook_SKD is not None:
-            user_codes = tuple(int(code) for code in encode(self._encoder(self.embeddings.user).encode([text]), self.user_codebook_SKD)[0])
+            vector_1D = of_profile_alone(self._encoder(self.embeddings.user).encode([text]), self.user_codebook_SKD.shape[2])
+            user_codes = tuple(int(code) for code in encode(vector_1D, self.user_codebook_SKD)[0])
         if not unknowns.items:
             return Encoded(user_codes, np.zeros((0, self.item_codebook_SKD.shape[2]), np.float32), np.zeros((0, self.item_codebook_SKD.shape[0]), np.int32))
         z_ND = self.projection.project(self._encoder(self.embeddings.item).encode(item_texts(stated_items(unknowns.items))))

@@ -10,7 +10,7 @@ Reads user spaces, user codes and events before each as_of; the stage `peers` wr
 Letters: M users + 1, N items + 1, C targets (items, clusters, categories), V levels of peers, P peers of a level, B rows, D dimensions, E events.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -33,6 +33,8 @@ TARGETS = ("item", "cluster", "leaf", "root")
 PEER_STATS = (*(f"peer_{target}_lift" for target in TARGETS), "peer_support")
 
 NEVER = np.iinfo(np.int64).max
+NUM_CELLS = 1 << 27  # users by columns that are looked at together, a byte each
+NUM_GATHERED = 1 << 20
 
 NumPeers = Annotated[int, Field(ge=1)]
 
@@ -41,7 +43,7 @@ class PeersSettings(Settings):
     """The `peers` stage; `form = "none"` (the paper's shape) makes no peers and every statistic zero."""
 
     form: Literal["none", "neighbours", "leaves", "groups", "random"] = Field(
-        "none",
+        "neighbours",
         description="neighbours: the nearest users | leaves: the members of the nearest leaf groups | groups: those of the same code prefixes | "
         "random: as many drawn anew, a control",
     )
@@ -197,11 +199,19 @@ class Meetings:
         before: Bools = (self.key_F[place] == wanted) & (self.time_F[place] < time_B)
         return before
 
-    def of_users(self, rows: Ints) -> tuple[Ints, Ints]:
-        """Places of all meetings of some users, and whose each is (its place in `rows`)."""
-        begin, length = self.starts_M[rows], self.starts_M[rows + 1] - self.starts_M[rows]
-        owner = np.repeat(np.arange(len(rows)), length)
-        return np.arange(len(owner)) + (begin - np.cumsum(length) + length)[owner], owner
+    def first(self, columns: Ints, users_L: Ints, clock: Ints) -> npt.NDArray[np.unsignedinteger]:
+        """When each user first met each of some columns [C, L]: how many times of the clock were not after it, more than there are where not at all."""
+        kind = np.min_scalar_type(len(clock) + 1)
+        first_CL = np.full((len(columns), len(users_L)), np.iinfo(kind).max, kind)
+        begin_L, length_L = self.starts_M[users_L], self.starts_M[users_L + 1] - self.starts_M[users_L]
+        owner = np.repeat(np.arange(len(users_L)), length_L)
+        place = np.arange(len(owner)) + (begin_L - np.cumsum(length_L) + length_L)[owner]
+        row_of = np.full(self.num_columns, -1)
+        row_of[columns[columns > 0]] = np.flatnonzero(columns > 0)
+        row = row_of[self.column_F[place]]
+        asked = row >= 0
+        first_CL[row[asked], owner[asked]] = np.searchsorted(clock, self.time_F[place[asked]], side="right")
+        return first_CL
 
 
 @dataclass(frozen=True)
@@ -276,45 +286,56 @@ class PeerIndex:
             axis=1,
         )
         at_B = np.searchsorted(self.as_of_T, snapshot_B, side="right") - 1
-        order = np.lexsort((at_B, user_B))
-        order = order[at_B[order] >= 0]
-        if len(order) == 0:
-            return out
-        changes = np.flatnonzero(np.diff(user_B[order]) | np.diff(at_B[order])) + 1
-        for rows in np.split(order, changes):
-            peers_V = self.peers_TV[at_B[rows[0]]]
-            user = int(user_B[rows[0]])
-            if peers_V[0].row_MP[user, :1].any():
-                levels = [(peers.row_MP[user], peers.weight_MP[user]) for peers in peers_V]
-                out[rows] = self._of_user(levels, columns_BC[rows], snapshot_B[rows], everyone_BC[rows])
+        for at, peers_V in enumerate(self.peers_TV):
+            rows = np.flatnonzero((at_B == at) & (peers_V[0].row_MP[user_B, 0] > 0))
+            for some in self._portions(rows[np.argsort(user_B[rows], kind="stable")], user_B, columns_BC, peers_V[0].row_MP.shape[1]):
+                out[some] = self._of_users(peers_V, user_B[some], columns_BC[some], snapshot_B[some], everyone_BC[some])
         return out
 
-    def _of_user(self, levels: Sequence[tuple[Ints, Floats]], columns_BC: Ints, time_B: Ints, everyone_BC: npt.NDArray[np.float64]) -> Floats:
-        """PEER_STATS [B, ..] of one user's rows, with the peers of each level and their weights."""
+    def _portions(self, rows: Ints, user_B: Ints, columns_BC: Ints, num_peers: int) -> Iterator[Ints]:
+        """Rows, which are ordered by user, in as few portions as NUM_CELLS allows, at least a user each."""
+        users, starts = np.unique(user_B[rows], return_index=True)
+        num_lenders = min(len(users) * num_peers, len(self.firsts.since_M))
+        num_columns = max((len(np.unique(column_B)) for column_B in columns_BC[rows].T), default=0)
+        if num_lenders * num_columns <= NUM_CELLS or len(users) < 2:
+            if len(rows):
+                yield rows
+            return
+        middle = starts[len(users) // 2]
+        yield from self._portions(rows[:middle], user_B, columns_BC, num_peers)
+        yield from self._portions(rows[middle:], user_B, columns_BC, num_peers)
+
+    def _of_users(self, peers_V: Sequence[Peers], user_B: Ints, columns_BC: Ints, time_B: Ints, everyone_BC: npt.NDArray[np.float64]) -> Floats:
+        """PEER_STATS [B, ..] of rows whose users have these peers, level by level."""
+        users_U, mine_B = np.unique(user_B, return_inverse=True)
+        lenders_L, lender_VUP = np.unique(np.concatenate([peers.row_MP[users_U] for peers in peers_V], axis=1), return_inverse=True)
+        levels = np.split(lender_VUP.reshape(len(users_U), -1), np.cumsum([peers.row_MP.shape[1] for peers in peers_V])[:-1], axis=1)
+        clock, when_B = np.unique(time_B, return_inverse=True)
+        support_V = [peers.weight_MP[users_U].sum(axis=1, dtype=np.float64)[mine_B] for peers in peers_V]
         out = np.zeros((len(time_B), len(PEER_STATS)), np.float32)
-        lenders, place_P = np.unique(np.concatenate([rows[rows > 0] for rows, _ in levels]), return_inverse=True)
-        weight_VP, start = np.zeros((len(levels), len(lenders))), 0
-        for level, (rows, weights) in enumerate(levels):
-            count = int((rows > 0).sum())
-            weight_VP[level, place_P.reshape(-1)[start : start + count]] = weights[rows > 0]
-            start += count
-        support_V = weight_VP.sum(axis=1)
         for place, meetings in enumerate(self.firsts.meetings_C):
-            column_B = columns_BC[:, place]
-            among = np.zeros(meetings.num_columns, bool)
-            among[column_B] = True
-            places, owner = meetings.of_users(lenders)
-            hits = np.flatnonzero(among[meetings.column_F[places]])
-            met = CountIndex.build(meetings.column_F[places[hits]], meetings.time_F[places[hits]])
-            start_B, end_B = met.span(column_B, time_B)
-            running_VF = np.concatenate([np.zeros((len(levels), 1)), np.cumsum(weight_VP[:, owner[hits[met.order_E]]], axis=1)], axis=1)
+            columns, column_B = np.unique(columns_BC[:, place], return_inverse=True)
+            first_CL = meetings.first(columns, lenders_L, clock)
             share_B = everyone_BC[:, place]
-            for level, support in enumerate(support_V):
-                met_B = running_VF[level, end_B] - running_VF[level, start_B]
-                share_B = (met_B + self.prior_users * share_B) / (support + self.prior_users)
-            out[:, place] = np.where(column_B > 0, np.log(share_B / everyone_BC[:, place]), 0)
+            for lender_UP, peers, support_B in zip(levels, peers_V, support_V, strict=True):
+                met_B = _met(first_CL, column_B, lender_UP, peers.weight_MP[users_U], mine_B, when_B)
+                share_B = (met_B + self.prior_users * share_B) / (support_B + self.prior_users)
+            out[:, place] = np.where(columns_BC[:, place] > 0, np.log(share_B / everyone_BC[:, place]), 0)
         out[:, -1] = np.log1p(support_V[-1])
         return out
+
+
+def _met(first_CL: npt.NDArray[np.unsignedinteger], column_B: Ints, lender_UP: Ints, weight_UP: Floats, mine_B: Ints, when_B: Ints) -> npt.NDArray[np.float64]:
+    """Summed weights [B] of each row's peers who had met its column by its time."""
+    alike = bool(((weight_UP == 1) | (weight_UP == 0)).all())  # 0 is nobody, who has met nothing
+    cells, num_lenders = first_CL.reshape(-1), first_CL.shape[1]
+    out_B = np.zeros(len(column_B))
+    step = max(NUM_GATHERED // max(lender_UP.shape[1], 1), 1)
+    for start in range(0, len(column_B), step):
+        some = slice(start, start + step)
+        met_BP = cells.take(lender_UP[mine_B[some]] + (column_B[some] * num_lenders)[:, None]) <= when_B[some, None]
+        out_B[some] = np.count_nonzero(met_BP, axis=1) if alike else (weight_UP[mine_B[some]] * met_BP).sum(axis=1, dtype=np.float64)
+    return out_B
 
 
 def clusters(codes_NS: npt.NDArray[np.integer], depth: int) -> Ints:

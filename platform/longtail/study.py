@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from longtail.settings import Settings
+from longtail.study_rows import RULES
 
 Seed = int
 
@@ -41,6 +42,9 @@ class ArmSettings(Settings):
     set: tuple[str, ...] = Field((), description='"a.b=value" settings over the data set\'s')
     meaning: str = ""
     validation_only: bool = Field(False, description="a choice to be made: its test rows are never scored")
+    datasets: tuple[str, ...] | None = Field(None, description="where it runs; without it on ablations_on, a headline arm on every data set")
+    against: tuple[str, ...] = Field((), description="arms that this one is compared with beside those of study.against")
+    num_seeds: int | None = Field(None, ge=1, description="the first so many; without it num_ablation_seeds, a headline arm all of them")
 
 
 class StudySettings(Settings):
@@ -77,11 +81,16 @@ class StudySettings(Settings):
         known("short_datasets", self.short_datasets, dict(self.datasets))
         for name, arm in self.arms.items():
             known(f"arms.{name}.like", [arm.like] if arm.like is not None else [], arms)
+            known(f"arms.{name}.against", arm.against, arms)
+            known(f"arms.{name}.datasets", arm.datasets or (), dict(self.datasets))
+            if name in self.headline_arms and (arm.datasets is not None or arm.num_seeds is not None):
+                raise ValueError(f"arms.{name} is a headline arm, with all seeds on every data set: leave out its datasets and num_seeds")
         for name in self.arms:
             self.settings_of(name)
         for name, dataset in self.datasets.items():
             headline = dataset.headline
             known(f"datasets.{name}.headline", [headline.arm, headline.base, headline.control], dict.fromkeys(self.headline_arms))
+            known(f"datasets.{name}.headline.slice", [headline.slice], dict(RULES))
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)}: name each once")
         return self
@@ -101,13 +110,19 @@ class StudySettings(Settings):
             name = self.arms[name].like
         return tuple(setting for name in reversed(chain) for setting in self.arms[name].set)
 
+    def against_of(self, arm: str) -> tuple[str, ...]:
+        """The arms that an arm is compared with."""
+        return tuple(dict.fromkeys((*self.against, *self.arms[arm].against)))
+
     def plan(self, dataset: str) -> dict[str, tuple[Seed, ...]]:
         """The arms that run on a data set, each with its seeds."""
         short = self.form == "short"
         seeds = self.seeds[: self.short_seeds] if short else self.seeds
         found = dict.fromkeys(self.headline_arms, seeds)
-        if dataset in self.ablations_on and not short:
-            found |= {arm: self.seeds[: self.num_ablation_seeds] for arm in self.arms if arm not in found}
+        for name, arm in self.arms.items():
+            runs_on = self.ablations_on if arm.datasets is None else arm.datasets
+            if name not in found and dataset in runs_on and not short:
+                found[name] = self.seeds[: arm.num_seeds or self.num_ablation_seeds]
         return found
 
     @property

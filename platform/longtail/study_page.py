@@ -19,7 +19,7 @@ Arms = Mapping[str, Mapping[str, ArmOnSlice]]
 
 def markdown(found: StudyResults, study: StudySettings) -> str:
     """The results for the repository."""
-    logs = found.notes["logs"]
+    logs, opened = found.notes["logs"], found.notes.get("test_opened")
     assert isinstance(logs, dict)
     lines = [
         f"# {study.name} on {found.dataset}",
@@ -33,6 +33,7 @@ def markdown(found: StudyResults, study: StudySettings) -> str:
         "",
         "Differences are absolute GAUC, arm by arm on the same rows, with 95 % intervals over seeds and users; nothing is corrected for how many there are: "
         "of twenty that mean nothing, one leaves zero out. The headline was named before the test window was opened, the rest is to be read as a whole.",
+        *([f"The test window was opened {opened}, once for each arm and seed; every choice was made on the validation window."] if opened else []),
         "",
     ]
     names = [
@@ -40,6 +41,11 @@ def markdown(found: StudyResults, study: StudySettings) -> str:
     ]
     for other in study.against:
         lines += ["", f"## Test window: GAUC over `{other}`", "", *_table(found.arms, names, other)]
+    if pairs := pairs_of(found.arms, study):
+        lines += ["", "## Test window: further pairs", "", "| arm | over | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+        for arm, other in pairs:
+            cells = [relative(found.arms[arm][name].vs[other], found.arms[other][name]) if name in found.arms[arm] else "" for name in names]
+            lines.append(f"| `{arm}` | `{other}` | " + " | ".join(cells) + " |")
     lines += ["", "## Validation window: what choices were made on", "", *_table(found.validation, names, study.against[0])]
     lines += ["", "## All slices, headline arms", ""]
     every = list(found.arms.get(study.headline_arms[0], {}))
@@ -47,7 +53,7 @@ def markdown(found: StudyResults, study: StudySettings) -> str:
     for name in every:
         users = found.arms[study.headline_arms[0]][name].users
         cells = [f"{found.arms[arm][name].gauc:.4f}" if name in found.arms.get(arm, {}) else "" for arm in study.headline_arms]
-        lines.append(f"| {name} | {RULES.get(name, 'a tenth of the users by events, 1 the fewest')} | {users:,} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {RULES[name]} | {users:,} | " + " | ".join(cells) + " |")
     meanings = found.notes.get("arms")
     assert isinstance(meanings, dict)
     lines += ["", "## Arms", "", "| arm | what it is |", "|---|---|", *(f"| `{arm}` | {meanings.get(arm, '')} |" for arm in found.validation)]
@@ -71,6 +77,12 @@ def headline_sentence(found: StudyResults) -> str:
     if control is not None and beside is not None:
         text += f"; over `{named['control']}`: {relative(control, beside)}"
     return text + "."
+
+
+def pairs_of(arms: Arms, study: StudySettings) -> list[tuple[str, str]]:
+    """Arms and what they are compared with beside study.against, as far as both were measured."""
+    wanted = [(arm, other) for arm in arms for other in study.arms[arm].against if other not in study.against]
+    return [(arm, other) for arm, other in wanted if any(other in one.vs for one in arms[arm].values())]
 
 
 def relative(gap: Difference, base: ArmOnSlice) -> str:
@@ -109,39 +121,45 @@ def page(found: StudyResults, study: StudySettings) -> str:
     for other in study.against:
         figures = []
         for name in dict.fromkeys(slices):
-            rows = [(arm, of_arm[name]) for arm, of_arm in found.arms.items() if name in of_arm and other in of_arm[name].vs]
+            base = found.arms[other][name].gauc if name in found.arms.get(other, {}) else 1.0
+            rows = [(arm, of_arm[name].vs[other], base) for arm, of_arm in found.arms.items() if name in of_arm and other in of_arm[name].vs]
             if rows:
-                figures.append(figure(f"{name}: {RULES.get(name, '')}", intervals(rows, other, found.arms[other][name].gauc)))
+                figures.append(figure(f"{name}: {RULES[name]}", intervals(rows, other)))
         if figures:
             parts.append(
                 section(f"Over {other}", "Test window, GAUC relative to it, 95 % intervals over seeds and users; a dot for each seed.", "".join(figures))
             )
+    if pairs := pairs_of(found.arms, study):
+        figures = []
+        for name in dict.fromkeys(slices):
+            rows = [(f"{arm} over {other}", found.arms[arm][name].vs[other], found.arms[other][name].gauc) for arm, other in pairs if name in found.arms[arm]]
+            figures.append(figure(f"{name}: {RULES[name]}", intervals(rows, "the other")))
+        parts.append(section("Further pairs", "Test window, GAUC relative to the second arm of each pair.", "".join(figures)))
     every = list(found.arms.get(study.headline_arms[0], {}))
     parts.append(section("GAUC by slice", "Mean over seeds, test window.", f'<div class="wide">{_html_table(found.arms, study.headline_arms, every)}</div>'))
     return document(f"{study.name}: {found.dataset}", "".join(parts), STYLE)
 
 
-def intervals(rows: Sequence[tuple[str, ArmOnSlice]], other: str, base: float) -> str:
-    """One line per arm: its difference from `other` in percent of that arm's GAUC, the interval, and a small dot for each seed."""
-    step, left, right, top = 26, 210, 900, 12
+def intervals(rows: Sequence[tuple[str, Difference, float]], other: str) -> str:
+    """One line per name, difference and the other's GAUC: the difference in percent of that, the interval, and a small dot for each seed."""
+    step, left, right, top = 26, 260, 900, 12
     bottom = top + step * len(rows)
     canvas = Canvas(1040, bottom + 30, f"difference from {other}, percent of its GAUC")
-    percent = 100 / base
-    ends = [value * percent for _, one in rows for gap in (one.vs[other],) for value in (gap.lo, gap.hi, *gap.per_seed)]
+    ends = [value * 100 / base for _, gap, base in rows for value in (gap.lo, gap.hi, *gap.per_seed)]
     scale = Scale(*span(ends, zero=True), left, right)
     for tick in scale.ticks(8):
         canvas.line(scale(tick), top, scale(tick), bottom, GRID)
         canvas.text(scale(tick), bottom + 17, f"{tick:+g} %".replace("-", "\u2212") if tick else "0", "middle")
     canvas.line(scale(0), top - 4, scale(0), bottom, ZERO, 1.6)
-    for place, (arm, one) in enumerate(rows):
-        y, gap = top + step * (place + 0.5), one.vs[other]
+    for place, (name, gap, base) in enumerate(rows):
+        y, percent = top + step * (place + 0.5), 100 / base
         tone = GOOD if gap.lo > 0 else BAD if gap.hi < 0 else PLAIN
-        canvas.text(left - 12, y + 4, arm, "end", INK, 12.5, 600)
+        canvas.text(left - 12, y + 4, name, "end", INK, 12.5, 600)
         canvas.line(scale(gap.lo * percent), y, scale(gap.hi * percent), y, tone, 2.6)
         for seed in gap.per_seed:
             canvas.dot(scale(seed * percent), y, MUTED, radius=2.2)
         words = f"{gap.mean * percent:+.2f} % [{gap.lo * percent:+.2f}, {gap.hi * percent:+.2f}]".replace("-", "\u2212")
-        canvas.dot(scale(gap.mean * percent), y, tone, f"{arm}: {words}", 5, gap.lo <= 0 <= gap.hi)
+        canvas.dot(scale(gap.mean * percent), y, tone, f"{name}: {words}", 5, gap.lo <= 0 <= gap.hi)
         canvas.text(right + 12, y + 4, words, fill=tone, size=11.5)
     return canvas.svg()
 
@@ -154,7 +172,5 @@ def _html_table(arms: Arms, names: Sequence[str], slices: Sequence[str]) -> str:
             f"<td>{arms[arm][name].gauc:.4f}<small>± {arms[arm][name].sd:.4f}</small></td>" if name in arms.get(arm, {}) else "<td></td>" for arm in names
         )
         users = arms[names[0]][name].users
-        rows.append(
-            f'<tr><th class="name">{escape(name)}<small>{escape(RULES.get(name, "a tenth of the users by events"))}</small></th><td>{users:,}</td>{cells}</tr>'
-        )
+        rows.append(f'<tr><th class="name">{escape(name)}<small>{escape(RULES[name])}</small></th><td>{users:,}</td>{cells}</tr>')
     return f'<table class="metrics"><thead><tr><th class="name">slice</th><th>users</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

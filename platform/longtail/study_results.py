@@ -7,7 +7,7 @@ differences by seed are reported beside it.
 Letters: N rows, U users, S seeds, R rounds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,13 +77,13 @@ def by_user(rows: WindowRows, score_N: np.ndarray) -> Floats:
     return np.nan_to_num(user_aucs(rows.label_N, score_N, rows.user_N).auc_U)
 
 
-def compare(window: Window, arms: Mapping[str, Mapping[int, Floats]], against: Sequence[str], rounds: int) -> dict[str, dict[str, ArmOnSlice]]:
+def compare(window: Window, arms: Mapping[str, Mapping[int, Floats]], against: Callable[[str], Sequence[str]], rounds: int) -> dict[str, dict[str, ArmOnSlice]]:
     """Every arm on every slice that has a user with both classes.
 
     Args:
         window: users, weights and slices.
         arms: by arm and seed, AUC of each user [U].
-        against: arms that every other one is compared with, on the seeds that both have.
+        against: the arms that an arm is compared with, on the seeds that both have.
         rounds: of the bootstrap.
     """
     found: dict[str, dict[str, ArmOnSlice]] = {arm: {} for arm in arms}
@@ -97,7 +97,7 @@ def compare(window: Window, arms: Mapping[str, Mapping[int, Floats]], against: S
         for arm, of_arm in arms.items():
             gauc = np.array(list(means[arm].values()))
             differences = {}
-            for other in against:
+            for other in against(arm):
                 common = [seed for seed in of_arm if other != arm and seed in arms.get(other, {})]
                 if common:
                     gap_SU = np.stack([(of_arm[seed] - arms[other][seed])[kept] for seed in common])

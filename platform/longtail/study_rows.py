@@ -35,6 +35,7 @@ RULES = {
     "orders_1_3": "users with one to three",
     "missing_attributes": "users of whom some attribute is not known",
 }
+RULES |= {f"decile_{number}": f"{number} of 10 by events before the window opened, 1 the fewest" for number in range(1, 11)}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,11 @@ Space = Literal["profile", "titles", "behaviour", "attributes"]
 class UserSpacesSettings(Settings):
     """The `user_spaces` stage; spaces = ["profile"] is the paper's shape."""
 
-    spaces: tuple[Space, ...] = Field(("profile",), min_length=1, description="put side by side with equal weight")
+    spaces: tuple[Space, ...] = Field(
+        ("profile", "titles", "behaviour"),
+        min_length=1,
+        description="side by side with equal weight; where profile is first, users whom only a request describes can be placed",
+    )
     behaviour_dim: int = Field(64, ge=2, description="of the truncated SVD of who met what")
     shuffled: bool = Field(False, description="deal the vectors out to the wrong users: the control, with groups and neighbourhoods of the same sizes")
     seed: int | None = Field(None, ge=0, description="of what `shuffled` deals; without it run.seed")
@@ -54,6 +58,13 @@ def unit(vectors_ND: npt.NDArray[np.floating]) -> Floats:
 def side_by_side(vectors: Sequence[Floats]) -> Floats:
     """Unit vectors [M, sum of D] of several spaces; a user who is nowhere in one space lies where the others say."""
     return unit(np.concatenate([unit(space_MD) for space_MD in vectors], axis=1))
+
+
+def of_profile_alone(profile_ND: Floats, dim: int) -> Floats:
+    """Vectors [N, dim] of users of whom only the profile is known, in spaces of which it is the first: what side_by_side makes of them."""
+    if profile_ND.shape[1] == dim:
+        return profile_ND
+    return side_by_side([profile_ND, np.zeros((len(profile_ND), dim - profile_ND.shape[1]), np.float32)])
 
 
 def replaced(vectors_RD: Floats, widths: Sequence[int], given: Mapping[int, Floats]) -> Floats:
@@ -95,7 +106,8 @@ def attribute_vectors(attribute_codes_MA: npt.NDArray[np.integer]) -> Floats:
         one_hot = np.eye(int(codes_M.max(initial=0)) + 1, dtype=np.float32)[codes_M][:, 1:]
         share = one_hot[1:].sum(axis=0) / max(float((codes_M[1:] > 0).sum()), 1.0)
         columns.append(one_hot * np.sqrt(np.log(1 / np.clip(share, 1e-6, 1.0)) + 1e-3).astype(np.float32))
-    return unit(np.concatenate(columns, axis=1)) if columns else np.zeros((len(attribute_codes_MA), 1), np.float32)
+    known_MD = np.concatenate(columns, axis=1) if columns else np.zeros((len(attribute_codes_MA), 0), np.float32)
+    return unit(known_MD) if known_MD.shape[1] else np.zeros((len(attribute_codes_MA), 1), np.float32)
 
 
 def shuffled_rows(vectors_RD: Floats, seed: int) -> Floats:

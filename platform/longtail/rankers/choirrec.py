@@ -51,7 +51,8 @@ class GroupSide(nn.Module):
 
     def __init__(self, spec: FeatureSpec, item_dim: int, settings: ChoirRecSettings) -> None:
         super().__init__()
-        self.out_dim = item_dim + len(spec.item_stats)
+        self.out_dim = item_dim + (len(spec.item_stats) if settings.own_counts else 0)
+        self.own_counts = settings.own_counts
         self.ids = GroupIdFusion(spec.code_sizes, settings.group_dim) if settings.group_id_fusion else None
         if self.ids is not None:
             self.out_dim += settings.group_dim
@@ -74,7 +75,7 @@ class GroupSide(nn.Module):
 
     def forward(self, view: IndividualView, batch: Batch) -> torch.Tensor:
         """Concatenated features; the item's vectors are those of the individual side."""
-        parts = [view.target_BD, view.item_stats_BI]
+        parts = [view.target_BD, *([view.item_stats_BI] if self.own_counts else [])]
         if self.ids is not None:
             parts.append(self.ids(batch.user_codes_BS))
         if self.attributes is not None and self.stats is not None:
