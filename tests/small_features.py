@@ -20,6 +20,7 @@ CONFIG = Config.model_validate(
         "groups": {"sequence_categories": 2, "items_per_category": 1, "min_size": 2},
         "samples": {"history_length": 3, "snapshot_days": 7, "numeric_bins": 3},
         "codes": {"user": {"num_stages": 2, "codebook_size": 3}},
+        "peers": {"form": "none"},
     }
 )
 

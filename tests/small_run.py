@@ -50,6 +50,8 @@ def config(uri: str) -> Config:
             "groups": {"sequence_categories": 2, "items_per_category": 1, "min_size": 2},
             "samples": {"history_length": 3, "snapshot_days": 7, "numeric_bins": 3},
             "codes": {"user": {"num_stages": 2, "codebook_size": 3}, "item": {"num_stages": 2, "codebook_size": 4}},
+            "peers": {"form": "none"},
+            "user_spaces": {"spaces": ["profile"]},
             "item_encoder": {"dim": DIM},
             "serve": {"port": 0, "max_items": 20},
             "tracking": {"backend": "none"},
