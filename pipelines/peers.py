@@ -7,6 +7,7 @@ Run: python -m pipelines.peers --config …
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from longtail import schema
@@ -36,11 +37,20 @@ def one_snapshot(inputs: dict[str, Artifact], time: int, config: Config) -> pa.T
     levels = peer_levels(vectors_MD, lender_M, codes_MS, config.peers, own_seed(config.peers.seed, config.run.seed))
     ids = entities.users.values
     rows = np.flatnonzero((levels[0].row_MP > 0).any(axis=1))
-    named = [[ids.take(pa.array(level.row_MP[row][level.row_MP[row] > 0] - 1)).to_pylist() for level in levels] for row in rows]
-    weights = [[level.weight_MP[row][level.row_MP[row] > 0].tolist() for level in levels] for row in rows]
-    times = pa.array([time] * len(rows), pa.int64()).cast(schema.TIMESTAMP)
-    columns = [ids.take(pa.array(rows - 1)), times, pa.array(named, schema.PEERS.field("peers").type), pa.array(weights, schema.PEERS.field("weights").type)]
-    return pa.Table.from_arrays(columns, schema=schema.PEERS)
+    row_RP = np.concatenate([one.row_MP[rows] for one in levels], axis=1)
+    weight_RP = np.concatenate([one.weight_MP[rows] for one in levels], axis=1)
+    there_RP = row_RP > 0
+    lengths_RV = np.stack([(one.row_MP[rows] > 0).sum(axis=1) for one in levels], axis=1)
+    named = _by_level(ids.take(pa.array(row_RP[there_RP] - 1)), lengths_RV)
+    times = pa.repeat(pa.scalar(time, pa.int64()), len(rows)).cast(schema.TIMESTAMP)
+    columns = [ids.take(pa.array(rows - 1)), times, named, _by_level(pa.array(weight_RP[there_RP]), lengths_RV)]
+    return pa.table([column.cast(field.type) for column, field in zip(columns, schema.PEERS, strict=True)], schema=schema.PEERS)
+
+
+def _by_level(values: pa.Array, lengths_RV: npt.NDArray[np.integer]) -> pa.ListArray:
+    """One list of V lists for each user, filled from values by user and level."""
+    inner = pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths_RV)), pa.int32()), values)
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(lengths_RV) + 1) * lengths_RV.shape[1], pa.int32()), inner)
 
 
 def _build(context: Context, draft: Draft) -> Result:
@@ -61,8 +71,9 @@ def _build(context: Context, draft: Draft) -> Result:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """The values that decide who is whose peer; prior_users decides what is made of them."""
-    return {name: value for name, value in config.peers.key_fields().items() if name != "prior_users"}
+    """The values that decide who is whose peer: not prior_users, which decides what is made of them, and a seed only where something is drawn."""
+    silent = {"prior_users"} if config.peers.form in ("random", "groups") else {"prior_users", "seed"}
+    return {name: value for name, value in config.peers.key_fields().items() if name not in silent}
 
 
 PEERS = Stage("peers", 3, (LOGS, USER_SPACES, USER_CODES), _settings, _build, "pipelines.peers")

@@ -247,6 +247,7 @@ def results(
         validation=compared["validation"],
         notes={
             **notes,
+            **effort(trials, str(notes["started"])),
             "test_opened": f"{opened[0]} to {opened[-1]}" if opened else "",
             "logs": facts,
             "seconds_per_trial": seconds,
@@ -254,6 +255,13 @@ def results(
             "arms": {name: arm.meaning for name, arm in study.arms.items()},
         },
     )
+
+
+def effort(trials: Mapping[str, Mapping[Seed, Artifact]], started: str) -> dict[str, object]:
+    """How many trials there are, how many of them were trained since `started` and not found, and what all of them took, a thread each."""
+    every = {one.key: one for of_arm in trials.values() for one in of_arm.values()}.values()
+    trained = sum(str(one.manifest["finished"]) >= started for one in every)
+    return {"trials": len(every), "trained_now": trained, "trials_thread_min": round(sum(float(one.info["seconds"]) for one in every) / 60, 1)}
 
 
 def machine() -> dict[str, str]:
@@ -278,7 +286,7 @@ def main() -> None:
         study = config.study
         if not study.arms or not study.datasets:
             raise ValueError("the config has no [study] with arms and datasets. pipelines/configs/choirrec_study.toml is one.")
-        progress = Progress()
+        progress, started = Progress(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         left_out = {name: reason for name in study.chosen_datasets if (reason := there(study, name, config)) is not None}
         for name, reason in left_out.items():
             progress.say(f"{name} is left out: {reason}")
@@ -300,6 +308,7 @@ def main() -> None:
             about = {
                 "form": study.form,
                 "when": time.strftime("%Y-%m-%d", time.gmtime()),
+                "started": started,
                 "command": f"python -m pipelines.study {shlex.join(sys.argv[1:])}",
                 "study_sha256": digest(study.model_dump(mode="json"), 64),
                 **machine(),

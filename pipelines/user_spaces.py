@@ -64,7 +64,9 @@ def _build(context: Context, draft: Draft) -> Result:
 
 
 def _settings(config: Config) -> dict[str, object]:
-    return {"user_spaces": config.user_spaces.key_fields(), "numeric_bins": config.samples.numeric_bins}
+    """The values that decide the vectors; the seed is one of them where they are dealt out anew."""
+    spaces = {name: value for name, value in config.user_spaces.key_fields().items() if name != "seed" or config.user_spaces.shuffled}
+    return {"user_spaces": spaces, "numeric_bins": config.samples.numeric_bins}
 
 
 USER_SPACES = Stage("user_spaces", 2, (LOGS, USER_VECTORS, ITEM_VECTORS), _settings, _build, "pipelines.user_spaces")

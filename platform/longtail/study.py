@@ -62,6 +62,7 @@ class StudySettings(Settings):
     headline_arms: tuple[str, ...] = Field((), description="on every data set, with all seeds")
     ablations_on: tuple[str, ...] = Field((), description="data sets on which the other arms run")
     against: tuple[str, ...] = Field(("base_strong",), min_length=1, description="arms that every other one is compared with")
+    leave_out: tuple[str, ...] = Field((), description="arms that are not run this time")
     bootstrap_rounds: int = Field(2000, ge=20)
     num_parallel: int | None = Field(None, ge=1, description="trials at a time, a CPU each; without it, as many as there are CPUs")
     results: str = Field("results", description="folder of the results; a relative path starts at the working directory")
@@ -77,6 +78,7 @@ class StudySettings(Settings):
         known("headline_arms", self.headline_arms, arms)
         if self.arms:
             known("against", self.against, arms)
+        known("leave_out", self.leave_out, {name: arm for name, arm in arms.items() if name not in self.headline_arms})
         known("ablations_on", self.ablations_on, dict(self.datasets))
         known("short_datasets", self.short_datasets, dict(self.datasets))
         for name, arm in self.arms.items():
@@ -121,7 +123,7 @@ class StudySettings(Settings):
         found = dict.fromkeys(self.headline_arms, seeds)
         for name, arm in self.arms.items():
             runs_on = self.ablations_on if arm.datasets is None else arm.datasets
-            if name not in found and dataset in runs_on and not short:
+            if name not in (*found, *self.leave_out) and dataset in runs_on and not short:
                 found[name] = self.seeds[: arm.num_seeds or self.num_ablation_seeds]
         return found
 

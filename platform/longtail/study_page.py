@@ -25,7 +25,8 @@ def markdown(found: StudyResults, study: StudySettings) -> str:
         f"# {study.name} on {found.dataset}",
         "",
         f"Commit {found.commit}, config `{found.config}`, form {found.notes.get('form')}, seeds {list(found.seeds)}; {found.notes.get('when', '')}.",
-        f"Command: `{found.notes.get('command', '')}`. {found.notes.get('machine', '')} All trials of the study took {found.notes.get('trials_min')} min.",
+        f"Command: `{found.notes.get('command', '')}`. {found.notes.get('machine', '')} {found.notes.get('trials')} trials took "
+        f"{found.notes.get('trials_thread_min')} min of a thread; {found.notes.get('trained_now')} of them were trained in this run, the others found.",
         "",
         f"{logs['users']:,} users, {logs['items']:,} items, {logs['events']:,} events, examples {logs['examples']}. {logs['exposure']}.",
         "",
