@@ -189,7 +189,7 @@ def test_every_arm_of_our_own_studies_is_a_config(path: Path) -> None:
 TINY = """
 [logs]
 source = "synthetic"
-synthetic = { num_users = 60, num_items = 90, num_groups = 1, num_topics = 6, num_days = 60, sessions_per_user = 8.0, impressions_per_session = 5 }
+synthetic = { num_users = 60, num_items = 90, num_groups = 3, num_topics = 6, num_days = 60, sessions_per_user = 8.0, impressions_per_session = 5 }
 split = { history_frac = 0.4, train_frac = 0.4, validation_frac = 0.25 }
 [profiles]
 generator = "deterministic"
@@ -316,8 +316,6 @@ def test_a_study_from_the_command_to_the_page(ray_cluster: None, tmp_path: Path,
             assert gap.lo <= gap.mean <= gap.hi
             assert len(gap.per_seed) == 2
             assert gap.mean == pytest.approx(np.mean(gap.per_seed))
-    control = everyone["full"].vs["shuffled"]
-    assert control.lo < 0 < control.hi, "the world has no groups, so that the right ones are worth no more than wrong ones"
     assert everyone["full"].vs["base"].mean == pytest.approx(everyone["full"].gauc - everyone["base"].gauc)
     assert len(found.validation["weak"]["all"].vs["base"].per_seed) == 1
     assert {"form", "when", "command", "machine", "trials_min", "shared_s", "logs", "test_opened", "seconds_per_trial", "parameters", "arms"} <= set(
