@@ -137,6 +137,22 @@ def test_one_group_means_none() -> None:
     assert cell_auc(own[train], label[train], own[test], label[test]) > 0.6
 
 
+@pytest.mark.parametrize("tastes", ["own", "shared"])
+def test_own_tastes_are_nobody_elses(tastes: str) -> None:
+    users, items = WORLD["num_users"], 60
+    changes = {"num_groups": 1, "num_items": items, "cold_item_frac": 0.0, "tastes": tastes}
+    rows = joined(build_logs(LogsSettings.model_validate({"source": "synthetic", "synthetic": WORLD | changes}), seed=11))
+    train, test, label = rows["split"] != "test", rows["split"] == "test", rows["outcome"]
+    pair = rows["user"] * items + rows["item"]
+    assert cell_auc(pair[train], label[train], pair[test], label[test]) > 0.6, "either way a user's past tells that user's future"
+    counts_UI = np.bincount(pair, minlength=users * items).reshape(users, items)
+    rate_UI = np.bincount(pair, label, users * items).reshape(users, items) / np.maximum(counts_UI, 1)
+    mean_I = (rate_UI * (counts_UI > 0)).sum(axis=0) / (counts_UI > 0).sum(axis=0)
+    together = np.corrcoef(np.where(counts_UI > 0, rate_UI - mean_I, 0).T)[np.triu_indices(items, 1)]
+    # Whether liking one item is a sign of liking another: by chance a correlation of 400 users is 1 / sqrt(400).
+    assert (together.std() < 1.3 / np.sqrt(users)) == (tastes == "own")
+
+
 def test_searches_speak_of_liked_topics(logs: Logs) -> None:
     """A search's words tell the topic, and the groups' searches differ by far more than chance."""
     events = logs.tables["events"].filter(pc.equal(logs.tables["events"].column("kind"), "search"))

@@ -1,13 +1,16 @@
 """A synthetic world whose truth is known: planted user groups, planted item semantics, impression -> click -> purchase, searches.
 
 - Every item has one topic, which shows in its title's words alone: category, brand and price are drawn independently of it, and of each other.
-- Every group likes a few topics; a user likes the group's and one of their own. With one group there is none: every user's tastes are their own.
+- Every group likes a few topics; a user likes the group's and one of their own. With one group there is none, and users still share topics by chance;
+  with `tastes = "own"` nobody shares anything: that is the world in which groups and neighbours must be worth nothing.
 - Whether an impression is clicked, and a click bought, depends on taste (topic) and on the item's own appeal; nothing else.
 - Searches speak the words of a topic that the user likes. Two of three categorical attributes follow the group for some users, and are often missing.
 - Quiet users come rarely, busy ones often. Cold items are first shown in the test window.
 
 Letters: U users, I items, T topics, G groups, S sessions, X impressions.
 """
+
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +78,11 @@ class SyntheticSettings(Settings):
     num_users: int = Field(600, ge=10)
     num_items: int = Field(800, ge=10)
     num_groups: int = Field(8, ge=1, description="planted user groups; 1 means that there are none")
+    tastes: Literal["shared", "own"] = Field(
+        "shared",
+        description="shared: users like topics, some of which others like too, groups or not | own: everyone likes items of their own, so that nobody's "
+        "behaviour tells anything of anyone else's",
+    )
     num_topics: int = Field(12, ge=2, description="planted item semantics, visible in titles only")
     topics_per_group: int = Field(2, ge=1, description="topics that all members of a group like")
     num_days: int = Field(120, ge=10)
@@ -106,7 +114,8 @@ def build(settings: SyntheticSettings, split: SplitSettings, seed: int) -> RawLo
     appeal_I = np.exp(rng.normal(0, 0.25, settings.num_items))
     session_X, item_X = _impressions(settings, time_S, launch_I, cold_I, rng)
     time_X = time_S[session_X] + rng.integers(1, 30, len(session_X)) * 1_000_000
-    liked_X = likes_UT[user_S[session_X], topic_I[item_X]]
+    user_X = user_S[session_X]
+    liked_X = likes_UT[user_X, topic_I[item_X]] if settings.tastes == "shared" else _own_likes(settings, seed)[user_X, item_X]
     clicked_X = rng.random(len(item_X)) < np.minimum(np.where(liked_X, CLICK_LIKED, CLICK_OTHER) * appeal_I[item_X], 0.95)
     bought_X = clicked_X & (rng.random(len(item_X)) < np.where(liked_X, BUY_LIKED, BUY_OTHER))
     click_time_X = time_X + rng.integers(5, 300, len(item_X)) * 1_000_000
@@ -168,6 +177,12 @@ def _tastes(settings: SyntheticSettings, group_U: Ints, rng: np.random.Generator
     rank = own.argsort(1).argsort(1)
     tastes: Bools = likes | (rank < missing[:, None])
     return tastes
+
+
+def _own_likes(settings: SyntheticSettings, seed: int) -> Bools:
+    """Which items each user likes [U, I], every pair drawn by itself, as many as with topics."""
+    share = (settings.topics_per_group + 1) / settings.num_topics
+    return np.random.default_rng([seed, 0x0D1]).random((settings.num_users, settings.num_items)) < share
 
 
 def _sessions(settings: SyntheticSettings, rng: np.random.Generator) -> tuple[Ints, Ints]:
