@@ -12,6 +12,7 @@ from longtail.study import StudySettings
 from longtail.study_results import ArmOnSlice, Difference, StudyResults
 from longtail.study_rows import RULES
 
+FAR = 2.0
 GOOD, BAD, PLAIN = "#0f766e", "#b91c1c", "#475569"
 
 Arms = Mapping[str, Mapping[str, ArmOnSlice]]
@@ -142,11 +143,17 @@ def page(found: StudyResults, study: StudySettings) -> str:
 
 
 def intervals(rows: Sequence[tuple[str, Difference, float]], other: str) -> str:
-    """One line per name, difference and the other's GAUC: the difference in percent of that, the interval, and a small dot for each seed."""
-    step, left, right, top = 26, 260, 900, 12
+    """One line per name, difference and the other's GAUC: the difference in percent of that, the interval, and a small dot for each seed.
+
+    Differences several times as large as nearly all the others are told in words alone, with an arrow at the edge: they would leave the others no room.
+    """
+    step, left, right, top = 26, 250, 850, 12
     bottom = top + step * len(rows)
     canvas = Canvas(1040, bottom + 30, f"difference from {other}, percent of its GAUC")
-    ends = [value * 100 / base for _, gap, base in rows for value in (gap.lo, gap.hi, *gap.per_seed)]
+    sizes = sorted(abs(gap.mean) / base for _, gap, base in rows)
+    most = FAR * max(sizes[int(0.9 * (len(sizes) - 1))], max(gap.hi - gap.lo for _, gap, _ in rows) / 2)
+    near = [(gap, base) for _, gap, base in rows if abs(gap.mean) / base <= most]
+    ends = [value * 100 / base for gap, base in near for value in (gap.lo, gap.hi, *gap.per_seed)]
     scale = Scale(*span(ends, zero=True), left, right)
     for tick in scale.ticks(8):
         canvas.line(scale(tick), top, scale(tick), bottom, GRID)
@@ -156,12 +163,15 @@ def intervals(rows: Sequence[tuple[str, Difference, float]], other: str) -> str:
         y, percent = top + step * (place + 0.5), 100 / base
         tone = GOOD if gap.lo > 0 else BAD if gap.hi < 0 else PLAIN
         canvas.text(left - 12, y + 4, name, "end", INK, 12.5, 600)
+        words = f"{gap.mean * percent:+.2f} % [{gap.lo * percent:+.2f}, {gap.hi * percent:+.2f}]".replace("-", "\u2212")
+        canvas.text(right + 12, y + 4, words, fill=tone, size=11.5)
+        if (gap, base) not in near:
+            canvas.text(left if gap.mean < 0 else right, y + 4, "\u25c2" if gap.mean < 0 else "\u25b8", "start" if gap.mean < 0 else "end", tone, 14)
+            continue
         canvas.line(scale(gap.lo * percent), y, scale(gap.hi * percent), y, tone, 2.6)
         for seed in gap.per_seed:
             canvas.dot(scale(seed * percent), y, MUTED, radius=2.2)
-        words = f"{gap.mean * percent:+.2f} % [{gap.lo * percent:+.2f}, {gap.hi * percent:+.2f}]".replace("-", "\u2212")
         canvas.dot(scale(gap.mean * percent), y, tone, f"{name}: {words}", 5, gap.lo <= 0 <= gap.hi)
-        canvas.text(right + 12, y + 4, words, fill=tone, size=11.5)
     return canvas.svg()
 
 
