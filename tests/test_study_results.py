@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from longtail.study import StudySettings
-from longtail.study_page import headline_sentence, markdown, page, relative
+from longtail.study_page import headline_sentence, intervals, markdown, page, relative
 from longtail.study_results import ArmOnSlice, Difference, StudyResults, Window, by_user, compare
 from longtail.study_rows import WindowRows
 
@@ -175,7 +175,10 @@ def results(**changes: Any) -> StudyResults:
                 "when": "2026-11-22",
                 "command": "python -m pipelines.study --config study.toml",
                 "machine": "2 CPUs, 4 GiB.",
-                "trials_min": 12.5,
+                "trials": 14,
+                "trained_now": 3,
+                "trials_thread_min": 12.5,
+                "test_opened": "2026-11-21T10:00:00Z to 2026-11-22T11:00:00Z",
             },
             **{"logs": logs, "arms": {name: one.meaning for name, one in STUDY.arms.items()}},
         },
@@ -208,7 +211,19 @@ def test_markdown_has_the_headline_every_arm_and_what_is_needed_to_run_it_again(
     text = markdown(results(), STUDY)
     assert text.startswith("# trial on shop\n")
     assert headline_sentence(results()) in text
-    for words in ("abc123", "shop.toml", "python -m pipelines.study --config study.toml", "2026-11-22", "2 CPUs", "12.5 min", "12,345 users", "seeds [1, 2]"):
+    told = [
+        "abc123",
+        "shop.toml",
+        "python -m pipelines.study --config study.toml",
+        "2026-11-22",
+        "2 CPUs",
+        "14 trials took 12.5 min",
+        "3 of them were trained",
+        "opened 2026-11-21T10:00:00Z",
+        "12,345 users",
+        "seeds [1, 2]",
+    ]
+    for words in told:
         assert words in text, words
     over_base = table_after(text, "Test window: GAUC over `base`")
     assert over_base["arm"] == ["all", "low20"]
@@ -221,6 +236,18 @@ def test_markdown_has_the_headline_every_arm_and_what_is_needed_to_run_it_again(
     assert list(table_after(text, "All slices, headline arms")) == ["slice", "all", "low20", "decile_1"]
     assert table_after(text, "Arms")["base"] == ["own counts"]
     assert "weak" not in over_base
+
+
+def test_an_arm_far_off_is_told_in_words_and_leaves_the_others_room() -> None:
+    close = [
+        (f"arm{number}", Difference(mean=number / 100, lo=number / 100 - 0.005, hi=number / 100 + 0.005, per_seed=(number / 100,)), 0.5) for number in (1, 2, 3)
+    ]
+    far = ("weak", Difference(mean=-0.4, lo=-0.41, hi=-0.39, per_seed=(-0.4,)), 0.5)
+    svg = intervals([*close, far], "base")
+    assert "\u25c2" in svg
+    assert "\u221280.00 % [\u221282.00, \u221278.00]" in svg
+    assert "\u221220 %" not in svg, "no tick of the axis is far off"
+    assert "\u25c2" not in intervals(close, "base")
 
 
 def test_the_page_draws_every_arm_and_escapes_what_it_is_told() -> None:
