@@ -278,7 +278,11 @@ def planted(folder: Path, name: str, cities: list[str | None]) -> Any:
         planted_artifacts.commit(store, "user_spaces", {"vectors": vectors}),
         planted_artifacts.commit(store, "user_codes", {"codes": codes}),
     ]
-    config: dict[str, object] = {"completion": {"num_masks": 2, "bootstrap_rounds": 30}, "codes": {"user": {"num_stages": 2, "codebook_size": 4}}}
+    config: dict[str, object] = {
+        "completion": {"num_masks": 2, "bootstrap_rounds": 30},
+        "codes": {"user": {"num_stages": 2, "codebook_size": 4}},
+        "user_spaces": {"spaces": ["profile"]},
+    }
     with work.in_place():
         return planted_artifacts.build(COMPLETION, given, store, config)
 
