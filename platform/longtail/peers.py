@@ -309,16 +309,17 @@ class PeerIndex:
         """PEER_STATS [B, ..] of rows whose users have these peers, level by level."""
         users_U, mine_B = np.unique(user_B, return_inverse=True)
         lenders_L, lender_VUP = np.unique(np.concatenate([peers.row_MP[users_U] for peers in peers_V], axis=1), return_inverse=True)
-        levels = np.split(lender_VUP.reshape(len(users_U), -1), np.cumsum([peers.row_MP.shape[1] for peers in peers_V])[:-1], axis=1)
+        lender_VU = np.split(lender_VUP.reshape(len(users_U), -1), np.cumsum([peers.row_MP.shape[1] for peers in peers_V])[:-1], axis=1)
+        weight_VU = [peers.weight_MP[users_U] for peers in peers_V]
+        support_V = [weight_UP.sum(axis=1, dtype=np.float64)[mine_B] for weight_UP in weight_VU]
         clock, when_B = np.unique(time_B, return_inverse=True)
-        support_V = [peers.weight_MP[users_U].sum(axis=1, dtype=np.float64)[mine_B] for peers in peers_V]
         out = np.zeros((len(time_B), len(PEER_STATS)), np.float32)
         for place, meetings in enumerate(self.firsts.meetings_C):
             columns, column_B = np.unique(columns_BC[:, place], return_inverse=True)
             first_CL = meetings.first(columns, lenders_L, clock)
             share_B = everyone_BC[:, place]
-            for lender_UP, peers, support_B in zip(levels, peers_V, support_V, strict=True):
-                met_B = _met(first_CL, column_B, lender_UP, peers.weight_MP[users_U], mine_B, when_B)
+            for lender_UP, weight_UP, support_B in zip(lender_VU, weight_VU, support_V, strict=True):
+                met_B = _met(first_CL, column_B, lender_UP, weight_UP, mine_B, when_B)
                 share_B = (met_B + self.prior_users * share_B) / (support_B + self.prior_users)
             out[:, place] = np.where(columns_BC[:, place] > 0, np.log(share_B / everyone_BC[:, place]), 0)
         out[:, -1] = np.log1p(support_V[-1])

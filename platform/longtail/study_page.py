@@ -123,8 +123,8 @@ def page(found: StudyResults, study: StudySettings) -> str:
     for other in study.against:
         figures = []
         for name in dict.fromkeys(slices):
-            base = found.arms[other][name].gauc if name in found.arms.get(other, {}) else 1.0
-            rows = [(arm, of_arm[name].vs[other], base) for arm, of_arm in found.arms.items() if name in of_arm and other in of_arm[name].vs]
+            measured = [(arm, of_arm[name]) for arm, of_arm in found.arms.items() if name in of_arm and other in of_arm[name].vs]
+            rows = [(arm, one.vs[other], found.arms[other][name].gauc) for arm, one in measured]
             if rows:
                 figures.append(figure(f"{name}: {RULES[name]}", intervals(rows, other)))
         if figures:
@@ -152,8 +152,7 @@ def intervals(rows: Sequence[tuple[str, Difference, float]], other: str) -> str:
     canvas = Canvas(1040, bottom + 30, f"difference from {other}, percent of its GAUC")
     sizes = sorted(abs(gap.mean) / base for _, gap, base in rows)
     most = FAR * max(sizes[int(0.9 * (len(sizes) - 1))], max(gap.hi - gap.lo for _, gap, _ in rows) / 2)
-    near = [(gap, base) for _, gap, base in rows if abs(gap.mean) / base <= most]
-    ends = [value * 100 / base for gap, base in near for value in (gap.lo, gap.hi, *gap.per_seed)]
+    ends = [value * 100 / base for _, gap, base in rows if abs(gap.mean) / base <= most for value in (gap.lo, gap.hi, *gap.per_seed)]
     scale = Scale(*span(ends, zero=True), left, right)
     for tick in scale.ticks(8):
         canvas.line(scale(tick), top, scale(tick), bottom, GRID)
@@ -165,7 +164,7 @@ def intervals(rows: Sequence[tuple[str, Difference, float]], other: str) -> str:
         canvas.text(left - 12, y + 4, name, "end", INK, 12.5, 600)
         words = f"{gap.mean * percent:+.2f} % [{gap.lo * percent:+.2f}, {gap.hi * percent:+.2f}]".replace("-", "\u2212")
         canvas.text(right + 12, y + 4, words, fill=tone, size=11.5)
-        if (gap, base) not in near:
+        if abs(gap.mean) / base > most:
             canvas.text(left if gap.mean < 0 else right, y + 4, "\u25c2" if gap.mean < 0 else "\u25b8", "start" if gap.mean < 0 else "end", tone, 14)
             continue
         canvas.line(scale(gap.lo * percent), y, scale(gap.hi * percent), y, tone, 2.6)
