@@ -93,6 +93,28 @@ def stage_key(stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> s
     )
 
 
+def line(last: Stage) -> list[Stage]:
+    """The stage and all that it is made from, each after what it reads."""
+    found: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        for upstream in stage.inputs:
+            visit(upstream)
+        found.setdefault(stage.name, stage)
+
+    visit(last)
+    return list(found.values())
+
+
+def provenance(last: Stage, config: Config) -> dict[str, str]:
+    """By stage of the line, a digest of all that decides its artifact beside the seed: version, settings and fingerprint, its own and those before it."""
+    found: dict[str, str] = {}
+    for stage in line(last):
+        before = [found[upstream.name] for upstream in stage.inputs]
+        found[stage.name] = digest([stage.name, stage.version, stage.settings(config), stage.fingerprint(config), before])
+    return found
+
+
 def find(stage: Stage, config: Config, store: Store) -> Artifact | None:
     """The finished artifact for this config, or None if it or anything before it is missing."""
     inputs = {}

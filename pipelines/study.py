@@ -15,7 +15,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,22 @@ from longtail.study_results import StudyResults, Window, by_user, compare
 from longtail.study_rows import WindowRows, window_rows
 from longtail.times import to_us
 from pipelines.cluster import ROOT, ray_session
-from pipelines.codes import ITEM_CODES
+from pipelines.codes import USER_CODES
 from pipelines.embeddings import USER_VECTORS
+from pipelines.groups import GROUPS
 from pipelines.lent import LENT
 from pipelines.logs import LOGS
+from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
-from pipelines.stage import Stage, arguments, clear_errors, config_from, ensure, open_store
-from pipelines.trial import prepare, trial
+from pipelines.stage import Stage, arguments, clear_errors, config_from, ensure, open_store, provenance
+from pipelines.trial import built_here, trial_stage
 from pipelines.user_spaces import USER_SPACES
+from pipelines.work import started_in
 
 logger = logging.getLogger(__name__)
+
+#: Where arms and seeds part, in the order of the data: each is built for all of them before the next, so that no two build the same thing at a time.
+VARIED = (USER_VECTORS, USER_SPACES, USER_CODES, GROUPS, PEERS, SAMPLES, LENT)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,10 @@ class Run:
     ranker: str
     config: Config
     splits: tuple[Split, ...]
+
+    @property
+    def stage(self) -> Stage:
+        return trial_stage(self.ranker, self.splits)
 
 
 @dataclass
@@ -82,7 +92,7 @@ def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed |
     if seed is not None:
         plain = load(_path(of_dataset.config), (*shared, *settings))
         ranker = study.arms[arm].ranker if arm is not None else "base"
-        borrows = ranker == "choirrec" or (ranker == "base" and plain.rankers.base.peer_stats)
+        borrows = ranker == "choirrec" or getattr(plain.rankers, ranker).peer_stats
         settings = seeded(settings, seed, borrows=borrows)
     found = load(_path(of_dataset.config), (*shared, *settings))
     ours = {"cluster": config.cluster, "tracking": config.tracking.model_copy(update={"backend": "none"})}
@@ -113,8 +123,9 @@ def there(study: StudySettings, dataset: str, config: Config) -> str | None:
     Raises:
         ValueError: they are not there, and the data set is not optional.
     """
+    shared = arm_config(study, dataset, None, None, config)
     try:
-        LOGS.fingerprint(arm_config(study, dataset, None, None, config))
+        LOGS.fingerprint(shared)
     except ValueError as error:
         if not study.datasets[dataset].optional:
             raise ValueError(f"study.datasets.{dataset}: {error}") from error
@@ -154,21 +165,20 @@ def run_all(runs: Sequence[Run], store_of: Mapping[str, Store], num_parallel: in
     Raises:
         ValueError: trials failed; after the others are done, so that the next attempt finds them.
     """
-    cwd = os.getcwd()
     progress.say(f"{len(runs)} trials, {num_parallel} at a time")
-    for stage in (USER_VECTORS, SAMPLES, LENT):  # in the order of the data, so that no two variants build the same thing at a time
-        variants: dict[str, Run] = {}
+    for stage in VARIED:
+        variants: dict[tuple[str, str], Run] = {}
         for run in runs:
-            variants.setdefault(digest({"dataset": run.dataset, "made_of": made_of(stage, run.config)}), run)
-        for number, (_, error) in enumerate(_each(_preparing(stage), list(variants.values()), store_of, num_parallel, cwd), start=1):
-            if number % 10 == 0 or number == len(variants):
-                progress.say(f"{stage.name}: variant {number}/{len(variants)}")
-            if error is not None:
-                logger.warning("a variant failed, its trials will say so: %s", error)
+            variants.setdefault((run.dataset, provenance(stage, run.config)[stage.name]), run)
+        jobs = [(run, stage) for run in variants.values()]
+        failed = [result for _, result in _each(jobs, store_of, num_parallel) if isinstance(result, str)]
+        progress.say(f"{stage.name}: {len(jobs)} variants")
+        if failed:
+            logger.warning("%d variants of %s failed, their trials will say so: %s", len(failed), stage.name, failed[0])
     found: dict[str, dict[str, dict[Seed, Artifact]]] = {}
     failures = []
     done = {}
-    for number, (run, result) in enumerate(_each(_trial, runs, store_of, num_parallel, cwd), start=1):
+    for number, (run, result) in enumerate(_each([(run, run.stage) for run in runs], store_of, num_parallel), start=1):
         if isinstance(result, Artifact):
             done[run.dataset, run.arm, run.seed] = result
         else:
@@ -182,23 +192,15 @@ def run_all(runs: Sequence[Run], store_of: Mapping[str, Store], num_parallel: in
     return found
 
 
-def made_of(stage: Stage, config: Config) -> dict[str, object]:
-    """The values that decide a stage's result, by the name of each stage that it comes from."""
-    found: dict[str, object] = {stage.name: dict(stage.settings(config))}
-    for before in stage.inputs:
-        found |= made_of(before, config)
-    return found
-
-
-def _each(function: Any, runs: Sequence[Run], store_of: Mapping[str, Store], num_parallel: int, cwd: str) -> Any:
-    """(run, what the function returned, or why it failed) as they end, at most `num_parallel` at a time; each has a CPU."""
-    task: Any = ray.remote(num_cpus=1, max_retries=2)(function)
-    waiting = list(reversed(runs))
+def _each(jobs: Sequence[tuple[Run, Stage]], store_of: Mapping[str, Store], num_parallel: int) -> Iterator[tuple[Run, Artifact | str]]:
+    """Each run with the artifact of its stage, or why it failed, as they end; at most `num_parallel` at a time, with a CPU each."""
+    task: Any = ray.remote(num_cpus=1, max_retries=2)(_built)
+    cwd, waiting = os.getcwd(), list(reversed(jobs))
     pending: dict[Any, Run] = {}
     while waiting or pending:
         while waiting and len(pending) < num_parallel:
-            run = waiting.pop()
-            pending[task.remote(run, store_of[run.dataset], cwd)] = run
+            run, stage = waiting.pop()
+            pending[task.remote(stage, run.config, store_of[run.dataset], cwd)] = run
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         run = pending.pop(ready)
         try:
@@ -208,17 +210,9 @@ def _each(function: Any, runs: Sequence[Run], store_of: Mapping[str, Store], num
             yield run, str(error).strip().splitlines()[-1]
 
 
-def _preparing(stage: Stage) -> Callable[[Run, Store, str], None]:
-    def build(run: Run, store: Store, cwd: str) -> None:
-        os.chdir(cwd)
-        prepare(stage, run.config, store)
-
-    return build
-
-
-def _trial(run: Run, store: Store, cwd: str) -> Artifact:
-    os.chdir(cwd)
-    return trial(run.config, store, run.ranker, run.splits)
+def _built(stage: Stage, config: Config, store: Store, cwd: str) -> Artifact:
+    with started_in(cwd):
+        return built_here(stage, config, store)
 
 
 def results(
@@ -297,7 +291,7 @@ def main() -> None:
             for name in names:
                 shared = arm_config(study, name, None, None, config)
                 stores[name], began = open_store(shared), time.monotonic()
-                for stage in (USER_SPACES, ITEM_CODES, SAMPLES):
+                for stage in (USER_SPACES, SAMPLES):
                     outcome = ensure(stage, shared, stores[name], build_inputs=True)
                 seconds[name] = time.monotonic() - began
                 progress.say(f"{name}: what all arms share, {outcome.artifact.manifest['rows']['out']:,} rows of samples, {seconds[name]:.0f} s")

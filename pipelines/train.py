@@ -250,7 +250,7 @@ def _settings(config: Config, *, name: str) -> Mapping[str, Any]:
 RANKER_STAGES: dict[str, Stage] = {
     name: Stage(
         name=name,
-        version=1,
+        version=2,
         inputs=(LOGS, ITEM_Z, ITEM_CODES, SAMPLES, LENT),
         settings=partial(_settings, name=name),
         build=partial(build, name=name),

@@ -5,79 +5,70 @@ where it is missing (pipelines.work), so that hundreds of trials fill a machine 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from longtail.artifacts import Artifact, Store, parquet_files
+from longtail.artifacts import Artifact, Draft, Store, parquet_files
 from longtail.config import Config
-from longtail.hashing import digest
 from longtail.rankers.batch import Batch
 from longtail.rankers.ranker import Ranker, predict_rows
 from longtail.sample_files import Split
 from longtail.settings import own_seed
-from longtail.training_loop import Metrics, train_ranker
+from longtail.training_loop import train_ranker
 from longtail.validation import Validation
 from pipelines import work
-from pipelines.stage import Stage, ensure
+from pipelines.stage import Context, Result, Stage, ensure
 from pipelines.train import RANKER_STAGES, TrainJob
 
-TRIAL_VERSION = 1
+TRIAL_VERSION = 2
 
 
-def prepare(stage: Stage, config: Config, store: Store) -> str:
-    """Build, in this process, a stage and all that it comes from; returns its key."""
+def trial_stage(ranker: str, splits: tuple[Split, ...]) -> Stage:
+    """The trial of `ranker` as a stage; its scores are of `splits` alone."""
+    trained = RANKER_STAGES[ranker]
+
+    def settings(config: Config) -> dict[str, Any]:
+        return {"name": ranker, "ranker_version": trained.version, "splits": list(splits), **trained.settings(config)}
+
+    return Stage("trials", TRIAL_VERSION, trained.inputs, settings, partial(_build, ranker=ranker, splits=splits), "pipelines.study")
+
+
+def built_here(stage: Stage, config: Config, store: Store) -> Artifact:
+    """A stage and all that it comes from, found or built in this process and with one thread."""
+    torch.set_num_threads(1)
     with work.in_place():
-        return ensure(stage, config, store, build_inputs=True).artifact.key
+        return ensure(stage, config, store, build_inputs=True).artifact
 
 
-def trial(config: Config, store: Store, ranker: str, splits: Sequence[Split]) -> Artifact:
-    """The finished trial of `ranker` under `config`, found or made; the scores are of `splits` alone.
+def _build(context: Context, draft: Draft, ranker: str, splits: Sequence[Split]) -> Result:
+    """Train one ranker and score its rows.
 
     Raises:
         ValueError: the ranker's first head is not the outcome, or a score is not finite.
     """
-    torch.set_num_threads(1)
-    with work.in_place():
-        inputs = {stage.name: ensure(stage, config, store, build_inputs=True).artifact for stage in RANKER_STAGES[ranker].inputs}
-    key = trial_key(config, ranker, inputs, splits)
-    found = store.find("trials", key)
-    if found is not None:
-        return found
-    started = time.monotonic()
-    draft = store.create("trials", key)
-    try:
-        job = TrainJob.of(config, inputs, ranker, own_seed(config.train.seed, config.run.seed))
-        if job.files.heads[0] != "outcome":
-            raise ValueError(
-                f"rankers.{ranker}.heads = {list(job.files.heads)} on this source: a study compares scores of the outcome, on every row. "
-                f'Set rankers.{ranker}.heads=["outcome"] for the data set or the arm.'
-            )
-        job = replace(job, files=replace(job.files, kept=_in_memory(inputs["samples"], inputs["lent"])))
-        made = job.ranker()
-        state = train_ranker(made, job.files, config.train, seed=job.seed, validate=Validation(job.files, config.evaluate))
-        made.load_state_dict(state.best_weights)
-        tables = [scored for split in splits for part in range(len(job.files.parts)) if (scored := _scores(job, made, part, split)) is not None]
-        scores = pa.concat_tables(tables)
-        draft.write("scores", scores)
-        parameters: Metrics = {"parameters": made.num_parameters(), "best_epoch": state.best_epoch, "epochs": state.metrics}
-        return draft.commit(
-            config={"name": ranker, **RANKER_STAGES[ranker].settings(config)},
-            inputs=inputs,
-            seed=job.seed,
-            rows_in=len(scores),
-            rows_out=len(scores),
-            dropped={},
-            info={**parameters, "splits": list(splits), "seconds": round(time.monotonic() - started, 2)},
+    config, inputs, started = context.config, context.inputs, time.monotonic()
+    job = TrainJob.of(config, inputs, ranker, own_seed(config.train.seed, config.run.seed))
+    if job.files.heads[0] != "outcome":
+        raise ValueError(
+            f"rankers.{ranker}.heads = {list(job.files.heads)} on this source: a study compares scores of the outcome, on every row. "
+            f'Set rankers.{ranker}.heads=["outcome"] for the data set or the arm.'
         )
-    except BaseException:
-        draft.discard()
-        raise
+    job = replace(job, files=replace(job.files, kept=_in_memory(inputs["samples"], inputs["lent"])))
+    made = job.ranker()
+    state = train_ranker(made, job.files, config.train, seed=job.seed, validate=Validation(job.files, config.evaluate))
+    made.load_state_dict(state.best_weights)
+    tables = [scored for split in splits for part in range(len(job.files.parts)) if (scored := _scores(job, made, part, split)) is not None]
+    scores = pa.concat_tables(tables)
+    draft.write("scores", scores)
+    info = {"parameters": made.num_parameters(), "best_epoch": state.best_epoch, "epochs": state.metrics, "splits": list(splits)}
+    return Result(len(scores), len(scores), info={**info, "seconds": round(time.monotonic() - started, 2)})
 
 
 @lru_cache(maxsize=1)
@@ -93,13 +84,6 @@ def _in_memory(samples: Artifact, lent: Artifact) -> tuple[pa.Table, ...]:
         borrowed = pq.read_table(path, filesystem=lent.fs)
         found.append(pa.table({name: table.column(name) for table in (own, borrowed) for name in table.column_names}))
     return tuple(found)
-
-
-def trial_key(config: Config, ranker: str, inputs: Mapping[str, Artifact], splits: Sequence[Split]) -> str:
-    """Digest of all that decides a trial's scores."""
-    made_of = {name: artifact.content_hash for name, artifact in inputs.items()}
-    settings = dict(RANKER_STAGES[ranker].settings(config))
-    return digest({"version": TRIAL_VERSION, "ranker": ranker, "settings": settings, "seed": config.run.seed, "inputs": made_of, "splits": list(splits)})
 
 
 def _scores(job: TrainJob, ranker: Ranker, part: int, split: Split) -> pa.Table | None:

@@ -4,8 +4,9 @@ A study trains hundreds of rankers on as many variants of small tables. There th
 already full of trials: inside `in_place` the same functions run in the process that asks, and give the same artifacts under the same keys.
 """
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipelines import blocks
 _IN_PLACE: ContextVar[bool] = ContextVar("in_place", default=False)
 
 
-@contextmanager
+@contextlib.contextmanager
 def in_place() -> Iterator[None]:
     """Within this block jobs run in this process."""
     token = _IN_PLACE.set(True)
@@ -27,6 +28,11 @@ def in_place() -> Iterator[None]:
         yield
     finally:
         _IN_PLACE.reset(token)
+
+
+def started_in(cwd: str) -> contextlib.AbstractContextManager[None]:
+    """Within this block a task works in the folder that its driver was started in, where relative paths begin; on a node without that folder, in its own."""
+    return contextlib.chdir(cwd if os.path.isdir(cwd) else ".")
 
 
 def is_in_place() -> bool:

@@ -20,13 +20,13 @@ from longtail.artifacts import Draft, Store
 from longtail.codes import TooFewRowsError
 from longtail.config import Config, load, parse
 from pipelines.samples import SAMPLES
-from pipelines.stage import Context, Result, Stage, ensure, find, stage_key
+from pipelines.stage import Context, Result, Stage, ensure, find, provenance, stage_key
 from pipelines.tracking import tune_callbacks
 from pipelines.train import RANKER_STAGES
 from tests import small_run
 from tests.test_tracking import read
 from tuning.spaces import SPACES, Parameter, Point, current, draw, in_words, space_of, with_point
-from tuning.stages import REFUSALS, ensure_shared, provenance
+from tuning.stages import REFUSALS, ensure_shared
 from tuning.sweep import SWEEP, ReportAndDrain, Search, Trial, metric_of, outside_of_trial, ranked, search, show, table, trials_of
 
 SPACE = (Parameter("codes.user.codebook_size", (4, 8)), Parameter("rankers.choirrec.distill_teacher", ("individual", "group")))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from longtail.artifacts import Store
+from longtail.artifacts import Artifact, Store
 from longtail.config import Config
 from longtail.sample_files import Split
 from pipelines import trial as pipeline
@@ -17,7 +17,7 @@ from pipelines.lent import LENT
 from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
 from pipelines.stage import find
-from pipelines.trial import prepare, trial
+from pipelines.trial import built_here, trial_stage
 from tests import borrowing_world
 
 BOTH: tuple[Split, ...] = ("validation", "test")
@@ -43,6 +43,10 @@ def changed(config: Config, **sections: dict[str, Any]) -> Config:
     return Config.model_validate(dumped | {name: dumped[name] | values for name, values in sections.items()})
 
 
+def trial(config: Config, store: Store, ranker: str, splits: tuple[Split, ...]) -> Artifact:
+    return built_here(trial_stage(ranker, splits), config, store)
+
+
 def scores(table: pa.Table, split: str) -> dict[int, float]:
     rows = zip(table["example_id"].to_pylist(), table["split"].to_pylist(), table["score"].to_pylist(), strict=True)
     return {example: score for example, where, score in rows if where == split}
@@ -50,11 +54,9 @@ def scores(table: pa.Table, split: str) -> dict[int, float]:
 
 def test_what_is_lent_is_built_here_and_found_by_the_trial(world: tuple[Config, Store]) -> None:
     config, store = world
-    key = prepare(LENT, config, store)
-    found = find(LENT, config, store)
-    assert found is not None
-    assert found.key == key
-    assert prepare(LENT, config, store) == key
+    built = built_here(LENT, config, store)
+    assert find(LENT, config, store) == built
+    assert built_here(LENT, config, store) == built
 
 
 def test_every_row_of_the_asked_windows_has_a_score(world: tuple[Config, Store]) -> None:
@@ -121,12 +123,12 @@ def test_a_trial_that_fails_leaves_nothing(world: tuple[Config, Store], monkeypa
 def test_the_seed_of_what_is_drawn_is_the_trials(world: tuple[Config, Store]) -> None:
     config, store = world
     one, other = (trial(changed(config, train={"seed": seed}), store, "base", BOTH) for seed in (1, 2))
-    assert (one.manifest["seed"], other.manifest["seed"]) == (1, 2)
+    assert [found.manifest["config"]["train"]["seed"] for found in (one, other)] == [1, 2]
     assert scores(one.read("scores"), "test") != scores(other.read("scores"), "test")
     drawn = [find(PEERS, changed(config, peers={"form": "random", "seed": seed}), store) for seed in (1, 2)]
     assert drawn == [None, None], "nobody has asked for them"
     for seed in (1, 2):
-        prepare(LENT, changed(config, peers={"form": "random", "seed": seed}), store)
+        built_here(LENT, changed(config, peers={"form": "random", "seed": seed}), store)
     first, second = (find(PEERS, changed(config, peers={"form": "random", "seed": seed}), store) for seed in (1, 2))
     assert first is not None
     assert second is not None

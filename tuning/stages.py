@@ -10,37 +10,14 @@ from collections.abc import Sequence
 from longtail.artifacts import Store
 from longtail.codes import TooFewRowsError
 from longtail.config import Config
-from longtail.hashing import digest
 from longtail.training_loop import NonFiniteLossError
-from pipelines.stage import Stage, ensure
+from pipelines.stage import Stage, ensure, line, provenance
 from pipelines.train import ContradictionError
 
 logger = logging.getLogger(__name__)
 
 #: Our own refusals of a point: the same settings meet them every time. Whatever else ends a trial is a failure, which may be mended.
 REFUSALS = (TooFewRowsError, ContradictionError, NonFiniteLossError)
-
-
-def line(last: Stage) -> list[Stage]:
-    """The stage and all that it is made from, each after what it reads."""
-    found: dict[str, Stage] = {}
-
-    def visit(stage: Stage) -> None:
-        for upstream in stage.inputs:
-            visit(upstream)
-        found.setdefault(stage.name, stage)
-
-    visit(last)
-    return list(found.values())
-
-
-def provenance(last: Stage, config: Config) -> dict[str, str]:
-    """By stage of the line, a digest of all that decides its artifact beside the seed: version, settings and fingerprint, its own and those before it."""
-    found: dict[str, str] = {}
-    for stage in line(last):
-        before = [found[upstream.name] for upstream in stage.inputs]
-        found[stage.name] = digest([stage.name, stage.version, stage.settings(config), stage.fingerprint(config), before])
-    return found
 
 
 def ensure_shared(last: Stage, configs: Sequence[Config], store: Store) -> None:

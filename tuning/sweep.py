@@ -33,11 +33,12 @@ from longtail.artifacts import Artifact, Draft, Store
 from longtail.config import Config
 from longtail.hashing import digest
 from pipelines.cluster import ray_session
-from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
+from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, line, open_store, provenance, summary
 from pipelines.tracking import tune_callbacks
 from pipelines.train import RANKER_STAGES, build
+from pipelines.work import started_in
 from tuning.spaces import Parameter, Point, current, draw, in_words, space_of, with_point
-from tuning.stages import REFUSALS, ensure_shared, line, provenance
+from tuning.stages import REFUSALS, ensure_shared
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Search:
         report, name = ReportAndDrain(), config.sweep.ranker
         stage = replace(RANKER_STAGES[name], build=partial(build, name=name, callbacks=[report]))
         try:
-            with _started_in(self.cwd):
+            with started_in(self.cwd):
                 outcome = ensure(stage, config, self.store)
         finally:
             report.drain()
@@ -131,13 +132,9 @@ def outside_of_trial(function: Callable[..., T], *args: Any) -> T:
 
 def _ensure_inputs(config: Config, store: Store, cwd: str) -> None:
     """Build the artifacts that the ranker is trained on where they are missing."""
-    with _started_in(cwd):
+    with started_in(cwd):
         for stage in RANKER_STAGES[config.sweep.ranker].inputs:
             ensure(stage, config, store, build_inputs=True)
-
-
-def _started_in(cwd: str) -> contextlib.AbstractContextManager[None]:
-    return contextlib.chdir(cwd if os.path.isdir(cwd) else ".")
 
 
 def search(

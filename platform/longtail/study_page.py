@@ -121,25 +121,25 @@ def page(found: StudyResults, study: StudySettings) -> str:
     parts = [lead]
     slices = [name for name in (found.headline["slice"], "all", "low20", "no_history", "high20") if name in found.arms.get(study.headline_arms[0], {})]
     for other in study.against:
-        figures = []
-        for name in dict.fromkeys(slices):
-            measured = [(arm, of_arm[name]) for arm, of_arm in found.arms.items() if name in of_arm and other in of_arm[name].vs]
-            rows = [(arm, one.vs[other], found.arms[other][name].gauc) for arm, one in measured]
-            if rows:
-                figures.append(figure(f"{name}: {RULES[name]}", intervals(rows, other)))
-        if figures:
-            parts.append(
-                section(f"Over {other}", "Test window, GAUC relative to it, 95 % intervals over seeds and users; a dot for each seed.", "".join(figures))
-            )
-    if pairs := pairs_of(found.arms, study):
-        figures = []
-        for name in dict.fromkeys(slices):
-            rows = [(f"{arm} over {other}", found.arms[arm][name].vs[other], found.arms[other][name].gauc) for arm, other in pairs if name in found.arms[arm]]
-            figures.append(figure(f"{name}: {RULES[name]}", intervals(rows, "the other")))
-        parts.append(section("Further pairs", "Test window, GAUC relative to the second arm of each pair.", "".join(figures)))
+        pairs = [(arm, other, arm) for arm in found.arms]
+        parts.append(
+            _figures(found.arms, pairs, slices, f"Over {other}", other, "GAUC relative to it, 95 % intervals over seeds and users; a dot for each seed.")
+        )
+    pairs = [(arm, other, f"{arm} over {other}") for arm, other in pairs_of(found.arms, study)]
+    parts.append(_figures(found.arms, pairs, slices, "Further pairs", "the other", "GAUC relative to the second arm of each pair."))
     every = list(found.arms.get(study.headline_arms[0], {}))
     parts.append(section("GAUC by slice", "Mean over seeds, test window.", f'<div class="wide">{_html_table(found.arms, study.headline_arms, every)}</div>'))
     return document(f"{study.name}: {found.dataset}", "".join(parts), STYLE)
+
+
+def _figures(arms: Arms, pairs: Sequence[tuple[str, str, str]], slices: Sequence[str], title: str, other: str, about: str) -> str:
+    """A section with a figure for each slice, a line in it for each pair of arms and its name; "" where no pair was measured."""
+    figures = []
+    for name in dict.fromkeys(slices):
+        rows = [(words, one.vs[against], arms[against][name].gauc) for arm, against, words in pairs if (one := arms[arm].get(name)) and against in one.vs]
+        if rows:
+            figures.append(figure(f"{name}: {RULES[name]}", intervals(rows, other)))
+    return section(title, f"Test window, {about}", "".join(figures)) if figures else ""
 
 
 def intervals(rows: Sequence[tuple[str, Difference, float]], other: str) -> str:

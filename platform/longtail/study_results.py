@@ -9,8 +9,10 @@ Letters: N rows, U users, S seeds, R rounds.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import PlainSerializer
 
 from longtail.hashing import stable_uint64
 from longtail.metrics import Floats, Ints, user_aucs
@@ -18,14 +20,17 @@ from longtail.paired import resampled
 from longtail.settings import Settings
 from longtail.study_rows import Bools, WindowRows
 
+# A millionth of GAUC is a thousandth of what training again changes; more digits would only make the files larger.
+Rounded = Annotated[float, PlainSerializer(lambda value: round(value, 6), return_type=float)]
+
 
 class Difference(Settings):
     """One arm minus another in GAUC, absolute, with a 95 % interval over seeds and users."""
 
-    mean: float
-    lo: float
-    hi: float
-    per_seed: tuple[float, ...]
+    mean: Rounded
+    lo: Rounded
+    hi: Rounded
+    per_seed: tuple[Rounded, ...]
 
     @property
     def positive_seeds(self) -> int:
@@ -35,8 +40,8 @@ class Difference(Settings):
 class ArmOnSlice(Settings):
     """One arm on one slice; `users` have both classes, the only ones that GAUC sees."""
 
-    gauc: float
-    sd: float  # over seeds
+    gauc: Rounded
+    sd: Rounded  # over seeds
     rows: int
     users: int
     vs: dict[str, Difference]
