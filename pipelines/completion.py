@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from longtail.artifacts import Artifact, Draft
 from longtail.codes import encode, fit_here
-from longtail.completion import METHODS, Bools, Codes, Evidence, Filled, Floats, Ints, draw_mask, fill_in, group_votes, measured, user_statistics
+from longtail.completion import METHODS, Bools, Codes, Evidence, Filled, Floats, Ints, check_left, draw_mask, fill_in, group_votes, measured, user_statistics
 from longtail.completion_results import CompletionResults, compare, table
 from longtail.config import Config
 from longtail.embeddings import TextEncoder
@@ -32,12 +32,11 @@ from longtail.snapshots import as_of_us
 from longtail.user_spaces import attribute_vectors, replaced
 from longtail.vectors import to_numpy
 from pipelines import work
-from pipelines.cluster import ray_session
 from pipelines.codes import USER_CODES
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
 from pipelines.logs import LOGS
 from pipelines.profiles import PROFILES
-from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
+from pipelines.stage import Context, Result, Stage, built, clear_errors, summary
 from pipelines.user_spaces import USER_SPACES
 
 
@@ -62,6 +61,7 @@ def _build(context: Context, draft: Draft) -> Result:
     columns, left_out = measured(entities.attribute_codes_MA[rows_R], names, settings)
     truth_RA = entities.attribute_codes_MA[rows_R][:, columns]
     masks = [draw_mask(truth_RA, settings, (context.seed, number)) for number in range(settings.num_masks)]
+    check_left(truth_RA, masks, [names[column] for column in columns], settings)
     first_us = int(as_of_us(codes)[0])
     asked = Asked(codes.column("user_id").combine_chunks(), rows_R, columns, truth_RA, masks)
     spaces, notes = _spaces(context, entities, asked)
@@ -199,16 +199,10 @@ COMPLETION = Stage(
 
 def main() -> None:
     with clear_errors():
-        config = config_from(arguments(__doc__ or ""))
-        store = open_store(config)
-        with ray_session(config.cluster):
-            outcome = ensure(COMPLETION, config, store, build_inputs=True)
+        outcome = built(COMPLETION, __doc__ or "")
         found = CompletionResults.model_validate(outcome.artifact.read_json("completion.json"))
         print(table(found))
-        overall = {
-            method: {"accuracy": round(one.accuracy, 4), "balanced": round(one.balanced, 4)}
-            for method, one in ((name, found.overall[name]) for name in METHODS)
-        }
+        overall = {name: {"accuracy": round(found.overall[name].accuracy, 4), "balanced": round(found.overall[name].balanced, 4)} for name in METHODS}
         print(json.dumps({"completion": summary(outcome), "overall": overall, "left_out": found.left_out}))
 
 

@@ -12,9 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import ray
-from ray.util.actor_pool import ActorPool
-from tqdm import tqdm
 
 from actors.score import Scorer
 from longtail import schema
@@ -25,7 +22,7 @@ from longtail.report import CodeUse, Hits, Report, StageRecord, page
 from longtail.run_state import logs_info
 from longtail.sample_files import side_by_side
 from longtail.samples import FeatureSpec
-from pipelines import blocks
+from pipelines import work
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_Z
@@ -95,20 +92,10 @@ def _score_all(context: Context, draft: Draft, rankers: Sequence[str]) -> tuple[
     samples, lent, compute = context.inputs["samples"], context.inputs["lent"], context.config.evaluate.compute
     spec = FeatureSpec.model_validate(lent.info["spec"])
     sources = side_by_side(samples.fs, sample_folders(context.inputs))
-    blocks.check_room({"evaluate": compute}, context.config.cluster)
-    jobs = [(ranker, source, draft.path(f"predictions.parquet/{ranker}-{source[0].rsplit('/', 1)[1]}")) for ranker in rankers for source in sources]
-    remote = ray.remote(Scorer).options(num_cpus=compute.num_cpus, num_gpus=compute.num_gpus, max_restarts=2, max_task_retries=2)
+    jobs = [(ranker, source, draft.path(f"predictions.parquet/{ranker}-{source[0].rsplit('/', 1)[1]}"), SPLIT) for ranker in rankers for source in sources]
     checkpoints = {ranker: context.inputs[ranker] for ranker in rankers}
-    actors: list[Any] = [remote.remote(checkpoints, samples.fs, spec, compute.batch_size) for _ in range(min(compute.num_actors, len(sources)))]
-    rows_in = rows_out = 0
-    try:
-        done = ActorPool(actors).map_unordered(lambda actor, job: actor.score.remote(*job, SPLIT), jobs)
-        for rows, predicted in tqdm(done, total=len(jobs), desc="evaluation: parts scored", unit="part", mininterval=1):
-            rows_in, rows_out = rows_in + rows, rows_out + predicted
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-    return rows_in, rows_out
+    said = work.pool(Scorer, (checkpoints, samples.fs, spec, compute.batch_size), "score", jobs, {"evaluate": compute}, context.config.cluster)
+    return sum(rows for rows, _ in said), sum(predicted for _, predicted in said)
 
 
 def lineage(store: Store, inputs: Mapping[str, Artifact]) -> list[StageRecord]:

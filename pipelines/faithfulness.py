@@ -15,25 +15,25 @@ from longtail.config import Config
 from longtail.faithfulness import Catalogue, FaithfulnessResults, Tally, added, results, table, tally
 from longtail.run_state import logs_info
 from pipelines import work
-from pipelines.cluster import ray_session
 from pipelines.logs import LOGS
 from pipelines.profiles import PROFILES
-from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
+from pipelines.stage import Context, Result, Stage, built, clear_errors, summary
 
 COLUMNS = ["identity", "interests", "philosophy", "facts", "raw_text", "outcome", "prompt_tokens", "output_tokens"]
-ROWS_PER_TASK = 20_000
 
 
-def of_rows(logs: Artifact, profiles: Artifact, start: int, max_output_tokens: int) -> Tally:
-    """The tally of some of the profiles."""
+def of_row_group(logs: Artifact, profiles: Artifact, group: int, max_output_tokens: int) -> Tally:
+    """The tally of one row group of the profiles."""
     catalogue = Catalogue.of(logs.read("users"), logs.read("items", ["item_id", "category"]), logs_info(logs))
-    return tally(profiles.read("profiles", COLUMNS).slice(start, ROWS_PER_TASK).to_pylist(), catalogue, max_output_tokens)
+    with pq.ParquetFile(profiles.path("profiles.parquet"), filesystem=profiles.fs) as file:
+        return tally(file.read_row_group(group, columns=COLUMNS).to_pylist(), catalogue, max_output_tokens)
 
 
 def _build(context: Context, draft: Draft) -> Result:
     settings, logs, profiles = context.config.profiles, context.inputs["logs"], context.inputs["profiles"]
-    num_rows = pq.read_metadata(profiles.path("profiles.parquet"), filesystem=profiles.fs).num_rows
-    parts = work.tasks(of_rows, [(logs, profiles, start, settings.max_output_tokens) for start in range(0, num_rows, ROWS_PER_TASK)])
+    metadata = pq.read_metadata(profiles.path("profiles.parquet"), filesystem=profiles.fs)
+    num_rows = metadata.num_rows
+    parts = work.tasks(of_row_group, [(logs, profiles, group, settings.max_output_tokens) for group in range(metadata.num_row_groups)])
     llm = {"model": settings.model, "answer_form": settings.answer_form, "weights": profiles.info["weights"]} if settings.generator == "llm" else {}
     found = results(added(parts), {"generator": settings.generator, **llm})
     draft.write_json("faithfulness.json", found.model_dump(mode="json"))
@@ -57,10 +57,7 @@ FAITHFULNESS = Stage(
 
 def main() -> None:
     with clear_errors():
-        config = config_from(arguments(__doc__ or ""))
-        store = open_store(config)
-        with ray_session(config.cluster):
-            outcome = ensure(FAITHFULNESS, config, store, build_inputs=True)
+        outcome = built(FAITHFULNESS, __doc__ or "")
         found = FaithfulnessResults.model_validate(outcome.artifact.read_json("faithfulness.json"))
         print(table(found))
         failures = {"format_failures": found.format_failures, "content_refusals": found.content_refusals}

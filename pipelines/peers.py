@@ -4,6 +4,7 @@ Reads logs, user spaces and user codes; writes the table `peers` (schema.PEERS),
 Run: python -m pipelines.peers --config …
 """
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from longtail import schema
 from longtail.artifacts import Artifact, Draft
 from longtail.config import Config
 from longtail.peers import peer_levels
-from longtail.run_state import load_behaviour, load_entities
+from longtail.run_state import load_behaviour, load_entities, logs_info
 from longtail.settings import own_seed
 from longtail.snapshots import as_of_us, of_snapshot
 from pipelines import work
@@ -22,6 +23,10 @@ from pipelines.codes import USER_CODES
 from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, main_for
 from pipelines.user_spaces import USER_SPACES
+
+logger = logging.getLogger(__name__)
+
+MOST_SHARE = 0.2  # of the users as somebody's peers, before it is said to be many
 
 
 def one_snapshot(inputs: dict[str, Artifact], time: int, config: Config) -> pa.Table:
@@ -62,6 +67,13 @@ def _build(context: Context, draft: Draft) -> Result:
         raise ValueError(
             f"peers.num_peers = {list(settings.num_peers)} has {len(settings.num_peers)} levels, the user codes have codes.user.num_stages = {num_stages}. "
             "Give at most one level for each stage."
+        )
+    num_users = logs_info(context.inputs["logs"]).num_users
+    if settings.num_peers[0] > MOST_SHARE * num_users:
+        logger.warning(
+            "peers.num_peers = %s, and there are %d users: what most users share tells little of one. A few percent of them are usual.",
+            list(settings.num_peers),
+            num_users,
         )
     as_of = as_of_us(context.inputs["user_codes"].read("codes", ["as_of"]))
     tables = work.tasks(one_snapshot, [(dict(context.inputs), int(time), context.config) for time in np.unique(as_of)])

@@ -65,12 +65,18 @@ class Outcome:
     seconds: float
 
 
+def kept(setting: str, path: str) -> str:
+    """The path or URI of a setting. In a submitted job a relative one is taken below $LONGTAIL_HOME (~/.longtail): the job's working directory goes away."""
+    if not in_job() or "://" in path or Path(path).is_absolute():
+        return path
+    found = str(Path(os.environ.get("LONGTAIL_HOME", "~/.longtail")).expanduser() / path)
+    logger.warning("%s = %r is relative; this job keeps it in %s", setting, path, found)
+    return found
+
+
 def open_store(config: Config) -> Store:
-    """The run's store. In a submitted job a relative uri is taken below $LONGTAIL_HOME (~/.longtail): the job's working directory is a copy that goes away."""
-    uri = config.run.uri
-    if in_job() and "://" not in uri and not Path(uri).is_absolute():
-        uri = str(Path(os.environ.get("LONGTAIL_HOME", "~/.longtail")).expanduser() / uri)
-        logger.warning("run.uri = %r is relative; this job keeps it in %s", config.run.uri, uri)
+    """The run's store."""
+    uri = kept("run.uri", config.run.uri)
     store = Store.open(uri)
     try:
         store.fs.create_dir(store.root, recursive=True)
@@ -197,6 +203,14 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     """What a command prints of a finished stage."""
     manifest = outcome.artifact.manifest
     return {"path": outcome.artifact.root, "rows": manifest["rows"], "skipped": outcome.skipped, "seconds": round(outcome.seconds, 2)}
+
+
+def built(stage: Stage, description: str) -> Outcome:
+    """The stage with all that it comes from, as its command's flags ask for it."""
+    config = config_from(arguments(description))
+    store = open_store(config)
+    with ray_session(config.cluster):
+        return ensure(stage, config, store, build_inputs=True)
 
 
 class clear_errors:

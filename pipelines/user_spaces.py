@@ -55,6 +55,12 @@ def _behaviour(logs: Artifact, numeric_bins: int, time: int, first: int, dim: in
 
 
 def _build(context: Context, draft: Draft) -> Result:
+    entities = load_entities(context.inputs["logs"], context.config.samples.numeric_bins)
+    if context.config.user_spaces.spaces == ("attributes",) and not entities.attribute_codes_MA.any():
+        raise ValueError(
+            "user_spaces.spaces = ['attributes']: no attribute of any user is known, so nobody lies anywhere. Declare logs.categorical_attributes or "
+            "logs.numeric_attributes, or name another space."
+        )
     keys = context.inputs["user_vectors"].read("vectors", ["as_of"])
     as_of = as_of_us(keys)
     table = pa.concat_tables(work.tasks(one_snapshot, [(dict(context.inputs), int(time), int(as_of.min()), context.config) for time in np.unique(as_of)]))

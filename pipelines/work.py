@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.util.actor_pool import ActorPool
+from tqdm import tqdm
 
 from longtail.config import ClusterSettings
 from longtail.settings import Compute
@@ -60,11 +61,12 @@ def pool(
         alone = actor(*arguments)
         return [getattr(alone, method)(*job) for job in jobs]
     blocks.check_room(compute, cluster)
-    (settings,) = compute.values()
+    ((name, settings),) = compute.items()
     remote = ray.remote(num_cpus=settings.num_cpus, num_gpus=settings.num_gpus, max_restarts=2, max_task_retries=2)(actor)
     actors: list[Any] = [remote.remote(*arguments) for _ in range(min(settings.num_actors, len(jobs)))]
     try:
-        return list(ActorPool(actors).map_unordered(lambda one, job: getattr(one, method).remote(*job), list(jobs)))
+        done = ActorPool(actors).map_unordered(lambda one, job: getattr(one, method).remote(*job), list(jobs))
+        return list(tqdm(done, total=len(jobs), desc=name, unit="job", mininterval=1, delay=5))
     finally:
         for one in actors:
             ray.kill(one)

@@ -236,3 +236,32 @@ def test_local_artifacts_are_read_in_place(store: Store, tmp_path: Path) -> None
     artifact = commit(draft)
     assert artifact.local_path("quality.json", tmp_path / "copies") == Path(artifact.path("quality.json"))
     assert not (tmp_path / "copies").exists()
+
+
+def damaged(folder: Path, name: str, text: bytes) -> Store:
+    """A store with one finished artifact, `name` of which was replaced."""
+    store = Store.open(str(folder))
+    draft = store.create("numbers", "k")
+    draft.write("table", pa.table({"x": [1, 2, 3]}))
+    made = draft.commit(config={}, inputs={}, seed=0, rows_in=3, rows_out=3, dropped={}, info={})
+    path = Path(made.root).parent / name if name == "manifest.json" else Path(made.path(name))
+    path.write_bytes(text)
+    return store
+
+
+@pytest.mark.parametrize("text", [b"", b'{"data": "2026', b"{}", b"null", b"[1]"])
+def test_a_damaged_manifest_is_told_with_its_path_and_what_to_do(tmp_path: Path, text: bytes) -> None:
+    store = damaged(tmp_path, "manifest.json", text)
+    with pytest.raises(ValueError, match=r"numbers/k/manifest\.json is cut short or no manifest: .* Remove the folder that it lies in and run again"):
+        store.find("numbers", "k")
+
+
+@pytest.mark.parametrize("text", [b"", b"PAR1 and no more"])
+def test_a_damaged_table_is_told_with_its_path_and_what_to_do(tmp_path: Path, text: bytes) -> None:
+    found = damaged(tmp_path, "table.parquet", text).find("numbers", "k")
+    assert found is not None
+    with pytest.raises(ValueError, match=r"table\.parquet is cut short or no Parquet file: .* remove the folder of its key and run again"):
+        found.read("table")
+    Path(found.path("table.parquet")).unlink()
+    with pytest.raises(ValueError, match=r"table\.parquet is not there\."):
+        found.read("table")

@@ -17,6 +17,7 @@ from longtail.completion import (
     CompletionSettings,
     Evidence,
     Filled,
+    check_left,
     draw_mask,
     fill_in,
     group_votes,
@@ -163,6 +164,16 @@ def test_measures_agree_with_sklearns() -> None:
     assert by_attribute["second"].methods["majority"].balanced == pytest.approx(0.5)
     assert together["gbm"].accuracy == pytest.approx(np.mean([by_attribute[name].methods["gbm"].accuracy for name in by_attribute]))
     assert together["majority"].gain.model_dump() == {"difference": 0, "low": 0, "high": 0}
+
+
+@pytest.mark.parametrize("masked", ["values", "users"])
+def test_a_mask_that_leaves_next_to_nothing_is_refused(masked: str) -> None:
+    truth_RA = np.ones((40, 1), np.int32)
+    settings = CompletionSettings.model_validate({"masked_frac": 0.95, "masked": masked, "min_known": 10})
+    with pytest.raises(ValueError, match=r"completion\.masked_frac = 0\.95 leaves 2 of 40 known values of 'age': at least 10 .* Mask less"):
+        check_left(truth_RA, [draw_mask(truth_RA, settings, (1,))], ["age"], settings)
+    few = settings.model_copy(update={"masked_frac": 0.75})
+    check_left(truth_RA, [draw_mask(truth_RA, few, (1,))], ["age"], few)
 
 
 def test_attributes_that_cannot_be_measured_are_left_out_with_the_reason() -> None:

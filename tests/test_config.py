@@ -137,3 +137,17 @@ def test_key_fields_leave_out_where_a_stage_runs() -> None:
     other = Outer(compute=Compute(num_actors=8), inner=Inner(compute=Compute(batch_size=1)))
     assert other != Outer()
     assert other.key_fields() == Outer().key_fields()
+
+
+def test_a_sections_own_rule_is_told_without_printing_the_section() -> None:
+    with pytest.raises(ValueError, match="name each once") as told:
+        load(None, ['user_spaces.spaces=["titles", "titles"]'])
+    assert str(told.value).splitlines()[1] == "  user_spaces: spaces = ['titles', 'titles']: name each once"
+
+
+@pytest.mark.parametrize(
+    "setting", ["peers.prior_users=inf", "collaborative.ease_l2=inf", "rankers.choirrec.distill_weight=inf", "train.final_learning_rate=nan"]
+)
+def test_what_is_not_finite_is_no_value(setting: str) -> None:
+    with pytest.raises(ValueError, match=setting.partition("=")[0].replace(".", r"\.") + " = (inf|nan): Input should be a finite number"):
+        load(None, [setting])

@@ -1,5 +1,6 @@
 """Facts of a user's profile: by hand, within their token budget, and blind to the future."""
 
+import re
 import time
 from datetime import datetime
 from typing import Any
@@ -216,6 +217,12 @@ def test_names_are_one_harmless_line() -> None:
 def test_snapshots_are_resolved_once() -> None:
     settings = ProfilesSettings(snapshots=("train_end", "history_end", "2026-01-21"))
     assert snapshot_times(settings, INFO) == (INFO.history_end, INFO.train_end)
+
+
+@pytest.mark.parametrize("snapshot", ["2100-01-01", "1970-01-01", "9999-12-31", "0001-01-01T00:00:00+05:00"])
+def test_a_snapshot_outside_of_the_logs_is_refused(snapshot: str) -> None:
+    with pytest.raises(ValueError, match=rf"profiles\.snapshots names {re.escape(snapshot)}: the logs go from .* Name a time between them"):
+        snapshot_times(ProfilesSettings(snapshots=("history_end", snapshot)), INFO)
 
 
 def test_facts_of_many_events_take_seconds() -> None:

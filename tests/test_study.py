@@ -18,7 +18,8 @@ from longtail.study import StudySettings, seeded
 from longtail.study_results import StudyResults
 from pipelines import study as pipeline
 from pipelines.cluster import ROOT
-from pipelines.study import arm_config, runs_of, there
+from pipelines.study_arms import arm_config, runs_of, there
+from pipelines.study_measures import results_folder
 
 HEADLINE = {"arm": "full", "slice": "low20", "base": "base", "control": "shuffled"}
 
@@ -82,6 +83,19 @@ def test_circles_are_refused(arms: dict[str, Any], circle: str) -> None:
         ({"arms": section()["arms"] | {"wide": {"against": ["narrow"]}}}, r"arms\.wide\.against names \['narrow'\]"),
         ({"arms": section()["arms"] | {"full": {"num_seeds": 1}}}, r"arms\.full is a headline arm"),
         ({"leave_out": ["full"]}, r"leave_out names \['full'\]; there are \['wide'\]"),
+        ({"leave_out": ["base"]}, r"leave_out names \['base'\], which the others are compared with: take them out of against too"),
+        ({"leave_out": ["wdie"]}, r"leave_out names \['wdie'\]; there are \['wide'\]\. Did you mean wide\?"),
+        ({"headline_arms": ["base", "full", "full", "shuffled"]}, r"headline_arms = \[.*\]: name each once"),
+        ({"short_datasets": ["shop", "shop"]}, r"short_datasets = \['shop', 'shop'\]: name each once"),
+        ({"arms": section()["arms"] | {"full": {"validation_only": True}}}, r"arms\.full is a headline arm, which is measured on the test window"),
+        ({"datasets": {"shop": {"config": "x.toml", "headline": HEADLINE | {"base": "full"}}}}, r"datasets\.shop\.headline = .*name each once"),
+        ({"against": ["base"]}, r"datasets\.shop\.headline: full is not compared with \['shuffled'\]\. Name them in against"),
+        ({"datasets": {"shop.v1": {"config": "x.toml", "headline": HEADLINE}}}, "pattern"),
+        ({"arms": section()["arms"] | {"a/../b": {}}}, "pattern"),
+        ({"seeds": [-1]}, "greater than or equal to 0"),
+        ({"seeds": [True]}, "valid integer"),
+        ({"bootstrap_rounds": 10**12}, "less than or equal to 100000"),
+        ({"results": ""}, "at least 1 character"),
         ({"seeds": [1, 2, 1]}, "name each once"),
         ({"seeds": []}, "at least 1 item"),
         ({"against": []}, "at least 1 item"),
@@ -157,6 +171,51 @@ def test_every_trial_is_listed_and_a_choice_to_be_made_never_sees_the_test_windo
     assert {run.arm: run.splits for run in runs}["wide"] == ("validation",)
     assert all(run.splits == ("validation", "test") for run in runs if run.arm != "wide")
     assert {run.arm: run.ranker for run in runs} == {"base": "base", "full": "choirrec", "shuffled": "choirrec", "wide": "choirrec"}
+
+
+@pytest.mark.parametrize("setting", ["run.seed=3", "train.seed=3", "study.name=mine", "peers.seed=3", "cluster.num_cpus=1"])
+def test_what_the_study_sets_is_not_for_an_arm(setting: str) -> None:
+    study = settings(arms=section()["arms"] | {"full": {"set": [setting]}})
+    with pytest.raises(ValueError, match=r"study\.arms\.full sets \['" + setting.replace(".", r"\.") + r"'\]: these are the study's"):
+        runs_of(study, "shop", load(None))
+
+
+@pytest.mark.parametrize("setting", ["logs.synthetic.tastes=own", "logs.split.train_frac=0.3", "logs.truncate.users_frac=0.5"])
+def test_an_arm_with_rows_of_its_own_is_refused_since_arms_are_compared_on_the_same(setting: str) -> None:
+    study = settings(arms=section()["arms"] | {"full": {"set": [setting]}})
+    with pytest.raises(ValueError, match=r"study\.arms\.full on shop changes the logs.* study\.datasets\.shop\.set"):
+        runs_of(study, "shop", load(None))
+
+
+def test_a_headline_on_truncated_users_needs_some() -> None:
+    study = settings(datasets={"shop": {"config": "pipelines/configs/test.toml", "headline": HEADLINE | {"slice": "truncated"}}}, short_datasets=["shop"])
+    with pytest.raises(ValueError, match=r"headline\.slice = 'truncated': nobody is, logs\.truncate\.users_frac is 0"):
+        runs_of(study, "shop", load(None))
+
+
+def test_seeds_decide_the_groups_of_every_ranker_that_borrows() -> None:
+    arms = section()["arms"] | {"items": {"ranker": "saviorrec", "set": ["rankers.saviorrec.peer_stats=true"]}}
+    assert seeds_of(arm_config(settings(arms=arms), "shop", "items", 3, load(None))) == [3, 3, 3, 3]
+
+
+def test_a_config_that_is_not_there_is_told_by_its_data_set_even_where_that_is_optional() -> None:
+    given = {"config": "pipelines/configs/nope.toml", "headline": HEADLINE, "optional": True}
+    with pytest.raises(ValueError, match=r"study\.datasets\.shop\.config = 'pipelines/configs/nope\.toml': no such file"):
+        there(settings(datasets=section()["datasets"] | {"shop": given}), "shop", load(None))
+    typo = {"config": "pipelines/configs/test.toml", "set": ["logs.soruce=tables"], "headline": HEADLINE, "optional": True}
+    with pytest.raises(ValueError, match="Did you mean source"):
+        there(settings(datasets=section()["datasets"] | {"shop": typo}), "shop", load(None))
+
+
+def test_results_that_cannot_be_written_are_told_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"study\.results = .* cannot be written to: .* Name a folder that is yours"):
+            results_folder(settings(results=str(folder)), ["shop"])
+    (tmp_path / "study_shop.json").mkdir()
+    with pytest.raises(ValueError, match=r"study_shop\.json.* are folders"):
+        results_folder(settings(results=str(tmp_path)), ["shop"])
+    assert results_folder(settings(results=str(tmp_path / "new")), ["shop"]) == tmp_path / "new"
 
 
 def test_a_wrong_setting_is_told_with_its_arm_and_data_set() -> None:
@@ -242,6 +301,11 @@ results = "{results}"
 config = "{config}"
 set = ['peers.form=neighbours', 'peers.num_peers=[20, 5]', 'user_spaces.spaces=["profile", "titles", "behaviour"]', 'collaborative.scores=["ease"]']
 headline = {{ arm = "full", slice = "low50", base = "base", control = "shuffled" }}
+[study.datasets.loners]
+config = "{config}"
+set = ['peers.form=neighbours', 'peers.num_peers=[20, 5]', 'user_spaces.spaces=["profile", "titles", "behaviour"]', 'collaborative.scores=["ease"]',
+  'logs.synthetic.num_groups=1', 'logs.synthetic.tastes=own']
+headline = {{ arm = "full", slice = "low50", base = "base", control = "shuffled" }}
 [study.datasets.away]
 config = "{config}"
 set = ['logs.source=tables', 'logs.tables={{users="no.parquet", items="no.parquet", events="no.parquet"}}']
@@ -297,8 +361,8 @@ def scores(folder: Path) -> Iterator[tuple[dict[str, Any], pa.Table]]:
 def test_a_study_from_the_command_to_the_page(ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_study(tmp_path)
     said = run_study(path, capsys, monkeypatch)
-    assert (said["study"], said["form"], said["trials"]) == ("tiny", "full", 7)
-    assert list(said["results"]) == ["world"]
+    assert (said["study"], said["form"], said["trials"]) == ("tiny", "full", 13)
+    assert list(said["results"]) == ["world", "loners"]
     assert "no.parquet" in said["left_out"]["away"]
 
     found = StudyResults.model_validate(json.loads((tmp_path / "results" / "tiny_world.json").read_text()))
@@ -318,7 +382,7 @@ def test_a_study_from_the_command_to_the_page(ray_cluster: None, tmp_path: Path,
             assert gap.mean == pytest.approx(np.mean(gap.per_seed), abs=2e-6)
     assert everyone["full"].vs["base"].mean == pytest.approx(everyone["full"].gauc - everyone["base"].gauc, abs=2e-6)
     assert len(found.validation["weak"]["all"].vs["base"].per_seed) == 1
-    assert {"form", "when", "command", "machine", "trials_min", "shared_s", "logs", "test_opened", "seconds_per_trial", "parameters", "arms"} <= set(
+    assert {"form", "when", "command", "machine", "trials_min", "shared_s", "logs", "openings", "steps", "seconds_per_trial", "parameters", "arms"} <= set(
         found.notes
     )
 

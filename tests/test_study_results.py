@@ -140,6 +140,7 @@ def test_users_with_many_rows_weigh_more() -> None:
 STUDY = StudySettings.model_validate(
     {
         "name": "trial",
+        "chosen": "Chosen on the validation window.",
         "headline_arms": ["base", "full", "random"],
         "against": ["base", "random"],
         "datasets": {"shop": {"config": "shop.toml", "headline": {"arm": "full", "slice": "low20", "base": "base", "control": "random"}}},
@@ -178,7 +179,14 @@ def results(**changes: Any) -> StudyResults:
                 "trials": 14,
                 "trained_now": 3,
                 "trials_thread_min": 12.5,
-                "test_opened": "2026-11-21T10:00:00Z to 2026-11-22T11:00:00Z",
+                "trials_min": 9.5,
+                "shared_s": 21,
+                "seconds_per_trial": {"base": 5.2, "full": 9.8},
+                "steps": {"base": 400, "full": 4},
+                "openings": [
+                    {"when": "2026-11-21T10:00:00Z", "trained": 11, "commit": "aaa111", "settings": "5e77"},
+                    {"when": "2026-11-22T11:00:00Z", "trained": 3, "commit": "abc123", "settings": "5e78"},
+                ],
             },
             **{"logs": logs, "arms": {name: one.meaning for name, one in STUDY.arms.items()}},
         },
@@ -217,16 +225,19 @@ def test_markdown_has_the_headline_every_arm_and_what_is_needed_to_run_it_again(
         "python -m pipelines.study --config study.toml",
         "2026-11-22",
         "2 CPUs",
-        "14 trials took 12.5 min",
-        "3 of them were trained",
-        "opened 2026-11-21T10:00:00Z",
+        "14 trials, 5 to 10 s each, took 12.5 min of a thread; 3 of them were trained in this run",
+        "took 21 s, variants and trials of all data sets 9.5 min",
+        "2026-11-21T10:00:00Z, 11 trials trained, commit aaa111, settings 5e77; 2026-11-22T11:00:00Z, 3 trials trained",
+        "Chosen on the validation window.",
+        "2 seed(s): the intervals know next to nothing of what training again would change",
+        "Hardly trained: 4 to 4 optimiser steps for full.",
         "12,345 users",
         "seeds [1, 2]",
     ]
     for words in told:
         assert words in text, words
     over_base = table_after(text, "Test window: GAUC over `base`")
-    assert over_base["arm"] == ["all", "low20"]
+    assert over_base["arm"] == ["all (1,234 users)", "low20 (1,234 users)"]
     assert list(over_base) == ["arm", "base", "full", "random"]
     assert over_base["full"] == ["0.6300 (+5.00 % [+3.00, +7.00])"] * 2
     assert over_base["base"] == ["0.6000 ± 0.0020"] * 2
@@ -248,12 +259,32 @@ def test_an_arm_far_off_is_told_in_words_and_leaves_the_others_room() -> None:
     assert "\u221280.00 % [\u221282.00, \u221278.00]" in svg
     assert "\u221220 %" not in svg, "no tick of the axis is far off"
     assert "\u25c2" not in intervals(close, "base")
+    assert "\u25c2" not in intervals([close[0], far], "base"), "of two arms none is the rule"
+
+
+def test_small_slices_are_named_and_a_base_that_orders_all_the_wrong_way_round_divides_nothing() -> None:
+    arms = results().arms
+    few = {"orders_1": ArmOnSlice(gauc=0.0, sd=0.0, rows=4, users=2, vs={})}
+    gap = {"orders_1": ArmOnSlice(gauc=0.5, sd=0.0, rows=4, users=2, vs={"base": Difference(mean=0.5, lo=0.5, hi=0.5, per_seed=(0.5,))})}
+    found = results(arms={"base": arms["base"] | few, "full": arms["full"] | gap, "random": arms["random"] | few})
+    text = markdown(found, STUDY)
+    assert "0.5000 (+0.5000 [+0.5000, +0.5000] absolute)" in text
+    assert "fewer than 50 users tell nothing but large differences: orders_1 (2)." in text
+    assert "orders_1 (2)" in page(found, STUDY)
 
 
 def test_the_page_draws_every_arm_and_escapes_what_it_is_told() -> None:
     html = page(results(), STUDY)
     assert html.count("<svg") == 4, "two slices for each of the arms that are compared with"
-    for words in ("Headline: full over base on low20", "Over base", "Over random", "abc123", "logged &lt;impressions&gt;", "+5.00 % [+3.00, +7.00]"):
+    for words in (
+        "Headline: full over base on low20",
+        "Over base",
+        "Over random",
+        "abc123",
+        "logged &lt;impressions&gt;",
+        "+5.00 % [+3.00, +7.00]",
+        "Hardly trained: 4 to 4",
+    ):
         assert words in html, words
     assert "<impressions>" not in html
     assert not re.search(r"https?://(?!www\.w3\.org)", html), "it needs no network"

@@ -211,3 +211,14 @@ def test_validation_equals_the_metrics_of_all_rows(files: SampleFiles) -> None:
     bar = sorted(fewest.values())[int(0.2 * (len(fewest) - 1))]
     low = np.array([fewest[user] <= bar for user in users.tolist()])
     assert found["gauc_low"] == pytest.approx(gauc(label[low], score[low], users[low]))
+
+
+def test_a_run_of_few_steps_says_so(files: SampleFiles, caplog: pytest.LogCaptureFixture) -> None:
+    rows = sum(files.labelled["train"])
+    train_ranker(make(), files, TrainSettings(batch_size=rows, epochs=1), seed=1)
+    assert "optimiser steps in all" in caplog.text
+    assert f"({rows} rows, train.batch_size = {rows}, train.epochs = 1) hardly train it. Lower train.batch_size or raise train.epochs." in caplog.text
+    caplog.clear()
+    train_ranker(make(), files, TrainSettings(batch_size=1, epochs=1), seed=1)
+    assert rows >= 100
+    assert "optimiser steps" not in caplog.text

@@ -193,12 +193,20 @@ class Store:
         return Store(uri, fs, root_path.rstrip("/"))
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        """The finished artifact, or None."""
+        """The finished artifact, or None.
+
+        Raises:
+            ValueError: its manifest is damaged.
+        """
         path = f"{self.root}/{stage}/{key}/manifest.json"
         if self.fs.get_file_info(path).type == pafs.FileType.NotFound:
             return None
-        with self.fs.open_input_stream(path) as stream:
-            manifest = json.loads(stream.read())
+        try:
+            with self.fs.open_input_stream(path) as stream:
+                manifest = json.loads(stream.read())
+            manifest = dict(manifest) | {"data": manifest["data"]}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is cut short or no manifest: {error}. Remove the folder that it lies in and run again: it is built anew.") from error
         return Artifact(stage, key, manifest, self.fs, f"{self.root}/{stage}/{key}/{manifest['data']}")
 
     def create(self, stage: str, key: str) -> Draft:
@@ -242,17 +250,26 @@ def read_parquet(fs: pafs.FileSystem, path: str, columns: list[str] | None = Non
     """One Parquet file, or a folder of them in name order.
 
     Raises:
-        ValueError: the folder holds none, or they have different schemas.
+        ValueError: there is none, one is damaged, or they have different schemas.
     """
     if fs.get_file_info(path).type == pafs.FileType.Directory:
         files = parquet_files(fs, path)
-        parts = [pq.read_table(file, columns=columns, filesystem=fs) for file in files]
+        parts = [_one_file(fs, file, columns) for file in files]
         for file, part in zip(files, parts, strict=True):
             if not part.schema.equals(parts[0].schema):
                 differing = sorted(str(field) for field in set(part.schema) ^ set(parts[0].schema))
                 raise ValueError(f"the parts of {path} differ in their columns: {file} from {files[0]} by {differing}. Write all of them with one schema.")
         return pa.concat_tables(parts)
-    return pq.read_table(path, columns=columns, filesystem=fs)
+    return _one_file(fs, path, columns)
+
+
+def _one_file(fs: pafs.FileSystem, path: str, columns: list[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns, filesystem=fs)
+    except (pa.ArrowInvalid, FileNotFoundError) as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"is cut short or no Parquet file: {error}"
+        remedy = "A table of your own: write it again. A stage's: remove the folder of its key and run again, it is built anew."
+        raise ValueError(f"{path} {reason}. {remedy}") from error
 
 
 def parquet_files(fs: pafs.FileSystem, folder: str) -> list[str]:

@@ -42,6 +42,7 @@ METHODS = ("majority", "group", "neighbours", "gbm")
 STATISTICS = ("log_purchases", "log_active_days", "mean_log_price")
 MAX_ROOTS = 30
 NUM_FOLDS = 3
+MIN_LEFT = 10
 #: From little more than the majority to what fits noise; the first stays where several are as good.
 GRID = tuple({"max_iter": trees, "max_leaf_nodes": leaves} for trees in (5, 25, 100) for leaves in (4, 16))
 
@@ -114,6 +115,21 @@ def draw_mask(codes_RA: Codes, settings: CompletionSettings, seed: Sequence[int]
     return np.stack([share_of(known_R) for known_R in known_RA.T], axis=1)
 
 
+def check_left(codes_RA: Codes, masks: Sequence[Bools], names: Sequence[str], settings: CompletionSettings) -> None:
+    """Whether every mask leaves something to learn from.
+
+    Raises:
+        ValueError: it leaves fewer than MIN_LEFT values of an attribute.
+    """
+    for column, name in enumerate(names):
+        left = min(int(((codes_RA[:, column] > 0) & ~mask[:, column]).sum()) for mask in masks)
+        if left < MIN_LEFT:
+            raise ValueError(
+                f"completion.masked_frac = {settings.masked_frac:g} leaves {left} of {int((codes_RA[:, column] > 0).sum())} known values of {name!r}: at least "
+                f"{MIN_LEFT} must be left to learn from. Mask less, or raise completion.min_known above it, so that the attribute is left out."
+            )
+
+
 def user_statistics(behaviour: Behaviour, entities: Entities, user_row_R: Ints, as_of_us: int) -> Floats:
     """STATISTICS, and the user's share of purchases in each of the MAX_ROOTS root categories with most of them [R, F]; of events before `as_of_us` only."""
     past = behaviour.before(as_of_us)
@@ -168,7 +184,7 @@ def neighbour_votes(vectors_RD: Floats, left_R: Codes, asked_R: Bools, num: int)
     # Peers are numbered from 1: row 0 is nobody.
     vectors_MD = np.concatenate([np.zeros((1, vectors_RD.shape[1]), np.float32), vectors_RD])
     left_M = np.append(0, left_R)
-    near_RP = nearest(vectors_MD, np.append(False, asked_R), left_M > 0, num).row_MP[1:]
+    near_RP = nearest(vectors_MD, np.append(False, asked_R), left_M > 0, min(num, len(left_M))).row_MP[1:]
     return _most_frequent(left_M[near_RP])
 
 
@@ -200,6 +216,7 @@ def boosted(statistics_RF: Floats, left_R: Codes, asked_R: Bools, seed: int) -> 
 
 
 def _trees(given: Floats, value: Codes, asked: Floats, options: Mapping[str, int], seed: int) -> Codes:
+    """What trees fitted on `given` and `value` predict for `asked`; the only value where there is one."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits
 

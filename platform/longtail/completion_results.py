@@ -128,6 +128,7 @@ def _summed(counts_BR: Floats, which_KR: Bools, one_hot_RV: Bools) -> Floats:
 
 
 def _result(draws_2BK: Floats, majority_2BK: Floats, mask_BK: np.ndarray) -> MethodResult:
+    """One method's means, spreads and differences from its rates in every resample."""
     point_2K = draws_2BK[:, 0]
     sd = point_2K.std(axis=1, ddof=1) if point_2K.shape[1] > 1 else np.zeros(2)
     gaps = []
@@ -141,18 +142,25 @@ def _result(draws_2BK: Floats, majority_2BK: Floats, mask_BK: np.ndarray) -> Met
 
 
 def table(found: CompletionResults) -> str:
-    """The results as text; behind the masked and behind the missing values, the share whose nearest group has a majority of its own."""
-    counts = f"{'known':>6} {'values':>6} {'near':>5} {'missing':>8} {'near':>5}"
+    """The results as text; behind the known (of which some were masked) and behind the missing values, the share whose nearest group has a majority."""
+    counts = f"{'known':>6} {'values':>6} {'own':>5} {'missing':>8} {'own':>5}"
     lines = [f"{'attribute':<20} {counts}  {'method':<10} {'accuracy':>14} {'balanced':>14}   over the majority, and balanced"]
     for name, one in found.attributes.items():
         to_missing = "" if one.nearest_missing_frac is None else f"{one.nearest_missing_frac:.2f}"
         lines += _lines(f"{name[:20]:<20} {one.known:>6,} {one.values:>6} {one.nearest_frac:>5.2f} {one.missing:>8,} {to_missing:>5}", one.methods)
     lines += _lines(f"{'overall':<20} {'':>{len(counts)}}", found.overall)
     lines += [f"{name}: left out, {reason}" for name, reason in found.left_out.items()]
+    lines += [
+        "",
+        "known, missing: users who have the attribute or lack it; own: of those who were asked, or lack it, the share whose nearest group has a majority,",
+        f"the others take a larger group's; values: how many different ones, a numeric attribute's are its bins. ± over {found.masks} masks. The last two",
+        "columns: accuracy and balanced accuracy minus the majority's, 95 % intervals over users and masks; only what lies clear of zero is worth lending.",
+    ]
     return "\n".join(lines)
 
 
 def _lines(head: str, methods: Mapping[str, MethodResult]) -> list[str]:
+    """A line a method, the first behind `head`."""
     lines = []
     for method in METHODS:  # JSON has them by name
         one = methods[method]

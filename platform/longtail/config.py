@@ -34,7 +34,7 @@ class RunSettings(Settings):
 
     uri: str = Field("runs/demo", min_length=1, description="a local path or any pyarrow file system, s3://…")
     name: str = "demo"
-    seed: int = Field(7, ge=0)
+    seed: int = Field(7, ge=0, le=2**32 - 1)
 
 
 class ClusterSettings(Settings):
@@ -99,14 +99,20 @@ def parse(raw: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in e['loc'])} = {e['input']!r}: {_told(e)}" for e in error.errors()]
+        lines = [f"  {_place(e)}: {_told(e)}" for e in error.errors()]
         raise ValueError(f"{where}: {len(lines)} setting(s) refused:\n" + "\n".join(lines)) from error
+
+
+def _place(error: Mapping[str, Any]) -> str:
+    """A refused setting and its value; of a whole section, whose rule names the setting, the name alone."""
+    name = ".".join(str(part) for part in error["loc"]) or "the config"
+    return name if isinstance(error["input"], dict) and error["type"] == "value_error" else f"{name} = {error['input']!r}"
 
 
 def _told(error: Mapping[str, Any]) -> str:
     """A refused setting's rule; for a key that there is not, the keys that there are."""
     if error["type"] != "extra_forbidden":
-        return str(error["msg"])
+        return str(error["msg"]).removeprefix("Value error, ")
     *parents, name = error["loc"]
     section: Any = Config()
     for parent in parents:

@@ -34,7 +34,7 @@ PEER_STATS = (*(f"peer_{target}_lift" for target in TARGETS), "peer_support")
 
 NEVER = np.iinfo(np.int64).max
 NUM_CELLS = 1 << 27  # users by columns that are looked at together, a byte each
-NUM_GATHERED = 1 << 20
+NUM_GATHERED = 1 << 20  # peers whose meetings are looked up at once
 
 NumPeers = Annotated[int, Field(ge=1)]
 
@@ -48,7 +48,7 @@ class PeersSettings(Settings):
         "random: as many drawn anew, a control",
     )
     num_peers: tuple[NumPeers, ...] = Field((200,), min_length=1, description="peers by level, widest first; each level is shrunk to the one before")
-    prior_users: float = Field(10.0, gt=0, description="pseudo-users at the wider level's share")
+    prior_users: float = Field(10.0, ge=1e-3, description="pseudo-users at the wider level's share")
     sharpness: float = Field(0.0, ge=0, description="neighbours: how much nearer ones count for more, by cosine to this power; 0: all alike")
     seed: int | None = Field(None, ge=0, description="of what is drawn; without it run.seed")
 
@@ -156,7 +156,7 @@ def peer_levels(vectors_MD: Floats, lender_M: Bools, codes_MS: npt.NDArray[np.in
         lender_M: who has met anything; they alone lend, so that a user without history can still borrow.
         codes_MS: group codes, -1 where a user has none; read for "groups", whose last level is the whole tuple, and for "leaves".
     """
-    widths = settings.num_peers
+    widths = [min(num, len(lender_M)) for num in settings.num_peers]
     borrower_M = (vectors_MD != 0).any(axis=1)
     if settings.form == "random":
         return tuple(drawn(borrower_M, lender_M, num, seed) for num in widths)
@@ -256,7 +256,7 @@ class PeerIndex:
         user_row = entities.users.encode(table.column("user_id"))
         time = as_of_us(table)
         as_of = np.unique(time)
-        by_level = [[Peers.alike(np.zeros((num_users, width), np.int64)) for width in settings.num_peers] for _ in as_of]
+        by_level = [[Peers.alike(np.zeros((num_users, min(width, num_users)), np.int64)) for width in settings.num_peers] for _ in as_of]
         levels, weights = table.column("peers").combine_chunks(), table.column("weights").combine_chunks()
         for level in range(num_levels):
             lists = pc.list_element(levels, level)

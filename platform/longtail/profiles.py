@@ -122,7 +122,11 @@ def prompt_hash(engine: str, facts: str) -> str:
 
 
 def snapshot_times(settings: ProfilesSettings, info: LogsInfo) -> tuple[datetime, ...]:
-    """The times of `profiles.snapshots` in order, each once."""
+    """The times of `profiles.snapshots` in order, each once.
+
+    Raises:
+        ValueError: one lies before the first event or after the last: nobody is known by then, or no row is left to use it.
+    """
     named: Mapping[str, datetime] = {"history_end": info.history_end, "train_end": info.train_end}
     times = set()
     for snapshot in settings.snapshots:
@@ -130,5 +134,10 @@ def snapshot_times(settings: ProfilesSettings, info: LogsInfo) -> tuple[datetime
             times.add(named[snapshot].astimezone(UTC))
             continue
         time = datetime.fromisoformat(snapshot)
-        times.add(time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC))
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time
+        if not info.start < time <= info.end:  # before it is turned to UTC, which the first and last years have no room for
+            raise ValueError(
+                f"profiles.snapshots names {snapshot}: the logs go from {info.start:%Y-%m-%d %H:%M} to {info.end:%Y-%m-%d %H:%M} UTC. Name a time between them."
+            )
+        times.add(time.astimezone(UTC))
     return tuple(sorted(times))

@@ -5,8 +5,9 @@ chosen between on the validation window; a study's test window is opened for tho
 Reads nothing, writes nothing; python -m pipelines.study runs one.
 """
 
+import difflib
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +15,9 @@ from longtail.settings import Settings
 from longtail.study_rows import RULES
 
 Seed = int
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+DrawnSeed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]
 
 
 class Headline(Settings):
@@ -50,34 +54,40 @@ class ArmSettings(Settings):
 class StudySettings(Settings):
     """The `study` command."""
 
-    name: str = Field("study", pattern=r"^[a-z0-9_]+$", description="of the results' files: results/<name>_<dataset>.json")
+    name: Name = Field("study", description="of the results' files: results/<name>_<dataset>.json")
     form: Literal["full", "short"] = Field("full", description="short: the headline arms alone, on short_datasets, with the first short_seeds seeds")
-    seeds: tuple[Seed, ...] = Field((1, 2, 3, 4, 5), min_length=1, description="of the headline arms")
+    chosen: str = Field("", description="how the arms' settings and the headlines were chosen, in a sentence that the results repeat: nothing here can know it")
+    seeds: tuple[DrawnSeed, ...] = Field((1, 2, 3, 4, 5), min_length=1, description="of the headline arms")
     num_ablation_seeds: int = Field(3, ge=1, description="of the other arms: the first so many")
     short_seeds: int = Field(2, ge=1)
     short_datasets: tuple[str, ...] = ()
     common: tuple[str, ...] = Field((), description="settings of every data set and arm, under their own")
-    datasets: dict[str, StudyDatasetSettings] = Field(default_factory=dict)
-    arms: dict[str, ArmSettings] = Field(default_factory=dict)
+    datasets: dict[Name, StudyDatasetSettings] = Field(default_factory=dict)
+    arms: dict[Name, ArmSettings] = Field(default_factory=dict)
     headline_arms: tuple[str, ...] = Field((), description="on every data set, with all seeds")
     ablations_on: tuple[str, ...] = Field((), description="data sets on which the other arms run")
     against: tuple[str, ...] = Field(("base_strong",), min_length=1, description="arms that every other one is compared with")
     leave_out: tuple[str, ...] = Field((), description="arms that are not run this time")
-    bootstrap_rounds: int = Field(2000, ge=20)
+    bootstrap_rounds: int = Field(2000, ge=20, le=100_000)
     num_parallel: int | None = Field(None, ge=1, description="trials at a time, a CPU each; without it, as many as there are CPUs")
-    results: str = Field("results", description="folder of the results; a relative path starts at the working directory")
+    results: str = Field("results", min_length=1, description="folder of the results; a relative path starts at the working directory")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         def known(setting: str, names: Sequence[str], among: dict[str, object]) -> None:
             unknown = [name for name in names if name not in among]
             if unknown:
-                raise ValueError(f"{setting} names {unknown}; there are {list(among)}")
+                near = difflib.get_close_matches(unknown[0], among, n=1)
+                raise ValueError(f"{setting} names {unknown}; there are {list(among)}." + (f" Did you mean {near[0]}?" if near else ""))
+            if len(set(names)) < len(names):
+                raise ValueError(f"{setting} = {list(names)}: name each once")
 
         arms: dict[str, object] = dict(self.arms)
         known("headline_arms", self.headline_arms, arms)
         if self.arms:
             known("against", self.against, arms)
+        if gone := [name for name in self.leave_out if name in self.against]:
+            raise ValueError(f"leave_out names {gone}, which the others are compared with: take them out of against too")
         known("leave_out", self.leave_out, {name: arm for name, arm in arms.items() if name not in self.headline_arms})
         known("ablations_on", self.ablations_on, dict(self.datasets))
         known("short_datasets", self.short_datasets, dict(self.datasets))
@@ -87,11 +97,16 @@ class StudySettings(Settings):
             known(f"arms.{name}.datasets", arm.datasets or (), dict(self.datasets))
             if name in self.headline_arms and (arm.datasets is not None or arm.num_seeds is not None):
                 raise ValueError(f"arms.{name} is a headline arm, with all seeds on every data set: leave out its datasets and num_seeds")
+            if name in self.headline_arms and arm.validation_only:
+                raise ValueError(f"arms.{name} is a headline arm, which is measured on the test window: leave out its validation_only")
         for name in self.arms:
             self.settings_of(name)
         for name, dataset in self.datasets.items():
             headline = dataset.headline
             known(f"datasets.{name}.headline", [headline.arm, headline.base, headline.control], dict.fromkeys(self.headline_arms))
+            apart = [other for other in (headline.base, headline.control) if other not in self.against_of(headline.arm)]
+            if apart:
+                raise ValueError(f"datasets.{name}.headline: {headline.arm} is not compared with {apart}. Name them in against.")
             known(f"datasets.{name}.headline.slice", [headline.slice], dict(RULES))
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)}: name each once")
@@ -107,7 +122,7 @@ class StudySettings(Settings):
         name: str | None = arm
         while name is not None:
             if name in chain:
-                raise ValueError(f"arms.{arm}.like goes in a circle: {' -> '.join([*chain, name])}")
+                raise ValueError(f"arms.{arm}.like goes in a circle: {' -> '.join([*chain, name])}. Leave one of them out.")
             chain.append(name)
             name = self.arms[name].like
         return tuple(setting for name in reversed(chain) for setting in self.arms[name].set)

@@ -1,4 +1,4 @@
-"""A study's results as Markdown and as one HTML page; both say what was claimed before the test window was opened, and whether it held.
+"""A study's results as Markdown and as one HTML page; both say what was claimed, whether it held, and what the figures cannot tell.
 
 Reads a StudyResults; writes text.
 """
@@ -11,8 +11,11 @@ from longtail.report_plots import GRID, INK, MUTED, ZERO, Canvas, Scale, span
 from longtail.study import StudySettings
 from longtail.study_results import ArmOnSlice, Difference, StudyResults
 from longtail.study_rows import RULES
+from longtail.training import FEW_STEPS
 
-FAR = 2.0
+FAR = 2.0  # times nearly all the others
+FEW_USERS, FEW_SEEDS, FEW_ARMS = 50, 3, 4
+SEEDS_BELOW = 7  # pixels under the interval
 GOOD, BAD, PLAIN = "#0f766e", "#b91c1c", "#475569"
 
 Arms = Mapping[str, Mapping[str, ArmOnSlice]]
@@ -20,35 +23,36 @@ Arms = Mapping[str, Mapping[str, ArmOnSlice]]
 
 def markdown(found: StudyResults, study: StudySettings) -> str:
     """The results for the repository."""
-    logs, opened = found.notes["logs"], found.notes.get("test_opened")
+    logs = found.notes["logs"]
     assert isinstance(logs, dict)
     lines = [
         f"# {study.name} on {found.dataset}",
         "",
         f"Commit {found.commit}, config `{found.config}`, form {found.notes.get('form')}, seeds {list(found.seeds)}; {found.notes.get('when', '')}.",
-        f"Command: `{found.notes.get('command', '')}`. {found.notes.get('machine', '')} {found.notes.get('trials')} trials took "
-        f"{found.notes.get('trials_thread_min')} min of a thread; {found.notes.get('trained_now')} of them were trained in this run, the others found.",
+        f"Command: `{found.notes.get('command', '')}`. {found.notes.get('machine', '')} {effort_sentence(found)}",
         "",
         f"{logs['users']:,} users, {logs['items']:,} items, {logs['events']:,} events, examples {logs['examples']}. {logs['exposure']}.",
         "",
         f"**{headline_sentence(found)}**",
         "",
-        "Differences are absolute GAUC, arm by arm on the same rows, with 95 % intervals over seeds and users; nothing is corrected for how many there are: "
-        "of twenty that mean nothing, one leaves zero out. The headline was named before the test window was opened, the rest is to be read as a whole.",
-        *([f"The test window was opened {opened}, once for each arm and seed; every choice was made on the validation window."] if opened else []),
+        "GAUC, and in brackets the difference from the other arm in percent of the other's GAUC, on the same rows, with 95 % intervals over seeds and users "
+        "(the .json has the differences in absolute GAUC, and each seed's). Nothing is corrected for how many there are: of twenty that mean nothing, one "
+        "leaves zero out.",
         "",
+        *(f"- {line}" for line in cautions(found, study)),
     ]
     names = [
         name for name in ("all", "low20", "truncated", "orders_1", "orders_1_3", "no_history", "high20") if name in found.arms.get(study.headline_arms[0], {})
     ]
+    heads = " | ".join(f"{name} ({found.arms[study.headline_arms[0]][name].users:,} users)" for name in names)
     for other in study.against:
-        lines += ["", f"## Test window: GAUC over `{other}`", "", *_table(found.arms, names, other)]
+        lines += ["", f"## Test window: GAUC over `{other}`", "", *_table(found.arms, names, heads, other)]
     if pairs := pairs_of(found.arms, study):
-        lines += ["", "## Test window: further pairs", "", "| arm | over | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+        lines += ["", "## Test window: further pairs", "", "| arm | over | " + heads + " |", "|---|---|" + "---|" * len(names)]
         for arm, other in pairs:
             cells = [relative(found.arms[arm][name].vs[other], found.arms[other][name]) if name in found.arms[arm] else "" for name in names]
             lines.append(f"| `{arm}` | `{other}` | " + " | ".join(cells) + " |")
-    lines += ["", "## Validation window: what choices were made on", "", *_table(found.validation, names, study.against[0])]
+    lines += ["", "## Validation window: what choices were made on", "", *_table(found.validation, names, " | ".join(names), study.against[0])]
     lines += ["", "## All slices, headline arms", ""]
     every = list(found.arms.get(study.headline_arms[0], {}))
     lines += ["| slice | rule | users | " + " | ".join(study.headline_arms) + " |", "|---|---|---|" + "---|" * len(study.headline_arms)]
@@ -81,6 +85,40 @@ def headline_sentence(found: StudyResults) -> str:
     return text + "."
 
 
+def effort_sentence(found: StudyResults) -> str:
+    """What the trials took."""
+    seconds = found.notes.get("seconds_per_trial")
+    span_s = f", {min(seconds.values()):.0f} to {max(seconds.values()):.0f} s each," if isinstance(seconds, dict) and seconds else ""
+    notes = found.notes
+    return (
+        f"{notes.get('trials')} trials{span_s} took {notes.get('trials_thread_min')} min of a thread; {notes.get('trained_now')} of them were trained in this "
+        f"run, the others found. What all arms share took {notes.get('shared_s')} s, variants and trials of all data sets {notes.get('trials_min')} min."
+    )
+
+
+def cautions(found: StudyResults, study: StudySettings) -> list[str]:
+    """What a reader must know of how the figures came about and what they cannot tell, a sentence or two each."""
+    lines = [study.chosen] if study.chosen else []
+    openings = found.notes.get("openings")
+    if isinstance(openings, list) and openings:
+        told = "; ".join(f"{one['when']}, {one['trained']} trials trained, commit {one['commit']}, settings {one['settings']}" for one in openings)
+        lines.append(f"Runs that trained trials and scored this test window, as far as this file was there to record them: {told}.")
+    if len(found.seeds) < FEW_SEEDS:
+        lines.append(f"{len(found.seeds)} seed(s): the intervals know next to nothing of what training again would change.")
+    slices = found.arms.get(study.headline_arms[0], {}) if study.headline_arms else {}
+    small = [f"{name} ({one.users})" for name, one in slices.items() if one.users < FEW_USERS]
+    if small:
+        lines.append(f"Slices of fewer than {FEW_USERS} users tell nothing but large differences: {', '.join(small)}.")
+    steps = found.notes.get("steps")
+    few = {arm: number for arm, number in steps.items() if number < FEW_STEPS} if isinstance(steps, dict) else {}
+    if few:
+        lines.append(
+            f"**Hardly trained: {min(few.values())} to {max(few.values())} optimiser steps for {', '.join(few)}.** Some hundred at least make a ranker: lower "
+            "train.batch_size or raise train.epochs."
+        )
+    return lines
+
+
 def pairs_of(arms: Arms, study: StudySettings) -> list[tuple[str, str]]:
     """Arms and what they are compared with beside study.against, as far as both were measured."""
     wanted = [(arm, other) for arm in arms for other in study.arms[arm].against if other not in study.against]
@@ -88,13 +126,16 @@ def pairs_of(arms: Arms, study: StudySettings) -> list[tuple[str, str]]:
 
 
 def relative(gap: Difference, base: ArmOnSlice) -> str:
-    """A difference as a share of the other's GAUC, with its interval."""
+    """A difference as a share of the other's GAUC, with its interval; absolute where the other orders every user's rows the wrong way round."""
+    if base.gauc == 0:
+        return f"{gap.mean:+.4f} [{gap.lo:+.4f}, {gap.hi:+.4f}] absolute"
     mean, low, high = (100 * value / base.gauc for value in (gap.mean, gap.lo, gap.hi))
     return f"{mean:+.2f} % [{low:+.2f}, {high:+.2f}]"
 
 
-def _table(arms: Arms, names: Sequence[str], other: str) -> list[str]:
-    lines = ["| arm | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+def _table(arms: Arms, names: Sequence[str], heads: str, other: str) -> list[str]:
+    """Lines of a table: a line an arm, a column a slice."""
+    lines = ["| arm | " + heads + " |", "|---|" + "---|" * len(names)]
     for arm, slices in arms.items():
         cells = []
         for name in names:
@@ -114,9 +155,10 @@ def page(found: StudyResults, study: StudySettings) -> str:
     logs = found.notes["logs"]
     assert isinstance(logs, dict)
     lead = (
-        f'<p class="kicker">study {escape(study.name)}</p><h1>{escape(found.dataset)}</h1><p>{escape(headline_sentence(found).replace("`", ""))}</p>'
+        f'<p class="kicker">study {escape(study.name)}</p><h1>{escape(found.dataset)}</h1><p>{escape(_plain(headline_sentence(found)))}</p>'
         f'<p class="note">{escape(str(logs["exposure"]))}. Commit {escape(found.commit)}, {escape(str(found.notes.get("form")))} form, '
-        f"seeds {list(found.seeds)}.</p>"
+        f"seeds {list(found.seeds)}. <code>{escape(str(found.notes.get('command', '')))}</code></p>"
+        f"<ul>{''.join(f'<li>{escape(_plain(line))}</li>' for line in cautions(found, study))}</ul>"
     )
     parts = [lead]
     slices = [name for name in (found.headline["slice"], "all", "low20", "no_history", "high20") if name in found.arms.get(study.headline_arms[0], {})]
@@ -132,11 +174,17 @@ def page(found: StudyResults, study: StudySettings) -> str:
     return document(f"{study.name}: {found.dataset}", "".join(parts), STYLE)
 
 
+def _plain(text: str) -> str:
+    """Markdown without its marks, with the minus sign that the figures have."""
+    return text.replace("`", "").replace("**", "").replace(" -", " \u2212").replace("[-", "[\u2212")
+
+
 def _figures(arms: Arms, pairs: Sequence[tuple[str, str, str]], slices: Sequence[str], title: str, other: str, about: str) -> str:
     """A section with a figure for each slice, a line in it for each pair of arms and its name; "" where no pair was measured."""
     figures = []
     for name in dict.fromkeys(slices):
-        rows = [(words, one.vs[against], arms[against][name].gauc) for arm, against, words in pairs if (one := arms[arm].get(name)) and against in one.vs]
+        measured = [(words, one.vs[against], arms[against][name].gauc) for arm, against, words in pairs if (one := arms[arm].get(name)) and against in one.vs]
+        rows = [(words, gap, base) for words, gap, base in measured if base]
         if rows:
             figures.append(figure(f"{name}: {RULES[name]}", intervals(rows, other)))
     return section(title, f"Test window, {about}", "".join(figures)) if figures else ""
@@ -151,7 +199,7 @@ def intervals(rows: Sequence[tuple[str, Difference, float]], other: str) -> str:
     bottom = top + step * len(rows)
     canvas = Canvas(1040, bottom + 30, f"difference from {other}, percent of its GAUC")
     sizes = sorted(abs(gap.mean) / base for _, gap, base in rows)
-    most = FAR * max(sizes[int(0.9 * (len(sizes) - 1))], max(gap.hi - gap.lo for _, gap, _ in rows) / 2)
+    most = FAR * max(sizes[int(0.9 * (len(sizes) - 1)) if len(sizes) >= FEW_ARMS else -1], max(gap.hi - gap.lo for _, gap, _ in rows) / 2)
     ends = [value * 100 / base for _, gap, base in rows if abs(gap.mean) / base <= most for value in (gap.lo, gap.hi, *gap.per_seed)]
     scale = Scale(*span(ends, zero=True), left, right)
     for tick in scale.ticks(8):
@@ -169,7 +217,7 @@ def intervals(rows: Sequence[tuple[str, Difference, float]], other: str) -> str:
             continue
         canvas.line(scale(gap.lo * percent), y, scale(gap.hi * percent), y, tone, 2.6)
         for seed in gap.per_seed:
-            canvas.dot(scale(seed * percent), y, MUTED, radius=2.2)
+            canvas.dot(scale(seed * percent), y + SEEDS_BELOW, MUTED, radius=2.6)
         canvas.dot(scale(gap.mean * percent), y, tone, f"{name}: {words}", 5, gap.lo <= 0 <= gap.hi)
     return canvas.svg()
 

@@ -42,7 +42,7 @@ class ArmOnSlice(Settings):
 
     gauc: Rounded
     sd: Rounded  # over seeds
-    rows: int
+    rows: int  # of all the slice's users
     users: int
     vs: dict[str, Difference]
 
@@ -124,6 +124,7 @@ def _resampled(name: str, num: int, rounds: int) -> Floats:
 
 
 def _difference(name: str, gap_SU: Floats, weight_U: Floats, counts_RU: Floats) -> Difference:
+    """The paired difference of AUCs by seed and user, users weighing what they weigh in GAUC."""
     per_seed = gap_SU @ weight_U / weight_U.sum()
     draws_RS = (counts_RU @ (gap_SU * weight_U).T) / np.maximum(counts_RU @ weight_U, 1e-12)[:, None]
     rng = np.random.default_rng([stable_uint64(name) % 2**32, len(gap_SU)])

@@ -27,12 +27,12 @@ SHARES = {"low20": (0.0, 0.2), "low50": (0.0, 0.5), "high20": (0.8, 1.0)}
 RULES = {
     "all": "every row of the window",
     "low20": "the fifth of the window's users with the fewest events before it opened",
-    "low50": "the half of them with the fewest",
-    "high20": "the fifth with the most",
+    "low50": "the half of the window's users with the fewest",
+    "high20": "the fifth of the window's users with the most",
     "truncated": "users who keep their last few baskets only (logs.truncate)",
     "no_history": "users with no event before the window opened",
     "orders_1": "users with one order before the window opened",
-    "orders_1_3": "users with one to three",
+    "orders_1_3": "users with one to three orders before the window opened",
     "missing_attributes": "users of whom some attribute is not known",
 }
 RULES |= {f"decile_{number}": f"{number} of 10 by events before the window opened, 1 the fewest" for number in range(1, 11)}

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 
 from longtail.settings import Compute, Settings
 
+FEW_STEPS = 100  # optimiser steps below which a ranker has hardly been trained
+
 
 class TrainSettings(Settings):
     """The `train` stage; every ranker gets the same."""

@@ -22,7 +22,7 @@ from torch import nn
 from longtail.checkpoint import save_ranker, save_tensors
 from longtail.rankers.ranker import Ranker, RankerOutput
 from longtail.sample_files import ALONE, GlobalBatch, Purpose, SampleFiles, Workers, generator
-from longtail.training import TrainSettings, learning_rate
+from longtail.training import FEW_STEPS, TrainSettings, learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,15 @@ def train_ranker(
         ranker.fit_statistics(files.first_batch().to(device))
     module = ranker if wrap is None else wrap(ranker)
     num_steps = settings.epochs * files.steps_per_epoch(settings.batch_size)
+    if num_steps < FEW_STEPS and workers.rank == 0:
+        logger.warning(
+            "%s: %d optimiser steps in all (%d rows, train.batch_size = %d, train.epochs = %d) hardly train it. Lower train.batch_size or raise train.epochs.",
+            ranker.name,
+            num_steps,
+            sum(files.labelled["train"]),
+            settings.batch_size,
+            settings.epochs,
+        )
     while state.epoch < settings.epochs:
         train = _train_epoch(module, state, files, settings, seed, workers, device, num_steps, on_step)
         state.epoch += 1

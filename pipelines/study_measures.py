@@ -1,0 +1,147 @@
+"""A study's measures: reads the trials' scores, compares the arms, and writes what was found as JSON, Markdown and one HTML page.
+
+Reads logs, samples and trials; writes results/<study>_<data set>.json, .md and .html. python -m pipelines.study calls it when the trials are done.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from longtail.artifacts import Artifact, Store, source_commit
+from longtail.config import Config
+from longtail.metrics import Floats
+from longtail.run_state import load_behaviour, load_entities, logs_info
+from longtail.sample_files import Split
+from longtail.study import Seed, StudySettings
+from longtail.study_page import markdown, page
+from longtail.study_results import StudyResults, Window, by_user, compare
+from longtail.study_rows import WindowRows, window_rows
+from longtail.times import to_us
+from pipelines.logs import LOGS
+from pipelines.samples import SAMPLES
+from pipelines.stage import ensure, kept
+from pipelines.study_arms import arm_config
+
+
+def rows_of(config: Config, store: Store, split: Split) -> WindowRows:
+    """The rows and slices of one window of a data set."""
+    logs, samples = ensure(LOGS, config, store).artifact, ensure(SAMPLES, config, store).artifact
+    info = logs_info(logs)
+    table = samples.read("samples", ["example_id", "user_id", "split", "outcome"])
+    table = table.filter(pc.equal(table.column("split"), split))
+    truncated = logs.read("truncated", ["user_id"]).column("user_id").combine_chunks() if info.num_truncated else None
+    opens = to_us(info.train_end if split == "test" else info.validation_start)
+    bins = config.samples.numeric_bins
+    return window_rows(table, load_entities(logs, bins), load_behaviour(logs, bins), opens, truncated)
+
+
+def measure(rows: WindowRows, trials: Mapping[str, Mapping[Seed, Artifact]], split: Split) -> dict[str, dict[Seed, Floats]]:
+    """By arm and seed, the AUC of each user of the window; arms without scores there are left out."""
+    found: dict[str, dict[Seed, Floats]] = {}
+    order = pa.array(rows.example_id_N)
+    for arm, by_seed in trials.items():
+        for seed, artifact in by_seed.items():
+            if split in artifact.info["splits"]:
+                scores = artifact.read("scores")
+                scores = scores.filter(pc.equal(scores.column("split"), split))
+                place = pc.index_in(order, value_set=scores.column("example_id").combine_chunks())
+                if place.null_count or len(scores) != len(order):
+                    raise ValueError(
+                        f"{arm}, seed {seed}: {artifact.root} has {len(scores)} scores of the {split} window for {len(order)} rows, and none for "
+                        f"{place.null_count} of them. Remove that folder's parent and run the study again: the trial is made anew."
+                    )
+                found.setdefault(arm, {})[seed] = by_user(rows, scores.column("score").take(place).to_numpy())
+    return found
+
+
+def results(
+    study: StudySettings, dataset: str, config: Config, store: Store, trials: Mapping[str, Mapping[Seed, Artifact]], notes: dict[str, Any]
+) -> StudyResults:
+    """What the study found on one data set."""
+    shared = arm_config(study, dataset, None, None, config)
+    compared = {}
+    windows: tuple[Split, ...] = ("validation", "test")
+    for split in windows:
+        rows = rows_of(shared, store, split)
+        compared[split] = compare(Window.of(rows), measure(rows, trials, split), study.against_of, study.bootstrap_rounds)
+    seconds = {arm: sum(float(one.info["seconds"]) for one in of_arm.values()) / len(of_arm) for arm, of_arm in trials.items()}
+    parameters = {arm: next(iter(of_arm.values())).info["parameters"] for arm, of_arm in trials.items()}
+    info = logs_info(ensure(LOGS, shared, store).artifact)
+    done, opened = effort(trials, str(notes["started"])), list(notes["openings"])
+    if done["trained_now"]:
+        opened.append({"when": notes["started"], "trained": done["trained_now"], "commit": source_commit(), "settings": str(notes["study_sha256"])[:12]})
+    facts = {"exposure": info.exposure, "users": info.num_users, "items": info.num_items, "events": info.num_events, "examples": info.num_examples}
+    return StudyResults(
+        dataset=dataset,
+        config=study.datasets[dataset].config,
+        commit=source_commit(),
+        seeds=tuple(dict.fromkeys(seed for of_arm in trials.values() for seed in of_arm)),
+        headline=study.datasets[dataset].headline.model_dump(),
+        window="test",
+        arms=compared["test"],
+        validation=compared["validation"],
+        notes={
+            **notes,
+            **done,
+            "openings": opened,
+            "logs": facts,
+            "steps": {arm: next(iter(of_arm.values())).info["epochs"][-1]["step"] for arm, of_arm in trials.items()},
+            "seconds_per_trial": seconds,
+            "parameters": parameters,
+            "arms": {name: arm.meaning for name, arm in study.arms.items()},
+        },
+    )
+
+
+def effort(trials: Mapping[str, Mapping[Seed, Artifact]], started: str) -> dict[str, object]:
+    """How many trials there are, how many of them were trained since `started` and not found, and what all of them took, a thread each."""
+    every = {one.key: one for of_arm in trials.values() for one in of_arm.values()}.values()
+    trained = sum(str(one.manifest["finished"]) >= started for one in every)
+    return {"trials": len(every), "trained_now": trained, "trials_thread_min": round(sum(float(one.info["seconds"]) for one in every) / 60, 1)}
+
+
+def files_of(study: StudySettings, dataset: str, folder: Path) -> dict[str, Path]:
+    """The files of a data set's results, by kind."""
+    return {kind: folder / f"{study.name}_{dataset}.{kind}" for kind in ("json", "md", "html")}
+
+
+def results_folder(study: StudySettings, datasets: Sequence[str]) -> Path:
+    """The folder of the results, which can be written to.
+
+    Raises:
+        ValueError: it can't.
+    """
+    folder = Path(kept("study.results", study.results))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"study.results = {study.results!r} cannot be written to: {error.strerror}. Name a folder that is yours.") from error
+    in_the_way = [str(path) for name in datasets for path in files_of(study, name, folder).values() if path.is_dir()]
+    if in_the_way:
+        raise ValueError(f"study.results = {study.results!r}: {in_the_way} are folders, and files of that name are to be written. Move them, or name another.")
+    return folder
+
+
+def earlier_openings(path: Path) -> list[dict[str, object]]:
+    """The openings of the test window that the results at `path` tell of: a new run's results replace the figures, not the record."""
+    try:
+        before = json.loads(path.read_text())
+        return list(before["notes"]["openings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write(found: StudyResults, study: StudySettings, folder: Path) -> None:
+    """The data set's files below `folder`, all or none of them anew."""
+    texts = {"json": json.dumps(found.model_dump(mode="json"), indent=1) + "\n", "md": markdown(found, study), "html": page(found, study)}
+    paths = files_of(study, found.dataset, folder)
+    for kind, text in texts.items():
+        paths[kind].with_name(f".{paths[kind].name}").write_text(text)
+    for path in paths.values():
+        path.with_name(f".{path.name}").replace(path)
