@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 
 from longtail.artifacts import Artifact
 from longtail.config import Config
-from longtail.feature_state import lent_rows, own_rows
+from longtail.feature_state import lent_rows, lift_rows, own_rows
 from longtail.features import EXAMPLE_COLUMNS
-from longtail.run_state import load_lent_state, load_own_state
+from longtail.run_state import load_lent_state, load_own_state, load_peer_lifts
 
 
 class OwnFeatureActor:
@@ -27,21 +27,37 @@ class OwnFeatureActor:
         return dict(Counter(samples.column("split").to_pylist()))
 
 
-class LentFeatureActor:
-    """Computes what groups and peers lend to the sample rows of whole parts."""
+class LiftActor:
+    """Computes what peers lend to the sample rows of whole parts."""
 
     def __init__(self, inputs: Mapping[str, Artifact], config: Config) -> None:
         self.fs = inputs["logs"].fs
-        self.state = load_lent_state(inputs["logs"], inputs["user_codes"], inputs["groups"], inputs["peers"], inputs["item_codes"], config)
+        self.state = load_peer_lifts(inputs["logs"], inputs["peers"], inputs["item_codes"], config)
 
     def write_parts(self, parts: Sequence[tuple[str, str]]) -> int:
-        """What is lent to the samples of each part (source, target), row by row; returns the rows.
+        """What peers lend to the samples of each part (source, target), row by row; returns the rows.
 
         Several parts at once: what a user's peers have met is gathered once for all rows of that user.
         """
         keys = [pq.read_table(source, columns=list(EXAMPLE_COLUMNS), filesystem=self.fs) for source, _ in parts]
-        lent, start = lent_rows(self.state, pa.concat_tables(keys)), 0
+        lifts, start = lift_rows(self.state, pa.concat_tables(keys)), 0
         for rows, (_, target) in zip(keys, parts, strict=True):
-            pq.write_table(lent.slice(start, len(rows)), target, filesystem=self.fs, compression="zstd")
+            pq.write_table(lifts.slice(start, len(rows)), target, filesystem=self.fs, compression="zstd")
             start += len(rows)
-        return len(lent)
+        return len(lifts)
+
+
+class LentFeatureActor:
+    """Computes what groups lend to the sample rows of whole parts, and writes what peers lend beside it."""
+
+    def __init__(self, inputs: Mapping[str, Artifact], config: Config) -> None:
+        self.fs = inputs["logs"].fs
+        self.has_peers = config.peers.form != "none"
+        self.state = load_lent_state(inputs["logs"], inputs["user_codes"], inputs["groups"], None, inputs["item_codes"], config)
+
+    def write_part(self, source: str, lifts: str, target: str) -> int:
+        """What is lent to the samples of one part, row by row; returns the rows."""
+        rows = pq.read_table(source, columns=list(EXAMPLE_COLUMNS), filesystem=self.fs)
+        peer_stats = pq.read_table(lifts, filesystem=self.fs).column("peer_stats") if self.has_peers else None
+        pq.write_table(lent_rows(self.state, rows, peer_stats), target, filesystem=self.fs, compression="zstd")
+        return len(rows)

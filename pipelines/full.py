@@ -23,6 +23,7 @@ from pipelines.evaluate import evaluation_stage
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_Z
 from pipelines.lent import LENT
+from pipelines.lifts import LIFTS
 from pipelines.logs import LOGS
 from pipelines.peers import PEERS
 from pipelines.profiles import PROFILES
@@ -31,7 +32,7 @@ from pipelines.stage import Outcome, Stage, arguments, clear_errors, config_from
 from pipelines.train import RANKER_STAGES
 from pipelines.user_spaces import USER_SPACES
 
-SHARED_STAGES = (LOGS, PROFILES, USER_VECTORS, ITEM_VECTORS, ITEM_Z, ITEM_CODES, USER_SPACES, USER_CODES, GROUPS, PEERS, COLLABORATIVE, SAMPLES, LENT)
+SHARED_STAGES = (LOGS, PROFILES, USER_VECTORS, ITEM_VECTORS, ITEM_Z, ITEM_CODES, USER_SPACES, USER_CODES, GROUPS, PEERS, COLLABORATIVE, SAMPLES, LIFTS, LENT)
 
 
 def stages(config: Config) -> list[Stage]:

@@ -1,7 +1,7 @@
 """Lent: what groups and peers lend to the samples, row by row; a change of groups or peers leaves the samples as they are.
 
-Reads logs, user codes, groups, peers, item codes and the samples' keys; writes lent.parquet/part-*.parquet, whose rows are those of the samples' parts.
-Run: python -m pipelines.lent --config pipelines/configs/demo.toml
+Reads logs, user codes, groups, item codes, the samples' keys and the peers' lifts; writes lent.parquet/part-*.parquet, whose rows are those of the
+samples' parts. Run: python -m pipelines.lent --config pipelines/configs/demo.toml
 """
 
 from actors.features import LentFeatureActor
@@ -11,29 +11,26 @@ from longtail.run_state import feature_spec, load_entities, logs_info
 from pipelines import work
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.groups import GROUPS
+from pipelines.lifts import LIFTS
 from pipelines.logs import LOGS
-from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES, targets
 from pipelines.stage import Context, Result, Stage, main_for
 
-MOST_PARTS = 16  # at once in an actor: some hundred bytes a row
-
 
 def _build(context: Context, draft: Draft) -> Result:
-    samples, logs, config = context.inputs["samples"], context.inputs["logs"], context.config
-    parts, compute = targets(draft, parquet_files(samples.fs, samples.path("samples.parquet")), "lent"), config.samples.compute
-    at_once = min(-(-len(parts) // (1 if work.is_in_place() else compute.num_actors)), MOST_PARTS)
-    jobs = [(parts[start : start + at_once],) for start in range(0, len(parts), at_once)]
-    said = work.pool(LentFeatureActor, (dict(context.inputs), config), "write_parts", jobs, {"samples": compute}, config.cluster)
+    samples, lifts, logs, config = context.inputs["samples"], context.inputs["lifts"], context.inputs["logs"], context.config
+    parts = targets(draft, parquet_files(samples.fs, samples.path("samples.parquet")), "lent")
+    jobs = [(source, f"{lifts.path('lifts.parquet')}/{source.rsplit('/', 1)[1]}", target) for source, target in parts]
+    said = work.pool(LentFeatureActor, (dict(context.inputs), config), "write_part", jobs, {"samples": config.samples.compute}, config.cluster)
     spec = feature_spec(load_entities(logs, config.samples.numeric_bins), config, logs_info(logs).has_conversion)
     return Result(rows_in=sum(said), rows_out=sum(said), info={"spec": spec.model_dump(mode="json")})
 
 
 def _settings(config: Config) -> dict[str, object]:
-    return {"samples": config.samples.key_fields(), "groups": config.groups.key_fields(), "peers": config.peers.key_fields()}
+    return {"samples": config.samples.key_fields(), "groups": config.groups.key_fields(), "peers": config.peers.form}
 
 
-LENT = Stage("lent", 2, (LOGS, USER_CODES, GROUPS, PEERS, ITEM_CODES, SAMPLES), _settings, _build, "pipelines.lent")
+LENT = Stage(name="lent", version=3, inputs=(LOGS, USER_CODES, GROUPS, ITEM_CODES, SAMPLES, LIFTS), settings=_settings, build=_build, command="pipelines.lent")
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from pipelines.codes import USER_CODES
 from pipelines.embeddings import USER_VECTORS
 from pipelines.groups import GROUPS
 from pipelines.lent import LENT
+from pipelines.lifts import LIFTS
 from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
 from pipelines.stage import Stage, arguments, clear_errors, config_from, ensure, open_store, provenance
@@ -44,7 +45,7 @@ from pipelines.work import started_in
 logger = logging.getLogger(__name__)
 
 #: Where arms and seeds part, in the order of the data: each is built for all of them before the next, so that no two build the same thing at a time.
-VARIED = (USER_VECTORS, USER_SPACES, USER_CODES, GROUPS, PEERS, SAMPLES, LENT)
+VARIED = (USER_VECTORS, USER_SPACES, USER_CODES, GROUPS, PEERS, SAMPLES, LIFTS, LENT)
 
 
 @dataclass

@@ -26,6 +26,7 @@ from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_Z
 from pipelines.lent import LENT
+from pipelines.lifts import LIFTS
 from pipelines.logs import LOGS
 from pipelines.peers import PEERS
 from pipelines.profiles import PROFILES
@@ -152,6 +153,7 @@ def publish(folder: Path) -> Config:
     commit(PEERS, lambda draft: draft.write("peers", schema.PEERS.empty_table()))
     commit(COLLABORATIVE, lambda draft: draft.write("collaborative", schema.COLLABORATIVE.empty_table()))
     commit(SAMPLES, nothing)
+    commit(LIFTS, nothing)
     commit(LENT, nothing)
     for name, ranker in rankers(settings).items():
 

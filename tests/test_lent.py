@@ -1,6 +1,7 @@
 """What groups and peers lend: by hand, to whom and from when on; blind to the future; and the stage, whose rows are those of the samples."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from pipelines import work
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.groups import GROUPS
 from pipelines.lent import LENT
+from pipelines.lifts import LIFTS
 from pipelines.logs import LOGS
 from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
@@ -204,3 +206,26 @@ def test_a_change_of_what_is_lent_leaves_the_samples(tmp_path: Path, sections: d
         assert (find(SAMPLES, changed, store) == one) is same_samples
         second = ensure(LENT, changed, store, build_inputs=True).artifact
     assert second.key != first.key
+
+
+@pytest.mark.parametrize(
+    ("sections", "same_lifts"),
+    [
+        ({"groups": {"min_size": 5}}, True),
+        ({"codes": {"user": {"num_stages": 1, "codebook_size": 2}}}, True),
+        ({"peers": {"prior_users": 3.0}}, False),
+        ({"user_spaces": {"shuffled": True}}, False),
+    ],
+)
+def test_groups_leave_what_peers_lend_as_it_is(tmp_path: Path, sections: dict[str, dict[str, Any]], same_lifts: bool) -> None:
+    settings, store = borrowing_world.publish(tmp_path)
+    with work.in_place():
+        first = ensure(LENT, settings, store, build_inputs=True).artifact
+        changed = borrowing_world.config(store.uri, **{name: settings.model_dump(mode="json")[name] | values for name, values in sections.items()})
+        second = ensure(LENT, changed, store, build_inputs=True).artifact
+    assert first.key != second.key
+    lifts = [find(LIFTS, config, store) for config in (settings, changed)]
+    assert None not in lifts
+    assert (lifts[0] == lifts[1]) is same_lifts
+    stats = [artifact.read("lent", ["peer_stats"]) for artifact in (first, second)]
+    assert stats[0].equals(stats[1]) is same_lifts

@@ -182,7 +182,7 @@ def test_provenance_says_where_two_configs_part() -> None:
     one, other = (provenance(RANKER_STAGES["choirrec"], load(None, [*PLAIN, f"codes.user.codebook_size={size}"])) for size in (4, 8))
     shared = ["logs", "item_vectors", "item_z", "item_codes", "collaborative", "samples", "profiles", "user_vectors", "user_spaces"]
     assert [name for name in one if one[name] == other[name]] == shared
-    assert [name for name in one if one[name] != other[name]] == ["user_codes", "groups", "peers", "lent", "choirrec"]
+    assert [name for name in one if one[name] != other[name]] == ["user_codes", "groups", "peers", "lifts", "lent", "choirrec"]
 
 
 def test_a_point_that_contradicts_itself_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pipelines.codes import USER_CODES
 from pipelines.collaborative import COLLABORATIVE
 from pipelines.groups import GROUPS
 from pipelines.lent import LENT
+from pipelines.lifts import LIFTS
 from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
 from pipelines.stage import Stage, ensure, find
@@ -93,7 +94,7 @@ def test_jobs_on_ray_run_elsewhere_and_come_back_in_order() -> None:
     ("last", "stages"),
     [
         ((GROUPS, PEERS), (USER_CODES, GROUPS, PEERS)),
-        pytest.param((LENT,), (USER_SPACES, USER_CODES, GROUPS, PEERS, COLLABORATIVE, SAMPLES, LENT), marks=pytest.mark.slow),
+        pytest.param((LENT,), (USER_SPACES, USER_CODES, GROUPS, PEERS, COLLABORATIVE, SAMPLES, LIFTS, LENT), marks=pytest.mark.slow),
     ],
     ids=["groups and peers", "all"],
 )

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from longtail.entities import Entities
-from longtail.features import EXAMPLE_COLUMNS, OwnState, Rows, written
-from longtail.lent import LentState
+from longtail.features import EXAMPLE_COLUMNS, OwnState, Rows, fixed, written
+from longtail.lent import LentState, PeerLifts
 from longtail.samples import FeatureSpec
 
 
@@ -44,7 +44,13 @@ def own_rows(own: OwnState, examples: pa.Table) -> pa.Table:
     return written({name: examples.column(name) for name in EXAMPLE_COLUMNS} | columns)
 
 
-def lent_rows(lent: LentState, examples: pa.Table) -> pa.Table:
-    """The rows of the lent table, in the examples' order."""
+def lent_rows(lent: LentState, examples: pa.Table, peer_stats: pa.Array | None = None) -> pa.Table:
+    """The rows of the lent table, in the examples' order; what peers lend is worked out here, or given."""
     rows = Rows.of(examples, lent.entities)
-    return written(lent.columns(rows, lent.entities.attribute_codes_MA[rows.user_row_B]))
+    columns = lent.columns(rows, lent.entities.attribute_codes_MA[rows.user_row_B])
+    return written(columns if peer_stats is None else columns | {"peer_stats": peer_stats})
+
+
+def lift_rows(lifts: PeerLifts, examples: pa.Table) -> pa.Table:
+    """What peers lend to the examples, in their order: the column peer_stats."""
+    return pa.table({"peer_stats": fixed(lifts.of(Rows.of(examples, lifts.entities)), pa.float32())})

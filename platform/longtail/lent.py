@@ -102,6 +102,23 @@ def inherited(attributes_PA: npt.NDArray[np.int32], group_of: Mapping[tuple[int,
 
 
 @dataclass(frozen=True)
+class PeerLifts:
+    """What peers lend alone: the dear part, which a change of groups leaves as it is."""
+
+    entities: Entities
+    cluster_N: Ints  # of items by their semantic codes, from 1; 0 unknown
+    peers: PeerIndex
+    settings: SamplesSettings
+    start_us: int
+
+    def of(self, rows: Rows) -> Floats:
+        """PEER_STATS [B, P]: what each user's peers had met by the snapshot, beside everybody."""
+        facts = item_facts(rows, self.entities, self.cluster_N)
+        columns_BC = np.stack([rows.item_row_B, facts.cluster_B, facts.leaf_B, facts.root_B], axis=1)
+        return self.peers.lifts(rows.user_row_B, columns_BC, snapshot_us(rows.time_B, self.start_us, self.settings))
+
+
+@dataclass(frozen=True)
 class LentState:
     """What lent features are computed from; built once per process from the artifacts of one run."""
 
@@ -134,12 +151,9 @@ class LentState:
         }
 
     def _peer_stats(self, rows: Rows) -> Floats:
-        """PEER_STATS [B, P], width 0 without peers: what the user's peers had met by the snapshot, beside everybody."""
         if self.peers is None:
             return np.zeros((len(rows), 0), np.float32)
-        facts = item_facts(rows, self.entities, self.cluster_N)
-        columns_BC = np.stack([rows.item_row_B, facts.cluster_B, facts.leaf_B, facts.root_B], axis=1)
-        return self.peers.lifts(rows.user_row_B, columns_BC, snapshot_us(rows.time_B, self.start_us, self.settings))
+        return PeerLifts(self.entities, self.cluster_N, self.peers, self.settings, self.start_us).of(rows)
 
     def _memberships(self, rows: Rows, given: list[tuple[int, ...] | None] | None) -> tuple[Ints, npt.NDArray[np.int32]]:
         """Row of the lending group [B], and the user's codes plus one [B, S]; looked up once per distinct (user, snapshot)."""

@@ -16,7 +16,7 @@ from longtail.config import Config
 from longtail.entities import Entities
 from longtail.feature_state import FeatureState
 from longtail.features import CROSS_STATS, ITEM_STATS, USER_STATS, ActivityIndex, OwnState
-from longtail.lent import LentState, UserGroups
+from longtail.lent import LentState, PeerLifts, UserGroups
 from longtail.logs import LogsInfo
 from longtail.peers import PEER_STATS, FirstMeetings, PeerIndex, clusters
 from longtail.samples import FeatureSpec
@@ -101,14 +101,20 @@ def load_activity(logs: Artifact, numeric_bins: int) -> ActivityIndex:
     return ActivityIndex.build(load_behaviour(logs, numeric_bins))
 
 
-def load_lent_state(logs: Artifact, user_codes: Artifact, groups: Artifact, peers: Artifact, item_codes: Artifact, config: Config) -> LentState:
-    """The state of lent features; build it once per process."""
+def load_peer_lifts(logs: Artifact, peers: Artifact, item_codes: Artifact, config: Config) -> PeerLifts:
+    """The state of what peers lend; build it once per process. There must be peers."""
     entities = load_entities(logs, config.samples.numeric_bins)
     cluster_N = load_clusters(item_codes, entities, config.samples.cluster_depth)
-    index = None
-    if config.peers.form != "none":
-        firsts = _first_meetings(logs, item_codes, config.samples.numeric_bins, config.samples.cluster_depth)
-        index = PeerIndex.build(peers.read("peers"), entities, firsts, config.peers)
+    firsts = _first_meetings(logs, item_codes, config.samples.numeric_bins, config.samples.cluster_depth)
+    index = PeerIndex.build(peers.read("peers"), entities, firsts, config.peers)
+    return PeerLifts(entities, cluster_N, index, config.samples, to_us(logs_info(logs).start))
+
+
+def load_lent_state(logs: Artifact, user_codes: Artifact, groups: Artifact, peers: Artifact | None, item_codes: Artifact, config: Config) -> LentState:
+    """The state of lent features; build it once per process. Without `peers`, what groups lend alone."""
+    entities = load_entities(logs, config.samples.numeric_bins)
+    cluster_N = load_clusters(item_codes, entities, config.samples.cluster_depth)
+    index = load_peer_lifts(logs, peers, item_codes, config).peers if peers is not None and config.peers.form != "none" else None
     users = config.codes.user
     user_groups = UserGroups.build(user_codes.read("codes"), groups.read("groups"), entities, (users.codebook_size,) * users.num_stages, config.groups)
     return LentState(entities, user_groups, cluster_N, index, config.samples, to_us(logs_info(logs).start))
