@@ -67,6 +67,7 @@ class StudySettings(Settings):
     headline_arms: tuple[str, ...] = Field((), description="on every data set, with all seeds")
     ablations_on: tuple[str, ...] = Field((), description="data sets on which the other arms run")
     against: tuple[str, ...] = Field(("base_strong",), min_length=1, description="arms that every other one is compared with")
+    only: tuple[str, ...] = Field((), description="the data sets of this run; without it all of the form's")
     leave_out: tuple[str, ...] = Field((), description="arms that are not run this time")
     bootstrap_rounds: int = Field(2000, ge=20, le=100_000)
     num_parallel: int | None = Field(None, ge=1, description="trials at a time, a CPU each; without it, as many as there are CPUs")
@@ -90,6 +91,7 @@ class StudySettings(Settings):
             raise ValueError(f"leave_out names {gone}, which the others are compared with: take them out of against too")
         known("leave_out", self.leave_out, {name: arm for name, arm in arms.items() if name not in self.headline_arms})
         known("ablations_on", self.ablations_on, dict(self.datasets))
+        known("only", self.only, dict(self.datasets))
         known("short_datasets", self.short_datasets, dict(self.datasets))
         for name, arm in self.arms.items():
             known(f"arms.{name}.like", [arm.like] if arm.like is not None else [], arms)
@@ -145,7 +147,8 @@ class StudySettings(Settings):
     @property
     def chosen_datasets(self) -> tuple[str, ...]:
         """The data sets of this form."""
-        return self.short_datasets if self.form == "short" and self.short_datasets else tuple(self.datasets)
+        of_form = self.short_datasets if self.form == "short" and self.short_datasets else tuple(self.datasets)
+        return tuple(name for name in of_form if name in (self.only or of_form))
 
 
 def seeded(settings: Sequence[str], seed: Seed, *, borrows: bool) -> tuple[str, ...]:
