@@ -307,7 +307,7 @@ headline = {{ arm = "full", slice = "low50", base = "base", control = "shuffled"
 [study.datasets.loners]
 config = "{config}"
 set = ['peers.form=neighbours', 'peers.num_peers=[20, 5]', 'user_spaces.spaces=["profile", "titles", "behaviour"]', 'collaborative.scores=["ease"]',
-  'logs.synthetic.num_groups=1', 'logs.synthetic.tastes=own']
+  'logs.synthetic.num_groups=1', 'logs.synthetic.tastes=own', 'logs.synthetic.num_users=240']
 headline = {{ arm = "full", slice = "low50", base = "base", control = "shuffled" }}
 [study.datasets.away]
 config = "{config}"
@@ -388,6 +388,10 @@ def test_a_study_from_the_command_to_the_page(ray_cluster: None, tmp_path: Path,
     assert {"form", "when", "command", "machine", "trials_min", "shared_s", "logs", "openings", "steps", "seconds_per_trial", "parameters", "arms"} <= set(
         found.notes
     )
+
+    alone = StudyResults.model_validate(json.loads((tmp_path / "results" / "tiny_loners.json").read_text())).arms["full"]["all"]
+    assert alone.vs["shuffled"].lo < 0.01, "nobody's taste tells anything of another's: neighbours gain nothing over wrong ones"
+    assert alone.vs["shuffled"].mean < 0.04
 
     seeing = [(manifest["config"], table) for manifest, table in scores(tmp_path) if "test" in manifest["info"]["splits"]]
     mine = {config["train"]["seed"]: table for config, table in seeing if config["name"] == "base"}
