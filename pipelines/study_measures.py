@@ -139,7 +139,9 @@ def earlier_openings(path: Path) -> list[dict[str, object]]:
 
 def write(found: StudyResults, study: StudySettings, folder: Path) -> None:
     """The data set's files below `folder`, all or none of them anew."""
-    texts = {"json": json.dumps(found.model_dump(mode="json"), indent=1) + "\n", "md": markdown(found, study), "html": page(found, study)}
+    rounded = found.model_dump(mode="json")
+    found = StudyResults.model_validate(rounded)  # the pages say what the .json says, to its last digit
+    texts = {"json": json.dumps(rounded, indent=1) + "\n", "md": markdown(found, study), "html": page(found, study)}
     paths = files_of(study, found.dataset, folder)
     for kind, text in texts.items():
         paths[kind].with_name(f".{paths[kind].name}").write_text(text)
