@@ -55,8 +55,8 @@ def _behaviour(logs: Artifact, numeric_bins: int, time: int, first: int, dim: in
 
 
 def _build(context: Context, draft: Draft) -> Result:
-    entities = load_entities(context.inputs["logs"], context.config.samples.numeric_bins)
-    if context.config.user_spaces.spaces == ("attributes",) and not entities.attribute_codes_MA.any():
+    logs, bins = context.inputs["logs"], context.config.samples.numeric_bins
+    if context.config.user_spaces.spaces == ("attributes",) and not load_entities(logs, bins).attribute_codes_MA.any():
         raise ValueError(
             "user_spaces.spaces = ['attributes']: no attribute of any user is known, so nobody lies anywhere. Declare logs.categorical_attributes or "
             "logs.numeric_attributes, or name another space."

@@ -204,10 +204,10 @@ class Store:
         try:
             with self.fs.open_input_stream(path) as stream:
                 manifest = json.loads(stream.read())
-            manifest = dict(manifest) | {"data": manifest["data"]}
+            data = manifest["data"]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is cut short or no manifest: {error}. Remove the folder that it lies in and run again: it is built anew.") from error
-        return Artifact(stage, key, manifest, self.fs, f"{self.root}/{stage}/{key}/{manifest['data']}")
+        return Artifact(stage, key, manifest, self.fs, f"{self.root}/{stage}/{key}/{data}")
 
     def create(self, stage: str, key: str) -> Draft:
         """A draft to write into."""
