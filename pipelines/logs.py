@@ -42,10 +42,13 @@ def build_and_write(logs_settings: LogsSettings, rows_per_file: int, seed: int, 
     """All tables of the stage, written below `draft`; raises ValueError where source, split or labels do not work out."""
     logs = build_logs(logs_settings, seed)
     logs.write(draft, rows_per_file)
-    return Result(logs.rows_in, logs.info.num_events, logs.dropped, logs.info.model_dump(mode="json"))
+    info = logs.info.model_dump(mode="json")
+    # Beside the manifest's: what later stages read of the logs is part of their content, and so of the later stages' keys.
+    draft.write_json("info.json", info)
+    return Result(logs.rows_in, logs.info.num_events, logs.dropped, info)
 
 
-LOGS = Stage("logs", 2, (), settings, build, "pipelines.logs", fingerprint=lambda config: fingerprint(config.logs))
+LOGS = Stage("logs", 3, (), settings, build, "pipelines.logs", fingerprint=lambda config: fingerprint(config.logs))
 
 
 def check(logs_settings: LogsSettings, seed: int) -> Report:
