@@ -53,7 +53,7 @@ class LentFeatureActor:
     def __init__(self, inputs: Mapping[str, Artifact], config: Config) -> None:
         self.fs = inputs["logs"].fs
         self.has_peers = config.peers.form != "none"
-        self.state = load_lent_state(inputs["logs"], inputs["user_codes"], inputs["groups"], None, inputs["item_codes"], config)
+        self.state = load_lent_state(inputs["logs"], inputs["user_codes"], inputs["groups"], None, config)
 
     def write_part(self, source: str, lifts: str, target: str) -> int:
         """What is lent to the samples of one part, row by row; returns the rows."""

@@ -1,6 +1,6 @@
 """Lent: what groups and peers lend to the samples, row by row; a change of groups or peers leaves the samples as they are.
 
-Reads logs, user codes, groups, item codes, the samples' keys and the peers' lifts; writes lent.parquet/part-*.parquet, whose rows are those of the
+Reads logs, user codes, groups, the samples' keys and the peers' lifts; writes lent.parquet/part-*.parquet, whose rows are those of the
 samples' parts. Run: python -m pipelines.lent --config pipelines/configs/demo.toml
 """
 
@@ -9,7 +9,7 @@ from longtail.artifacts import Draft, parquet_files
 from longtail.config import Config
 from longtail.run_state import feature_spec, load_entities, logs_info
 from pipelines import work
-from pipelines.codes import ITEM_CODES, USER_CODES
+from pipelines.codes import USER_CODES
 from pipelines.groups import GROUPS
 from pipelines.lifts import LIFTS
 from pipelines.logs import LOGS
@@ -30,7 +30,7 @@ def _settings(config: Config) -> dict[str, object]:
     return {"samples": config.samples.key_fields(), "groups": config.groups.key_fields(), "peers": config.peers.form}
 
 
-LENT = Stage(name="lent", version=3, inputs=(LOGS, USER_CODES, GROUPS, ITEM_CODES, SAMPLES, LIFTS), settings=_settings, build=_build, command="pipelines.lent")
+LENT = Stage(name="lent", version=4, inputs=(LOGS, USER_CODES, GROUPS, SAMPLES, LIFTS), settings=_settings, build=_build, command="pipelines.lent")
 
 
 def main() -> None:

@@ -141,8 +141,9 @@ def run_study(study: StudySettings, config: Config) -> dict[str, object]:
     with ray_session(config.cluster):
         stores, seconds = {}, {}
         for name in names:
-            stores[name], began = open_store(arm_config(study, name, None, None, config)), time.monotonic()
-            rows = build_shared(arm_config(study, name, None, None, config), stores[name])
+            shared, began = arm_config(study, name, None, None, config), time.monotonic()
+            stores[name] = open_store(shared)
+            rows = build_shared(shared, stores[name])
             seconds[name] = time.monotonic() - began
             progress.say(f"{name}: what all arms share, {rows:,} rows of samples, {seconds[name]:.0f} s")
         began = time.monotonic()

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -21,13 +22,15 @@ from longtail.rankers.batch import Batch
 from longtail.rankers.ranker import Ranker, predict_rows
 from longtail.sample_files import Split
 from longtail.settings import own_seed
-from longtail.training_loop import train_ranker
+from longtail.training_loop import Metrics, train_ranker
 from longtail.validation import Validation
 from pipelines import work
 from pipelines.stage import Context, Result, Stage, ensure
 from pipelines.train import RANKER_STAGES, TrainJob
 
 TRIAL_VERSION = 2
+
+Logits = npt.NDArray[np.float32]
 
 
 def trial_stage(ranker: str, splits: tuple[Split, ...]) -> Stage:
@@ -62,10 +65,18 @@ def _build(context: Context, draft: Draft, ranker: str, splits: Sequence[Split])
         )
     job = replace(job, files=replace(job.files, kept=_in_memory(inputs["samples"], inputs["lent"])))
     made = job.ranker()
-    state = train_ranker(made, job.files, config.train, seed=job.seed, validate=Validation(job.files, config.evaluate))
+    validation, by_epoch = Validation(job.files, config.evaluate), []
+
+    def validate(ranker: Ranker) -> Metrics:
+        scored = validation.scored(ranker)
+        by_epoch.append(scored["logit"][:, 0])
+        return validation.measure(scored, ranker.heads)
+
+    there = [split for split, rows in job.files.labelled.items() if any(rows)]
+    state = train_ranker(made, job.files, config.train, seed=job.seed, validate=validate if "validation" in there else None)
     made.load_state_dict(state.best_weights)
-    tables = [scored for split in splits for part in range(len(job.files.parts)) if (scored := _scores(job, made, part, split)) is not None]
-    scores = pa.concat_tables(tables)
+    logits = {split: by_epoch[state.best_epoch - 1] if split == "validation" else _logits(job, made, split) for split in splits if split in there}
+    scores = pa.concat_tables([_scores(job, split, logits_N) for split, logits_N in logits.items()])
     draft.write("scores", scores)
     info = {"parameters": made.num_parameters(), "best_epoch": state.best_epoch, "epochs": state.metrics, "splits": list(splits)}
     return Result(len(scores), len(scores), info={**info, "seconds": round(time.monotonic() - started, 2)})
@@ -86,12 +97,17 @@ def _in_memory(samples: Artifact, lent: Artifact) -> tuple[pa.Table, ...]:
     return tuple(found)
 
 
-def _scores(job: TrainJob, ranker: Ranker, part: int, split: Split) -> pa.Table | None:
-    """Logits of the primary head for one part's rows of `split`, None where it has none."""
-    if not job.files.labelled[split][part]:
-        return None
-    rows = job.files.load(part, split, ["example_id"])
-    logits = predict_rows(ranker, Batch.from_table(rows, job.files.spec)).logits_BH[:, 0].numpy()
-    if not np.isfinite(logits).all():
-        raise ValueError(f"{job.name}: {int((~np.isfinite(logits)).sum())} of {len(logits)} scores are not finite. Lower train.learning_rate.")
-    return pa.table({"example_id": rows.column("example_id"), "split": pa.array([split] * len(rows)), "score": pa.array(logits.astype(np.float32))})
+def _logits(job: TrainJob, ranker: Ranker, split: Split) -> Logits:
+    """Of the primary head, for the rows of `split` in the files' order."""
+    parts = [Batch.from_table(job.files.load(part, split), job.files.spec) for part, rows in enumerate(job.files.labelled[split]) if rows]
+    return np.concatenate([predict_rows(ranker, rows).logits_BH[:, 0].numpy() for rows in parts])
+
+
+def _scores(job: TrainJob, split: Split, logits_N: Logits) -> pa.Table:
+    """The scores of the rows of `split`, which are in the files' order."""
+    if not np.isfinite(logits_N).all():
+        raise ValueError(f"{job.name}: {int((~np.isfinite(logits_N)).sum())} of {len(logits_N)} scores are not finite. Lower train.learning_rate.")
+    examples = pa.concat_tables(
+        [job.files.load(part, split, ["example_id"]).select(["example_id"]) for part, rows in enumerate(job.files.labelled[split]) if rows]
+    )
+    return examples.append_column("split", pa.array([split] * len(examples))).append_column("score", pa.array(logits_N.astype(np.float32)))

@@ -103,8 +103,10 @@ def item_vectors() -> pa.Table:
     return pa.table({"item_id": ITEMS[::-1], "vector": to_arrow(vectors[::-1].astype(np.float32))})
 
 
-def publish(folder: Path, more: list[Event] | None = None, conversion: bool = False, **sections: dict[str, Any]) -> tuple[Config, Store]:
-    """Write what the stages of groups and peers read below `folder`, with `more` events; the config finds it."""
+def publish(
+    folder: Path, more: list[Event] | None = None, conversion: bool = False, *, cities: bool = True, **sections: dict[str, Any]
+) -> tuple[Config, Store]:
+    """Write what the stages of groups and peers read below `folder`, with `more` events, and users' `cities` known or not; the config finds it."""
     settings = config(str(folder), **sections)
     store = Store.open(settings.run.uri)
     done: dict[str, Artifact] = {}
@@ -117,7 +119,10 @@ def publish(folder: Path, more: list[Event] | None = None, conversion: bool = Fa
 
     def write_logs(draft: Draft) -> None:
         happened = events() + (more or [])
-        draft.write("users", pa.table({"user_id": USERS, "city": [None if row % 5 == 4 else f"c{row % 2}" for row in range(NUM_USERS)]}))
+        draft.write(
+            "users",
+            pa.table({"user_id": USERS, "city": pa.array([f"c{row % 2}" if cities and row % 5 != 4 else None for row in range(NUM_USERS)], pa.string())}),
+        )
         items = {"item_id": ITEMS, "category": pa.array([[f"k{row % 2}", f"l{row % 4}"] for row in range(NUM_ITEMS)], pa.list_(pa.string()))}
         unknown = {name: pa.nulls(NUM_ITEMS, schema.ITEMS.field(name).type) for name in ("brand", "price", "first_seen")}
         draft.write("items", pa.table({**items, **unknown}))

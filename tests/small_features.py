@@ -8,7 +8,7 @@ from longtail.collaborative import CollaborativeIndex
 from longtail.config import Config
 from longtail.feature_state import FeatureState
 from longtail.features import OwnState, Rows
-from longtail.lent import LentState, UserGroups
+from longtail.lent import LentState, PeerLifts, UserGroups
 from longtail.peers import PeerIndex
 from longtail.run_state import feature_spec
 from tests import small_world, test_groups
@@ -48,7 +48,8 @@ def own_state(
 def lent_state(rows: Events | None = None, config: Config = CONFIG, *, cluster_N: np.ndarray = CLUSTER_N, peers: PeerIndex | None = None) -> LentState:
     entities, users = small_world.entities(), config.codes.user
     groups = UserGroups.build(user_codes(), test_groups.groups(rows), entities, (users.codebook_size,) * users.num_stages, config.groups)
-    return LentState(entities, groups, cluster_N, peers, config.samples, small_world.us(0))
+    lifts = None if peers is None else PeerLifts(entities, cluster_N, peers, config.samples, small_world.us(0))
+    return LentState(entities, groups, lifts)
 
 
 def state(

@@ -15,7 +15,7 @@ from longtail.features import EXAMPLE_COLUMNS, ItemFacts, Rows
 from longtail.lent import LentState, UserGroups, inherited
 from longtail.peers import PEER_STATS
 from longtail.rankers.batch import Batch
-from longtail.run_state import feature_spec, load_lent_state
+from longtail.run_state import feature_spec, load_lent_state, load_peer_lifts
 from longtail.sample_files import feature_columns, read_part, side_by_side
 from longtail.samples import FeatureSpec
 from pipelines import work
@@ -90,7 +90,7 @@ def test_a_row_borrows_from_the_latest_snapshot_not_after_it() -> None:
     later = later.set_column(3, "size", pa.array([4, 2, 2, 1, 1, 2], pa.int32()))
     codes, tables = pa.concat_tables([first, moved.cast(first.schema)]), pa.concat_tables([table, later.cast(table.schema)])
     groups = UserGroups.build(codes, tables, small_world.entities(), (3, 3), CONFIG.groups)
-    state = LentState(small_world.entities(), groups, CLUSTER_N, None, CONFIG.samples, small_world.us(0))
+    state = LentState(small_world.entities(), groups, None)
     got = lent_rows(state, examples([("a", "tea", day) for day in (19.9, 20, 29.9, 30, 39)])).to_pydict()
     assert got["user_codes"] == [[0, 0], [1, 2], [1, 2], [2, 1], [2, 1]]
     assert got["group_stats"][1] == got["group_stats"][2] != got["group_stats"][3] == got["group_stats"][4]
@@ -166,10 +166,9 @@ def test_the_stage_writes_a_part_for_each_part_of_the_samples(tmp_path: Path) ->
     settings, store = borrowing_world.publish(tmp_path)
     with work.in_place():
         artifact = ensure(LENT, settings, store, build_inputs=True).artifact
-    made = {stage.name: find(stage, settings, store) for stage in (LOGS, USER_CODES, GROUPS, PEERS, ITEM_CODES, SAMPLES)}
-    samples = made.pop("samples")
-    assert samples is not None
-    state = load_lent_state(*made.values(), settings)  # type: ignore[arg-type]
+    made = {stage.name: ensure(stage, settings, store).artifact for stage in (LOGS, USER_CODES, GROUPS, PEERS, ITEM_CODES, SAMPLES)}
+    samples, lifts = made["samples"], load_peer_lifts(made["logs"], made["peers"], made["item_codes"], settings)
+    state = load_lent_state(made["logs"], made["user_codes"], made["groups"], lifts, settings)
     parts = side_by_side(store.fs, [samples.path("samples.parquet"), artifact.path("lent.parquet")])
     assert len(parts) == 2
     for (own, lent), asked in zip(parts, borrowing_world.examples(), strict=True):

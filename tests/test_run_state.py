@@ -32,7 +32,7 @@ def test_a_run_gives_the_state_that_its_tables_make(tmp_path: Path) -> None:
     settings = small_run.publish(tmp_path)
     loaded, made = load(settings, Store.open(settings.run.uri)), small_run.state(settings)
     assert loaded.spec == made.spec
-    assert (loaded.own.collaborative, loaded.lent.peers) == (None, None)
+    assert (loaded.own.collaborative, loaded.lent.lifts) == (None, None)
     assert (loaded.own.cluster_N > 0).tolist() == [False] + [True] * 5
     rows = small_features.rows_of([(user, item, day) for user in ("a", "d", "nobody") for item in ("tea", "odd", "?") for day in (5.0, 21.0, 35.0)])
     got, expected = loaded.features(rows), made.features(rows)
@@ -47,7 +47,7 @@ def test_serving_computes_what_the_stages_wrote(tmp_path: Path) -> None:
         lent = ensure(LENT, settings, store, build_inputs=True).artifact
     samples, state = find(SAMPLES, settings, store), load(settings, store)
     assert samples is not None
-    assert state.lent.peers is not None
+    assert state.lent.lifts is not None
     assert state.own.collaborative is not None
     asked = pa.concat_tables(borrowing_world.examples())
     served = Batch.from_table(state.features(small_features.Rows.of(asked, state.entities)), state.spec)

@@ -240,3 +240,10 @@ def test_a_later_event_changes_no_earlier_vector(tmp_path: Path) -> None:
 
 def test_attributes_of_whom_nothing_is_known_are_zeros() -> None:
     assert attribute_vectors(np.zeros((4, 2), np.int32)).tolist() == [[0.0]] * 4
+
+
+def test_attributes_alone_need_somebody_who_has_one(tmp_path: Path) -> None:
+    settings, store = world.publish(tmp_path, cities=False, user_spaces={"spaces": ["attributes"]})
+    with work.in_place(), pytest.raises(ValueError, match=r"user_spaces.spaces = \['attributes'\]: no attribute of any user is known.*name another space"):
+        ensure(USER_SPACES, settings, store)
+    assert find(USER_SPACES, settings, store) is None

@@ -124,10 +124,7 @@ class LentState:
 
     entities: Entities
     groups: UserGroups
-    cluster_N: Ints  # of items by their semantic codes, from 1; 0 unknown
-    peers: PeerIndex | None
-    settings: SamplesSettings
-    start_us: int
+    lifts: PeerLifts | None
 
     def columns(self, rows: Rows, own_BA: npt.NDArray[np.int32], codes: list[tuple[int, ...] | None] | None = None) -> dict[str, pa.Array]:
         """What is lent to each row's user; unknown users get what their group, or everyone, lends.
@@ -147,13 +144,8 @@ class LentState:
             "user_codes": fixed(codes_BS, pa.int32()),
             "group_history": fixed(np.where(lent[:, None], self.groups.sequence_PG[place], 0), pa.int32()),
             "group_weight": fixed(np.where(lent[:, None], self.groups.weight_PG[place], 0), pa.float32()),
-            "peer_stats": fixed(self._peer_stats(rows), pa.float32()),
+            "peer_stats": fixed(self.lifts.of(rows) if self.lifts is not None else np.zeros((len(rows), 0)), pa.float32()),
         }
-
-    def _peer_stats(self, rows: Rows) -> Floats:
-        if self.peers is None:
-            return np.zeros((len(rows), 0), np.float32)
-        return PeerLifts(self.entities, self.cluster_N, self.peers, self.settings, self.start_us).of(rows)
 
     def _memberships(self, rows: Rows, given: list[tuple[int, ...] | None] | None) -> tuple[Ints, npt.NDArray[np.int32]]:
         """Row of the lending group [B], and the user's codes plus one [B, S]; looked up once per distinct (user, snapshot)."""

@@ -110,14 +110,11 @@ def load_peer_lifts(logs: Artifact, peers: Artifact, item_codes: Artifact, confi
     return PeerLifts(entities, cluster_N, index, config.samples, to_us(logs_info(logs).start))
 
 
-def load_lent_state(logs: Artifact, user_codes: Artifact, groups: Artifact, peers: Artifact | None, item_codes: Artifact, config: Config) -> LentState:
-    """The state of lent features; build it once per process. Without `peers`, what groups lend alone."""
-    entities = load_entities(logs, config.samples.numeric_bins)
-    cluster_N = load_clusters(item_codes, entities, config.samples.cluster_depth)
-    index = load_peer_lifts(logs, peers, item_codes, config).peers if peers is not None and config.peers.form != "none" else None
-    users = config.codes.user
+def load_lent_state(logs: Artifact, user_codes: Artifact, groups: Artifact, lifts: PeerLifts | None, config: Config) -> LentState:
+    """The state of lent features; build it once per process. Without `lifts`, what groups lend alone."""
+    entities, users = load_entities(logs, config.samples.numeric_bins), config.codes.user
     user_groups = UserGroups.build(user_codes.read("codes"), groups.read("groups"), entities, (users.codebook_size,) * users.num_stages, config.groups)
-    return LentState(entities, user_groups, cluster_N, index, config.samples, to_us(logs_info(logs).start))
+    return LentState(entities, user_groups, lifts)
 
 
 def load_feature_state(
@@ -125,5 +122,6 @@ def load_feature_state(
 ) -> FeatureState:
     """The state of one run, own and lent."""
     own = load_own_state(logs, item_codes, collaborative, config)
-    lent = load_lent_state(logs, user_codes, groups, peers, item_codes, config)
+    lifts = load_peer_lifts(logs, peers, item_codes, config) if config.peers.form != "none" else None
+    lent = load_lent_state(logs, user_codes, groups, lifts, config)
     return FeatureState(feature_spec(own.entities, config, logs_info(logs).has_conversion), own, lent)

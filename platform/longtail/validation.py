@@ -37,13 +37,17 @@ class Validation:
         auc, gauc, log_loss; gauc_low: of the users with the fewest purchases before their first row; auc_cold: on items with few events; positives, rows.
         ChoirRec adds the means of its two gates. A metric without a value (one class only, no rows) is nan.
         """
+        return self.measure(self.scored(ranker), ranker.heads)
+
+    def scored(self, ranker: Ranker) -> dict[str, Array]:
+        """What is measured of each row of the split: its user, label, probability and logit by head, slices, gates; all workers' rows on each of them."""
         parts = [part for index, rows in enumerate(self.files.labelled["validation"]) if rows for part in [self._score(ranker, index)]]
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
         if self.workers.size > 1 and columns:
             gathered: list[Any] = [None] * self.workers.size
             dist.all_gather_object(gathered, columns)
             columns = {name: np.concatenate([part[name] for part in gathered]) for name in columns}
-        return self.measure(columns, ranker.heads)
+        return columns
 
     def measure(self, columns: dict[str, Array], heads: Sequence[str]) -> dict[str, float]:
         """Metrics of scored rows."""
@@ -90,6 +94,7 @@ class Validation:
         columns = {
             "user": batch.user_row_B.numpy(),
             "probability": output.probabilities_BH.numpy(),
+            "logit": output.logits_BH.numpy(),
             "label": label.numpy().astype(np.int64),
             "known": known.numpy(),
             "num_purchases": table.column("num_purchases").to_numpy(),
