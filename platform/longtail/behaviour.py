@@ -113,6 +113,19 @@ class Behaviour:
         return self.is_strongest if self.is_strongest.any() else np.ones(len(self.time_E), bool)
 
 
+def first_meetings(user_row_E: Ints, column_E: Ints, num_columns: int) -> tuple[Ints, Ints]:
+    """The event [F] in which each user first met each column, by user and column, and its key: user * num_columns + column.
+
+    Args:
+        user_row_E: of events in time order.
+        column_E: what they met; 0 is unknown and kept out.
+        num_columns: with the unknown one.
+    """
+    known = np.flatnonzero(column_E)
+    key_F, first = np.unique(user_row_E[known] * num_columns + column_E[known], return_index=True)
+    return known[first], key_F
+
+
 def incidence(user_row_E: Ints, column_E: Ints, shape: tuple[int, int]) -> sparse.csr_matrix:
     """Who met what, as a binary matrix of `shape` [users, columns]."""
     keys = np.unique(user_row_E * shape[1] + column_E)

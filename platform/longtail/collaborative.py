@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from scipy import sparse
 
 from longtail import schema
-from longtail.behaviour import Behaviour
+from longtail.behaviour import Behaviour, first_meetings
 from longtail.entities import Entities, Vocabulary
 from longtail.settings import Settings
 from longtail.snapshots import as_of_us
@@ -164,8 +164,10 @@ class CollaborativeIndex:
             mine = pc.equal(table.column("method"), name).to_numpy()
             return TargetWeights.build(snapshot[mine], target[mine], column_N[source[mine]], weight[mine], (len(as_of_T), num_items))
 
-        user_F, column_F, time_F = _first_meetings(behaviour, column_N)
-        starts_M = np.searchsorted(user_F, np.arange(len(entities.users) + 2))
+        column_E = column_N[behaviour.item_row_E]
+        event_F, _ = first_meetings(behaviour.user_row_E, column_E, len(sources) + 1)
+        starts_M = np.searchsorted(behaviour.user_row_E[event_F], np.arange(len(entities.users) + 2))
+        column_F, time_F = column_E[event_F].astype(np.int32), behaviour.time_E[event_F]
         return CollaborativeIndex(as_of_T, tuple(of(name) for name in settings.scores), len(sources) + 1, starts_M, column_F, time_F)
 
     def scores(self, user_B: npt.NDArray[np.integer], item_B: npt.NDArray[np.integer], time_B: Ints) -> Floats:
@@ -196,13 +198,3 @@ class CollaborativeIndex:
         first_UC = np.full((len(users_U), self.num_columns), NEVER)
         first_UC[np.repeat(np.arange(len(users_U)), length_U), self.column_F[meeting]] = self.time_F[meeting]
         return first_UC, owner_B
-
-
-def _first_meetings(behaviour: Behaviour, column_N: Ints) -> tuple[Ints, npt.NDArray[np.int32], Ints]:
-    """User, column and time [F] of the first event of every user with every item that has a column, by user."""
-    column_E = column_N[behaviour.item_row_E]
-    there = np.flatnonzero(column_E)
-    key = behaviour.user_row_E[there] * (int(column_N.max()) + 1) + column_E[there]
-    _, first = np.unique(key, return_index=True)  # events are in time order, so the first of a key is its earliest
-    kept = there[first]
-    return behaviour.user_row_E[kept], column_E[kept].astype(np.int32), behaviour.time_E[kept]

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from longtail.behaviour import Behaviour, CountIndex
+from longtail.behaviour import Behaviour, CountIndex, first_meetings
 from longtail.entities import Entities
 from longtail.settings import Settings
 from longtail.snapshots import as_of_us
@@ -184,9 +184,8 @@ class Meetings:
     @staticmethod
     def build(user_E: Ints, column_E: Ints, time_E: Ints, num_users: int, num_columns: int) -> "Meetings":
         """From events in time order; column 0 is unknown and kept out."""
-        known = np.flatnonzero(column_E)
-        key_F, first = np.unique(user_E[known] * num_columns + column_E[known], return_index=True)  # the first in time order is the earliest
-        time_F, column_F = time_E[known][first], key_F % num_columns
+        event_F, key_F = first_meetings(user_E, column_E, num_columns)
+        time_F, column_F = time_E[event_F], column_E[event_F]
         starts_M = np.searchsorted(key_F, np.arange(num_users + 1) * num_columns)
         return Meetings(num_columns, starts_M, column_F, time_F, key_F, CountIndex.build(column_F, time_F))
 
