@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longtail.artifacts import Artifact, Store, source_commit
+from longtail.artifacts import Artifact, Store
 from longtail.config import Config
 from longtail.metrics import Floats
 from longtail.run_state import load_behaviour, load_entities, logs_info
@@ -60,9 +60,9 @@ def measure(rows: WindowRows, trials: Mapping[str, Mapping[Seed, Artifact]], spl
 
 
 def results(
-    study: StudySettings, dataset: str, config: Config, store: Store, trials: Mapping[str, Mapping[Seed, Artifact]], notes: dict[str, Any]
+    study: StudySettings, dataset: str, config: Config, store: Store, trials: Mapping[str, Mapping[Seed, Artifact]], commit: str, notes: dict[str, Any]
 ) -> StudyResults:
-    """What the study found on one data set."""
+    """What the study found on one data set; `commit` is the code's when it began."""
     shared = arm_config(study, dataset, None, None, config)
     compared = {}
     windows: tuple[Split, ...] = ("validation", "test")
@@ -74,12 +74,12 @@ def results(
     info = logs_info(ensure(LOGS, shared, store).artifact)
     done, opened = effort(trials, str(notes["started"])), list(notes["openings"])
     if done["trained_now"]:
-        opened.append({"when": notes["started"], "trained": done["trained_now"], "commit": source_commit(), "settings": str(notes["study_sha256"])[:12]})
+        opened.append({"when": notes["started"], "trained": done["trained_now"], "commit": commit, "settings": str(notes["study_sha256"])[:12]})
     facts = {"exposure": info.exposure, "users": info.num_users, "items": info.num_items, "events": info.num_events, "examples": info.num_examples}
     return StudyResults(
         dataset=dataset,
         config=study.datasets[dataset].config,
-        commit=source_commit(),
+        commit=commit,
         seeds=tuple(dict.fromkeys(seed for of_arm in trials.values() for seed in of_arm)),
         headline=study.datasets[dataset].headline.model_dump(),
         window="test",
