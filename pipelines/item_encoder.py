@@ -28,6 +28,7 @@ from longtail.logs import LogsInfo
 from longtail.pairs import EVENT_KIND, Pairs, build_pairs, sample_pairs
 from longtail.projection import ItemEncoder, Projection, ProjectionShape, compose, load_arrays, state_arrays, train_projection
 from longtail.vectors import VectorTable, fingerprints, to_arrow, to_numpy
+from pipelines import work
 from pipelines.embeddings import ITEM_VECTORS
 from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, main_for
@@ -56,7 +57,7 @@ def train_worker(job: dict[str, Any]) -> tuple[dict[str, Floats], list[float]]:
 
 
 def train(start: Projection, inputs_UI: Floats, pairs: Pairs, settings: ItemEncoderSettings, seed: int, draft: Draft) -> tuple[Projection, list[float]]:
-    """Train on `compute.num_actors` workers.
+    """Train on `compute.num_actors` workers, or in this process (pipelines.work).
 
     The weights come back as the workers' return value, so a run needs no checkpoints: it takes seconds to minutes, and a worker group that fails starts over.
 
@@ -69,6 +70,10 @@ def train(start: Projection, inputs_UI: Floats, pairs: Pairs, settings: ItemEnco
             f"item_encoder.pair_batch_size = {settings.pair_batch_size} must be a multiple of item_encoder.compute.num_actors = {compute.num_actors}, "
             "or the result would depend on the number of workers. Change either."
         )
+    if work.is_in_place():
+        alone = Projection(start.shape)
+        load_arrays(alone, state_arrays(start))
+        return alone, train_projection(alone, torch.from_numpy(inputs_UI), pairs, settings, seed)
     data = {"shape": start.shape, "start": state_arrays(start), "inputs": inputs_UI, "pairs": pairs, "settings": settings, "seed": seed}
     resources = {"CPU": compute.num_cpus} | ({"GPU": compute.num_gpus} if compute.num_gpus else {})
     # Train keeps its own bookkeeping beside the draft: all nodes reach that place if they reach the store at all.

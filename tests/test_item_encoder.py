@@ -24,6 +24,7 @@ from longtail.projection import (
     train_projection,
 )
 from longtail.vectors import fingerprints, to_numpy
+from pipelines import work
 from pipelines.item_encoder import ITEM_Z, read_events
 from tests import planted_artifacts as planted
 
@@ -262,7 +263,7 @@ def first_codes(vectors: Floats) -> NDArray[np.int32]:
 
 @pytest.mark.ray
 def test_the_stage_on_ray(ray_cluster: None, tmp_path: Path) -> None:
-    """One worker; then two workers on logs with planted future events: the same z, as both must leave it alone."""
+    """One worker, none but this process, and two workers on logs with planted future events: the same z, as all must leave it alone."""
     vectors, topic = planted.item_world()
     store = planted.open_store(tmp_path, "a run")
     one = planted.build(ITEM_Z, [planted.logs(store), planted.item_vectors(store)], store, {"item_encoder": SETTINGS})
@@ -283,6 +284,13 @@ def test_the_stage_on_ray(ray_cluster: None, tmp_path: Path) -> None:
     # What behaviour ties becomes visible to RQ-KMeans, which finds nothing of it in the frozen vectors.
     assert adjusted_mutual_info_score(topic, first_codes(z)) > 0.9
     assert adjusted_mutual_info_score(topic, first_codes(vectors)) < 0.2
+
+    store = planted.open_store(tmp_path, "in place")
+    with work.in_place():
+        here = planted.build(ITEM_Z, [planted.logs(store), planted.item_vectors(store)], store, {"item_encoder": SETTINGS})
+    assert here.info["pairs"] == info["pairs"]
+    np.testing.assert_allclose(here.info["losses"], info["losses"], rtol=1e-4)
+    np.testing.assert_allclose(to_numpy(here.read("z")["vector"]), z, atol=1e-3)
 
     store = planted.open_store(tmp_path, "two workers")
     settings = {**SETTINGS, "compute": {"num_actors": 2, "num_cpus": 0.5}}

@@ -21,6 +21,7 @@ from longtail.run_state import load_entities
 from longtail.sample_files import LABEL_COLUMNS, SampleFiles, feature_columns, read_part
 from longtail.samples import FeatureSpec
 from longtail.training_loop import train_ranker
+from pipelines import work
 from pipelines.full import SHARED_STAGES
 from pipelines.stage import ensure
 from pipelines.train import sample_folders
@@ -59,7 +60,8 @@ class Run:
 def run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     store = Store.open(str(tmp_path_factory.mktemp("planted")))
     config = CONFIG.model_copy(update={"run": CONFIG.run.model_copy(update={"uri": store.uri})})
-    return Run(config, {stage.name: ensure(stage, config, store).artifact for stage in SHARED_STAGES})
+    with work.in_place():  # where it can: the same artifacts (test_work), without the start of many processes
+        return Run(config, {stage.name: ensure(stage, config, store).artifact for stage in SHARED_STAGES})
 
 
 def recovered(table: pa.Table, key: str, truth: pa.Table, label: str) -> float:
