@@ -22,7 +22,7 @@ from typing import Any
 
 import ray
 
-from longtail.artifacts import Artifact, Store
+from longtail.artifacts import Artifact, Store, source_commit
 from longtail.config import Config
 from longtail.hashing import digest
 from longtail.study import Seed, StudySettings
@@ -130,6 +130,7 @@ def main() -> None:
 def run_study(study: StudySettings, config: Config) -> dict[str, object]:
     """Run the whole study and write its results; returns what the command says at its end."""
     progress, started = Progress(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    commit = source_commit()  # now: the first results that are written change the working tree
     left_out = {name: reason for name in study.chosen_datasets if (reason := there(study, name, config)) is not None}
     for name, reason in left_out.items():
         progress.say(f"{name} is left out: {reason}")
@@ -163,7 +164,7 @@ def run_study(study: StudySettings, config: Config) -> dict[str, object]:
         for name in names:
             paths = files_of(study, name, folder)
             notes = {**about, "shared_s": round(seconds[name]), "openings": earlier_openings(paths["json"])}
-            found = results(study, name, config, stores[name], trials[name], notes)
+            found = results(study, name, config, stores[name], trials[name], commit, notes)
             write(found, study, folder)
             written[name] = str(paths["md"])
             progress.say(f"{name}: {headline_sentence(found)}\n           {paths['md']}, {paths['html']}")

@@ -5,15 +5,14 @@ Reads logs, samples and trials; writes results/<study>_<data set>.json, .md and 
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from longtail.artifacts import Artifact, Store, source_commit
+from longtail.artifacts import Artifact, Store
 from longtail.config import Config
 from longtail.run_state import load_behaviour, load_entities, logs_info
 from longtail.sample_files import Split
@@ -25,7 +24,7 @@ from longtail.times import to_us
 from pipelines.logs import LOGS
 from pipelines.samples import SAMPLES
 from pipelines.stage import ensure, kept
-from pipelines.study_arms import arm_config
+from pipelines.study_arms import arm_config, worlds
 
 
 def rows_of(config: Config, store: Store, split: Split, metric: Metric) -> WindowRows:
@@ -42,14 +41,24 @@ def rows_of(config: Config, store: Store, split: Split, metric: Metric) -> Windo
 
 
 def measure(
-    rows_of_seed: Callable[[Seed], WindowRows], trials: Mapping[str, Mapping[Seed, Artifact]], split: Split, metric: Metric
+    rows_of_world: Mapping[Seed | None, WindowRows], trials: Mapping[str, Mapping[Seed, Artifact]], split: Split, metric: Metric
 ) -> dict[str, dict[Seed, dict[str, Measured]]]:
-    """By arm, seed and slice, what the window's scores come to; arms without scores there are left out."""
+    """By arm, seed and slice, what the window's scores come to; arms without scores there are left out.
+
+    Args:
+        rows_of_world: the window's rows by the seed that has a world of its own; None for all seeds that share one.
+        trials: by arm and seed.
+        split: the window.
+        metric: what to measure.
+
+    Raises:
+        ValueError: a trial's scores are not those of the rows.
+    """
     found: dict[str, dict[Seed, dict[str, Measured]]] = {}
     for arm, by_seed in trials.items():
         for seed, artifact in by_seed.items():
             if split in artifact.info["splits"]:
-                rows = rows_of_seed(seed)
+                rows = rows_of_world[seed if seed in rows_of_world else None]
                 order = pa.array(rows.example_id_N)
                 scores = artifact.read("scores")
                 scores = scores.filter(pc.equal(scores.column("split"), split))
@@ -64,33 +73,27 @@ def measure(
 
 
 def results(
-    study: StudySettings, dataset: str, config: Config, store: Store, trials: Mapping[str, Mapping[Seed, Artifact]], notes: dict[str, Any]
+    study: StudySettings, dataset: str, config: Config, store: Store, trials: Mapping[str, Mapping[Seed, Artifact]], commit: str, notes: dict[str, Any]
 ) -> StudyResults:
-    """What the study found on one data set."""
+    """What the study found on one data set; `commit` is the code's when it began."""
+    config_of = {world: arm_config(study, dataset, None, world, config) for world in worlds(study, dataset)}
+    shared = next(iter(config_of.values()))
     compared = {}
     windows: tuple[Split, ...] = ("validation", "test")
     for split in windows:
-
-        @lru_cache
-        def rows_of_world(world: Seed | None, split: Split = split) -> WindowRows:
-            return rows_of(arm_config(study, dataset, None, world, config), store, split, study.metric)
-
-        def rows_of_seed(seed: Seed) -> WindowRows:
-            return rows_of_world(seed if study.datasets[dataset].seeded else None)
-
-        compared[split] = compare(measure(rows_of_seed, trials, split, study.metric), study.against_of, study.metric, study.bootstrap_rounds)
-    shared = arm_config(study, dataset, None, study.seeds[0] if study.datasets[dataset].seeded else None, config)
+        rows = {world: rows_of(of_world, store, split, study.metric) for world, of_world in config_of.items()}
+        compared[split] = compare(measure(rows, trials, split, study.metric), study.against_of, study.metric, study.bootstrap_rounds)
     seconds = {arm: sum(float(one.info["seconds"]) for one in of_arm.values()) / len(of_arm) for arm, of_arm in trials.items()}
     parameters = {arm: next(iter(of_arm.values())).info["parameters"] for arm, of_arm in trials.items()}
     info = logs_info(ensure(LOGS, shared, store).artifact)
     done, opened = effort(trials, str(notes["started"])), list(notes["openings"])
     if done["trained_now"]:
-        opened.append({"when": notes["started"], "trained": done["trained_now"], "commit": source_commit(), "settings": str(notes["study_sha256"])[:12]})
+        opened.append({"when": notes["started"], "trained": done["trained_now"], "commit": commit, "settings": str(notes["study_sha256"])[:12]})
     facts = {"exposure": info.exposure, "users": info.num_users, "items": info.num_items, "events": info.num_events, "examples": info.num_examples}
     return StudyResults(
         dataset=dataset,
         config=study.datasets[dataset].config,
-        commit=source_commit(),
+        commit=commit,
         seeds=tuple(dict.fromkeys(seed for of_arm in trials.values() for seed in of_arm)),
         headline=study.datasets[dataset].headline.model_dump(),
         window="test",

@@ -113,7 +113,9 @@ def test_equal_shares_of_the_items_keep_each_range() -> None:
 
 
 def test_no_item_to_make_cold_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"logs\.cold_start\.items_frac = 0\.3 finds no item.*min_events = 5000.*Of 40 items, 0 have the first, 40 the second.*Lower"):
+    with pytest.raises(
+        ValueError, match=r"logs\.cold_start\.items_frac = 0\.3 finds no item.*min_events = 5000.*Of 40 items, 0 have the first, 40 the second.*Lower"
+    ):
         both(busy_shop(), {"items_frac": 0.3, "min_events": 5000})
 
 

@@ -169,7 +169,8 @@ def test_the_interval_of_auc_is_that_of_resampling_its_users() -> None:
     rows = WindowRows(np.arange(len(user)), user, label, {"all": np.ones(len(user), bool)})
     scores = {arm: {1: strength * known * label + rate + rng.normal(size=len(user))} for arm, strength in (("base", 0.5), ("full", 1.0))}
     gap = compared(rows, scores, rounds=4000, metric="auc")["full"]["all"].vs["base"]
-    exact = paired_differences(label, user, scores["base"][1], scores["full"][1], 4000, np.random.default_rng(0))["auc"]
+    base, full = (1 / (1 + np.exp(-scores[arm][1])) for arm in ("base", "full"))
+    exact = paired_differences(label, user, base, full, 4000, np.random.default_rng(0))["auc"]
     assert exact.low is not None
     assert exact.high is not None
     assert gap.mean == pytest.approx(exact.difference)
@@ -361,7 +362,10 @@ def test_differences_of_auc_are_told_in_points() -> None:
         return {**one.model_dump(exclude={"gauc"}), "auc": one.gauc}
 
     study = StudySettings.model_validate(STUDY.model_dump() | {"metric": "auc", "datasets": {}})
-    arms = {arm: {name: in_auc(one) for name, one in slices.items() if name == "all"} | {"zero_shot": in_auc(slices["all"])} for arm, slices in results().arms.items()}
+    arms = {
+        arm: {name: in_auc(one) for name, one in slices.items() if name == "all"} | {"zero_shot": in_auc(slices["all"])}
+        for arm, slices in results().arms.items()
+    }
     headline = {"arm": "full", "slice": "zero_shot", "base": "base", "control": "random"}
     found = results(arms=arms, validation=arms, metric="auc", headline=headline)
     assert headline_sentence(found).startswith("Headline: `full` over `base` on `zero_shot` (1,234 users): +3.00 [+1.80, +4.20], 2 of 2 seeds positive")

@@ -111,7 +111,11 @@ def test_shares_and_deciles_agree_with_a_slow_ranking(seed: int) -> None:
 
 
 def items_window(pairs: list[tuple[str, str]], opens: float, ages: list[float | None], made_cold: list[str] | None = None) -> WindowRows:
-    columns = {"user_id": [user for user, _ in pairs], "item_id": [item for _, item in pairs], "outcome": pa.array([row % 2 for row in range(len(pairs))], pa.int8())}
+    columns = {
+        "user_id": [user for user, _ in pairs],
+        "item_id": [item for _, item in pairs],
+        "outcome": pa.array([row % 2 for row in range(len(pairs))], pa.int8()),
+    }
     samples = pa.table({"example_id": np.arange(len(pairs)), **columns, "item_age_days": pa.array(ages, pa.float32())})
     given = None if made_cold is None else pa.array(made_cold, pa.string())
     return item_rows(samples, small_world.entities(), small_world.behaviour(), small_world.us(opens), given)

@@ -38,7 +38,9 @@ class ColdStartSettings(Settings):
     items_frac: float = Field(0, ge=0, lt=1, description="of the items with at least min_events events before validation and rows in the test window; 0: off")
     min_events: int = Field(100, ge=1, description="behaviour events of a busy item before validation starts")
     keep: tuple[tuple[int, int], ...] = Field(
-        ((0, 0), (1, 5), (6, 20), (21, 99)), min_length=1, description="a cold item keeps low to high events, drawn uniformly; equal shares of the items a range"
+        ((0, 0), (1, 5), (6, 20), (21, 99)),
+        min_length=1,
+        description="a cold item keeps low to high events, drawn uniformly; equal shares of the items a range",
     )
     seed: int | None = Field(None, ge=0, description="of which items, and which of their events; without it run.seed")
 

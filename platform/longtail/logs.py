@@ -76,8 +76,8 @@ class LogsSettings(Settings):
             raise ValueError('source = "tables" and the section [logs.tables] (users, items, events) go together: give both or neither')
         if self.truncate.users_frac and self.cold_start.items_frac:
             raise ValueError(
-                f"truncate.users_frac = {self.truncate.users_frac:g} and cold_start.items_frac = {self.cold_start.items_frac:g}: one at a time, or what an item "
-                "keeps might be a truncated user's. Set one of them to 0"
+                f"truncate.users_frac = {self.truncate.users_frac:g} and cold_start.items_frac = {self.cold_start.items_frac:g}: one at a time, or what an "
+                "item keeps might be a truncated user's. Set one of them to 0"
             )
         both = set(self.categorical_attributes or ()) & set(self.numeric_attributes or ())
         if both:

@@ -3,13 +3,13 @@
 Reads a StudyResults; writes text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from longtail.report_page import STYLE, document, figure, section
 from longtail.report_plots import GRID, INK, MUTED, ZERO, Canvas, Scale, span
 from longtail.study import StudySettings
-from longtail.study_results import Arms, ArmOnSlice, Difference, Metric, StudyResults
+from longtail.study_results import ArmOnSlice, Arms, Difference, Metric, StudyResults
 from longtail.study_rows import RULES
 from longtail.training import FEW_STEPS
 
@@ -175,13 +175,15 @@ def page(found: StudyResults, study: StudySettings) -> str:
     slices = [name for name in (found.headline["slice"], *DRAWN[found.metric]) if name in found.arms.get(study.headline_arms[0], {})]
     for other in study.against:
         pairs = [(arm, other, arm) for arm in found.arms]
-        parts.append(
-            _figures(found, pairs, slices, f"Over {other}", other, f"{said} it, 95 % intervals over seeds and users; a dot for each seed.")
-        )
+        parts.append(_figures(found, pairs, slices, f"Over {other}", other, f"{said} it, 95 % intervals over seeds and users; a dot for each seed."))
     pairs = [(arm, other, f"{arm} over {other}") for arm, other in pairs_of(found.arms, study)]
     parts.append(_figures(found, pairs, slices, "Further pairs", "the other", f"{said} the second arm of each pair."))
     every = list(found.arms.get(study.headline_arms[0], {}))
-    parts.append(section(f"{found.metric.upper()} by slice", "Mean over seeds, test window.", f'<div class="wide">{_html_table(found, study.headline_arms, every)}</div>'))
+    parts.append(
+        section(
+            f"{found.metric.upper()} by slice", "Mean over seeds, test window.", f'<div class="wide">{_html_table(found, study.headline_arms, every)}</div>'
+        )
+    )
     return document(f"{study.name}: {found.dataset}", "".join(parts), STYLE)
 
 
@@ -195,7 +197,9 @@ def _figures(found: StudyResults, pairs: Sequence[tuple[str, str, str]], slices:
     figures = []
     for name in dict.fromkeys(slices):
         measured = [
-            (words, one.vs[against], one_of(found.arms[against][name])) for arm, against, words in pairs if (one := found.arms[arm].get(name)) and against in one.vs
+            (words, one.vs[against], one_of(found.arms[against][name]))
+            for arm, against, words in pairs
+            if (one := found.arms[arm].get(name)) and against in one.vs
         ]
         rows = [(words, gap, base) for words, gap, base in measured if base]
         if rows:
