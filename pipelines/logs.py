@@ -2,7 +2,7 @@
 
 Reads the source that logs.source names (an installed package, the synthetic world, or three Parquet tables of your own).
 Writes users, items, events (Parquet), examples (a folder of parts in random order), the planted truth of the synthetic world,
-and, where logs.truncate is on, truncated (whose events were cut, and to how many baskets).
+where logs.truncate is on, truncated (whose events were cut, and to how many baskets), and where logs.cold_start is, cold_items (likewise, of items).
 
     python -m pipelines.logs --config pipelines/configs/demo.toml
     python -m pipelines.logs --config my.toml --check      says everything that is wrong with three tables of your own, and writes nothing

@@ -36,7 +36,7 @@ from pipelines.lifts import LIFTS
 from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
 from pipelines.stage import Stage, arguments, clear_errors, config_from, ensure, open_store, provenance
-from pipelines.study_arms import Run, arm_config, check, runs_of, there
+from pipelines.study_arms import Run, arm_config, check, runs_of, there, worlds
 from pipelines.study_measures import earlier_openings, files_of, results, results_folder, write
 from pipelines.trial import built_here
 from pipelines.user_spaces import USER_SPACES
@@ -142,9 +142,9 @@ def run_study(study: StudySettings, config: Config) -> dict[str, object]:
     with ray_session(config.cluster):
         stores, seconds = {}, {}
         for name in names:
-            shared, began = arm_config(study, name, None, None, config), time.monotonic()
-            stores[name] = open_store(shared)
-            rows = build_shared(shared, stores[name])
+            began = time.monotonic()
+            stores[name] = open_store(arm_config(study, name, None, None, config))
+            rows = sum(build_shared(arm_config(study, name, None, world, config), stores[name]) for world in worlds(study, name))
             seconds[name] = time.monotonic() - began
             progress.say(f"{name}: what all arms share, {rows:,} rows of samples, {seconds[name]:.0f} s")
         began = time.monotonic()

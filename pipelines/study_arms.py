@@ -36,7 +36,7 @@ class Run:
 
 
 def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed | None, config: Config) -> Config:
-    """The config of an arm with a seed on a data set (None: of what the arms share); the run's URI, cluster and tracking are the study's.
+    """The config of an arm with a seed on a data set (None: of what the arms share, or the seeds); the run's URI, cluster and tracking are the study's.
 
     Raises:
         ValueError: a setting does not exist or refuses its value.
@@ -45,7 +45,7 @@ def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed |
     path = _path(of_dataset.config)
     if not Path(path).is_file():
         raise ValueError(f"study.datasets.{dataset}.config = {of_dataset.config!r}: no such file. A relative path starts at the repository.")
-    shared = (*study.common, *of_dataset.set)
+    shared = (*study.common, *of_dataset.set, *(f"{name}={seed}" for name in of_dataset.seeded if seed is not None))
     settings: tuple[str, ...] = study.settings_of(arm) if arm is not None else ()
     if seed is not None:
         plain = load(path, (*shared, *settings))
@@ -82,12 +82,17 @@ def runs_of(study: StudySettings, dataset: str, config: Config) -> list[Run]:
                 found.append(Run(dataset, arm, seed, settings.ranker, arm_config(study, dataset, arm, seed, config), splits))
             except ValueError as error:
                 raise ValueError(f"study.arms.{arm} on {dataset}: {error}") from error
-            if LOGS.settings(found[-1].config) != LOGS.settings(shared):
+            if LOGS.settings(found[-1].config) != LOGS.settings(arm_config(study, dataset, None, seed, config)):
                 raise ValueError(
                     f"study.arms.{arm} on {dataset} changes the logs, and with them the rows: arms are compared on the same ones. Put its logs settings under "
                     f"study.datasets.{dataset}.set, or make a data set of its own for them."
                 )
     return found
+
+
+def worlds(study: StudySettings, dataset: str) -> tuple[Seed | None, ...]:
+    """The seeds that have a world of their own on a data set; None alone where all seeds share one."""
+    return tuple(dict.fromkeys(seed for seeds in study.plan(dataset).values() for seed in seeds)) if study.datasets[dataset].seeded else (None,)
 
 
 def there(study: StudySettings, dataset: str, config: Config) -> str | None:

@@ -14,39 +14,52 @@ import pyarrow.compute as pc
 
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config
-from longtail.metrics import Floats
 from longtail.run_state import load_behaviour, load_entities, logs_info
 from longtail.sample_files import Split
 from longtail.study import Seed, StudySettings
 from longtail.study_page import markdown, page
-from longtail.study_results import StudyResults, Window, by_user, compare
-from longtail.study_rows import WindowRows, window_rows
+from longtail.study_results import Measured, Metric, StudyResults, compare, measured
+from longtail.study_rows import WindowRows, item_rows, window_rows
 from longtail.times import to_us
 from pipelines.logs import LOGS
 from pipelines.samples import SAMPLES
 from pipelines.stage import ensure, kept
-from pipelines.study_arms import arm_config
+from pipelines.study_arms import arm_config, worlds
 
 
-def rows_of(config: Config, store: Store, split: Split) -> WindowRows:
+def rows_of(config: Config, store: Store, split: Split, metric: Metric) -> WindowRows:
     """The rows and slices of one window of a data set."""
     logs, samples = ensure(LOGS, config, store).artifact, ensure(SAMPLES, config, store).artifact
-    info = logs_info(logs)
-    table = samples.read("samples", ["example_id", "user_id", "split", "outcome"])
+    info, bins = logs_info(logs), config.samples.numeric_bins
+    table = samples.read("samples", ["example_id", "user_id", "item_id", "split", "outcome", "item_age_days"])
     table = table.filter(pc.equal(table.column("split"), split))
-    truncated = logs.read("truncated", ["user_id"]).column("user_id").combine_chunks() if info.num_truncated else None
     opens = to_us(info.train_end if split == "test" else info.validation_start)
-    bins = config.samples.numeric_bins
-    return window_rows(table, load_entities(logs, bins), load_behaviour(logs, bins), opens, truncated)
+    known = table, load_entities(logs, bins), load_behaviour(logs, bins), opens
+    if metric == "auc":
+        return item_rows(*known, logs.read("cold_items", ["item_id"]).column("item_id").combine_chunks() if info.num_cold else None)
+    return window_rows(*known, logs.read("truncated", ["user_id"]).column("user_id").combine_chunks() if info.num_truncated else None)
 
 
-def measure(rows: WindowRows, trials: Mapping[str, Mapping[Seed, Artifact]], split: Split) -> dict[str, dict[Seed, Floats]]:
-    """By arm and seed, the AUC of each user of the window; arms without scores there are left out."""
-    found: dict[str, dict[Seed, Floats]] = {}
-    order = pa.array(rows.example_id_N)
+def measure(
+    rows_of_world: Mapping[Seed | None, WindowRows], trials: Mapping[str, Mapping[Seed, Artifact]], split: Split, metric: Metric
+) -> dict[str, dict[Seed, dict[str, Measured]]]:
+    """By arm, seed and slice, what the window's scores come to; arms without scores there are left out.
+
+    Args:
+        rows_of_world: the window's rows by the seed that has a world of its own; None for all seeds that share one.
+        trials: by arm and seed.
+        split: the window.
+        metric: what to measure.
+
+    Raises:
+        ValueError: a trial's scores are not those of the rows.
+    """
+    found: dict[str, dict[Seed, dict[str, Measured]]] = {}
     for arm, by_seed in trials.items():
         for seed, artifact in by_seed.items():
             if split in artifact.info["splits"]:
+                rows = rows_of_world[seed if seed in rows_of_world else None]
+                order = pa.array(rows.example_id_N)
                 scores = artifact.read("scores")
                 scores = scores.filter(pc.equal(scores.column("split"), split))
                 place = pc.index_in(order, value_set=scores.column("example_id").combine_chunks())
@@ -55,7 +68,7 @@ def measure(rows: WindowRows, trials: Mapping[str, Mapping[Seed, Artifact]], spl
                         f"{arm}, seed {seed}: {artifact.root} has {len(scores)} scores of the {split} window for {len(order)} rows, and none for "
                         f"{place.null_count} of them. Remove that folder's parent and run the study again: the trial is made anew."
                     )
-                found.setdefault(arm, {})[seed] = by_user(rows, scores.column("score").take(place).to_numpy())
+                found.setdefault(arm, {})[seed] = measured(rows, scores.column("score").take(place).to_numpy(), metric)
     return found
 
 
@@ -63,12 +76,13 @@ def results(
     study: StudySettings, dataset: str, config: Config, store: Store, trials: Mapping[str, Mapping[Seed, Artifact]], commit: str, notes: dict[str, Any]
 ) -> StudyResults:
     """What the study found on one data set; `commit` is the code's when it began."""
-    shared = arm_config(study, dataset, None, None, config)
+    config_of = {world: arm_config(study, dataset, None, world, config) for world in worlds(study, dataset)}
+    shared = next(iter(config_of.values()))
     compared = {}
     windows: tuple[Split, ...] = ("validation", "test")
     for split in windows:
-        rows = rows_of(shared, store, split)
-        compared[split] = compare(Window.of(rows), measure(rows, trials, split), study.against_of, study.bootstrap_rounds)
+        rows = {world: rows_of(of_world, store, split, study.metric) for world, of_world in config_of.items()}
+        compared[split] = compare(measure(rows, trials, split, study.metric), study.against_of, study.metric, study.bootstrap_rounds)
     seconds = {arm: sum(float(one.info["seconds"]) for one in of_arm.values()) / len(of_arm) for arm, of_arm in trials.items()}
     parameters = {arm: next(iter(of_arm.values())).info["parameters"] for arm, of_arm in trials.items()}
     info = logs_info(ensure(LOGS, shared, store).artifact)
@@ -83,6 +97,7 @@ def results(
         seeds=tuple(dict.fromkeys(seed for of_arm in trials.values() for seed in of_arm)),
         headline=study.datasets[dataset].headline.model_dump(),
         window="test",
+        metric=study.metric,
         arms=compared["test"],
         validation=compared["validation"],
         notes={
@@ -139,7 +154,7 @@ def earlier_openings(path: Path) -> list[dict[str, object]]:
 
 def write(found: StudyResults, study: StudySettings, folder: Path) -> None:
     """The data set's files below `folder`, all or none of them anew."""
-    rounded = found.model_dump(mode="json")
+    rounded = found.model_dump(mode="json", exclude_none=True)
     found = StudyResults.model_validate(rounded)  # the pages say what the .json says, to its last digit
     texts = {"json": json.dumps(rounded, indent=1) + "\n", "md": markdown(found, study), "html": page(found, study)}
     paths = files_of(study, found.dataset, folder)

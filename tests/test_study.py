@@ -18,7 +18,7 @@ from longtail.study import StudySettings, seeded
 from longtail.study_results import StudyResults
 from pipelines import study as pipeline
 from pipelines.cluster import ROOT
-from pipelines.study_arms import arm_config, runs_of, there
+from pipelines.study_arms import arm_config, runs_of, there, worlds
 from pipelines.study_measures import results_folder
 
 HEADLINE = {"arm": "full", "slice": "low20", "base": "base", "control": "shuffled"}
@@ -93,6 +93,8 @@ def test_circles_are_refused(arms: dict[str, Any], circle: str) -> None:
         ({"against": ["base"]}, r"datasets\.shop\.headline: full is not compared with \['shuffled'\]\. Name them in against"),
         ({"datasets": {"shop.v1": {"config": "x.toml", "headline": HEADLINE}}}, "pattern"),
         ({"arms": section()["arms"] | {"a/../b": {}}}, "pattern"),
+        ({"metric": "auc"}, r"datasets\.shop\.headline\.slice names \['low20'\]; there are \['all', 'zero_shot'"),
+        ({"metric": "ndcg"}, "'gauc' or 'auc'"),
         ({"seeds": [-1]}, "greater than or equal to 0"),
         ({"seeds": [True]}, "valid integer"),
         ({"bootstrap_rounds": 10**12}, "less than or equal to 100000"),
@@ -188,6 +190,22 @@ def test_an_arm_with_rows_of_its_own_is_refused_since_arms_are_compared_on_the_s
     study = settings(arms=section()["arms"] | {"full": {"set": [setting]}})
     with pytest.raises(ValueError, match=r"study\.arms\.full on shop changes the logs.* study\.datasets\.shop\.set"):
         runs_of(study, "shop", load(None))
+
+
+def test_seeds_may_have_worlds_of_their_own_and_all_arms_of_a_seed_share_one() -> None:
+    cold = {"config": "pipelines/configs/test.toml", "headline": HEADLINE, "set": ["logs.cold_start.items_frac=0.3"], "seeded": ["logs.cold_start.seed"]}
+    study = settings(datasets=section()["datasets"] | {"shop": cold})
+    assert worlds(study, "shop") == (1, 2, 3, 4)
+    assert worlds(study, "films") == (None,)
+    assert worlds(settings(form="short", datasets=section()["datasets"] | {"shop": cold}), "shop") == (1, 2)
+    runs = runs_of(study, "shop", load(None))
+    assert {(run.arm, run.seed, run.config.logs.cold_start.seed) for run in runs} == {(run.arm, run.seed, run.seed) for run in runs}
+    shared = arm_config(study, "shop", None, 3, load(None))
+    assert all(run.config.logs == shared.logs for run in runs if run.seed == 3)
+    assert {run.config.logs.cold_start.seed for run in runs_of(study, "films", load(None))} == {None}
+    own = settings(datasets=section()["datasets"] | {"shop": cold}, arms=section()["arms"] | {"full": {"set": ["logs.cold_start.min_events=200"]}})
+    with pytest.raises(ValueError, match=r"study\.arms\.full on shop changes the logs"):
+        runs_of(own, "shop", load(None))
 
 
 def test_a_headline_on_truncated_users_needs_some() -> None:
@@ -422,3 +440,55 @@ def test_a_study_from_the_command_to_the_page(ray_cluster: None, tmp_path: Path,
     assert again["results"] == said["results"]
     repeated = StudyResults.model_validate(json.loads((tmp_path / "results" / "tiny_world.json").read_text()))
     assert (repeated.arms, repeated.validation) == (found.arms, found.validation)
+
+
+COLD_STUDY = """
+[run]
+uri = "{uri}"
+[tracking]
+backend = "none"
+[study]
+name = "tiny"
+metric = "auc"
+seeds = [1, 2]
+headline_arms = ["base", "full", "plain"]
+against = ["base", "plain"]
+bootstrap_rounds = 50
+results = "{results}"
+common = ['rankers.saviorrec.heads=["outcome"]', 'peers.form=none']
+[study.datasets.world]
+config = "{config}"
+set = ["logs.cold_start.items_frac=0.4", "logs.cold_start.min_events=10", "logs.cold_start.keep=[[0, 0], [1, 5]]"]
+seeded = ["logs.cold_start.seed"]
+headline = {{ arm = "full", slice = "zero_shot", base = "base", control = "plain" }}
+[study.arms.base]
+ranker = "base"
+[study.arms.full]
+ranker = "saviorrec"
+[study.arms.plain]
+ranker = "saviorrec"
+set = ["rankers.saviorrec.alignment=false"]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_study_in_auc_with_a_world_for_each_seed(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_study(tmp_path)
+    path.write_text(COLD_STUDY.format(uri=tmp_path / "runs", results=tmp_path / "results", config=tmp_path / "world.toml"))
+    assert run_study(path, capsys, monkeypatch)["trials"] == 6
+    raw = json.loads((tmp_path / "results" / "tiny_world.json").read_text())
+    assert set(raw["arms"]["full"]["all"]) == {"auc", "sd", "rows", "users", "vs"}
+    found = StudyResults.model_validate(raw)
+    assert (found.metric, found.seeds) == ("auc", (1, 2))
+    assert {"all", "zero_shot", "cold_1_5", "cold_lt100"} <= set(found.arms["full"])
+    assert len(list((tmp_path / "runs" / "world" / "logs").iterdir())) == 2
+    for slices in found.arms.values():
+        assert slices["zero_shot"].rows < slices["cold_lt100"].rows <= slices["all"].rows
+        assert all(len(gap.per_seed) == 2 for one in slices.values() for gap in one.vs.values())
+    page = (tmp_path / "results" / "tiny_world.html").read_text()
+    assert "points of AUC" in page
+    assert "items with no event before the window opened" in page

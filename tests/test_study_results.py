@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from longtail.paired import paired_differences
 from longtail.study import StudySettings
 from longtail.study_page import headline_sentence, intervals, markdown, page, relative
-from longtail.study_results import ArmOnSlice, Difference, StudyResults, Window, by_user, compare
+from longtail.study_results import ArmOnSlice, Difference, Metric, StudyResults, compare, measured
 from longtail.study_rows import WindowRows
 
 Scores = dict[str, dict[int, np.ndarray]]
@@ -29,9 +31,11 @@ def scores_of(rows: WindowRows, strength: float, seeds: tuple[int, ...], seed: i
     return {number: (strength * rows.label_N + rng.normal(size=len(rows.label_N))).round(1) for number in seeds}  # rounded: there are ties
 
 
-def compared(rows: WindowRows, scores: Scores, against: tuple[str, ...] = ("base",), rounds: int = 200) -> dict[str, dict[str, ArmOnSlice]]:
-    aucs = {arm: {seed: by_user(rows, given) for seed, given in of_arm.items()} for arm, of_arm in scores.items()}
-    return compare(Window.of(rows), aucs, lambda arm: against, rounds)
+def compared(
+    rows: WindowRows, scores: Scores, against: tuple[str, ...] = ("base",), rounds: int = 200, metric: Metric = "gauc"
+) -> dict[str, dict[str, ArmOnSlice]]:
+    found = {arm: {seed: measured(rows, given, metric) for seed, given in of_arm.items()} for arm, of_arm in scores.items()}
+    return compare(found, lambda arm: against, metric, rounds)
 
 
 def slow_gauc(rows: WindowRows, scores: np.ndarray, which: np.ndarray) -> float:
@@ -135,6 +139,60 @@ def test_users_with_many_rows_weigh_more() -> None:
     found = compared(rows, {"base": {1: np.zeros(10)}, "full": {1: np.where(user == 1, right, wrong)}})
     assert found["full"]["all"].gauc == pytest.approx(0.8)
     assert found["full"]["all"].vs["base"].mean == pytest.approx(0.3)
+
+
+def slow_auc(rows: WindowRows, scores: np.ndarray, which: np.ndarray) -> float:
+    positive, negative = scores[which & (rows.label_N == 1)][:, None], scores[which & (rows.label_N == 0)][None]
+    return float(((positive > negative) + 0.5 * (positive == negative)).mean())
+
+
+def test_auc_is_that_of_a_slow_loop_over_all_rows_of_a_slice() -> None:
+    plain = rows_of(40, 6, seed=0)
+    half, rng = np.arange(len(plain.user_N)) % 2 == 0, np.random.default_rng(1)
+    rows = rows_of(40, 6, 0, {"all": np.ones(len(half), bool), "half": half, "positives": plain.label_N == 1, "nothing": np.zeros(len(half), bool)})
+    scores: Scores = {"base": scores_of(rows, 0.5, (1, 2), 1), "full": {seed: rng.normal(size=len(half)).round(1) for seed in (1, 2)}}
+    found = compared(rows, scores, metric="auc")
+    assert {name for slices in found.values() for name in slices} == {"all", "half"}, "of one class there is no AUC"
+    for name in ("all", "half"):
+        slow = {arm: [slow_auc(rows, of_arm[seed], rows.slices[name]) for seed in (1, 2)] for arm, of_arm in scores.items()}
+        assert found["base"][name].auc == pytest.approx(np.mean(slow["base"]))
+        assert (found["base"][name].gauc, found["base"][name].rows) == (None, rows.slices[name].sum())
+        assert found["full"][name].vs["base"].per_seed == pytest.approx(np.subtract(slow["full"], slow["base"]))
+
+
+def test_the_interval_of_auc_is_that_of_resampling_its_users() -> None:
+    """Users differ in how often they buy at all and in how well they are known, so that rows are far from independent."""
+    rng = np.random.default_rng(3)
+    user = np.repeat(np.arange(300), 8)
+    rate, known = rng.beta(1, 1, 300)[user], rng.normal(1, 1, 300)[user]
+    label = (rng.random(len(user)) < rate).astype(np.int8)
+    rows = WindowRows(np.arange(len(user)), user, label, {"all": np.ones(len(user), bool)})
+    scores = {arm: {1: strength * known * label + rate + rng.normal(size=len(user))} for arm, strength in (("base", 0.5), ("full", 1.0))}
+    gap = compared(rows, scores, rounds=4000, metric="auc")["full"]["all"].vs["base"]
+    base, full = (1 / (1 + np.exp(-scores[arm][1])) for arm in ("base", "full"))
+    exact = paired_differences(label, user, base, full, 4000, np.random.default_rng(0))["auc"]
+    assert exact.low is not None
+    assert exact.high is not None
+    assert gap.mean == pytest.approx(exact.difference)
+    assert (gap.lo, gap.hi) == pytest.approx((exact.low, exact.high), abs=0.04 * (exact.high - exact.low))
+
+
+def test_slices_may_differ_from_seed_to_seed() -> None:
+    """As where each seed makes other items cold: an arm and its rival are compared on each seed's own slice."""
+    plain = rows_of(60, 8, seed=4)
+    rng = np.random.default_rng(5)
+    worlds = {seed: WindowRows(plain.example_id_N, plain.user_N, plain.label_N, {"cold": rng.random(len(plain.user_N)) < 0.3}) for seed in (1, 2, 3)}
+    base, full = scores_of(plain, 0.5, (1, 2, 3), 1), scores_of(plain, 1.5, (1, 2, 3), 2)
+    found = compare(
+        {arm: {seed: measured(rows, given[seed], "auc") for seed, rows in worlds.items()} for arm, given in (("base", base), ("full", full))},
+        lambda arm: ["base"],
+        "auc",
+        200,
+    )
+    slow = [slow_auc(rows, full[seed], rows.slices["cold"]) - slow_auc(rows, base[seed], rows.slices["cold"]) for seed, rows in worlds.items()]
+    gap = found["full"]["cold"].vs["base"]
+    assert gap.per_seed == pytest.approx(slow)
+    assert 0 < gap.lo < gap.mean < gap.hi
 
 
 STUDY = StudySettings.model_validate(
@@ -297,3 +355,31 @@ def test_a_study_whose_test_window_is_empty_still_has_its_pages() -> None:
     empty = results(arms={})
     assert "not measured" in markdown(empty, STUDY)
     assert "not measured" in page(empty, STUDY)
+
+
+def test_differences_of_auc_are_told_in_points() -> None:
+    def in_auc(one: ArmOnSlice) -> dict[str, Any]:
+        return {**one.model_dump(exclude={"gauc"}), "auc": one.gauc}
+
+    study = StudySettings.model_validate(STUDY.model_dump() | {"metric": "auc", "datasets": {}})
+    arms = {
+        arm: {name: in_auc(one) for name, one in slices.items() if name == "all"} | {"zero_shot": in_auc(slices["all"])}
+        for arm, slices in results().arms.items()
+    }
+    headline = {"arm": "full", "slice": "zero_shot", "base": "base", "control": "random"}
+    found = results(arms=arms, validation=arms, metric="auc", headline=headline)
+    assert headline_sentence(found).startswith("Headline: `full` over `base` on `zero_shot` (1,234 users): +3.00 [+1.80, +4.20], 2 of 2 seeds positive")
+    text = markdown(found, study)
+    assert table_after(text, "Test window: AUC over `base`")["full"] == ["0.6300 (+3.00 [+1.80, +4.20])"] * 2
+    assert "in points (hundredths of AUC)" in text
+    assert "GAUC" not in text
+    html = page(found, study)
+    assert "points of AUC" in html
+    assert "items with no event before the window opened" in html
+    assert "GAUC" not in html
+
+
+def test_an_arm_is_measured_in_one_metric() -> None:
+    for values in ({}, {"gauc": 0.5, "auc": 0.5}):
+        with pytest.raises(ValidationError, match="one metric"):
+            ArmOnSlice.model_validate({**values, "sd": 0, "rows": 1, "users": 1, "vs": {}})

@@ -8,7 +8,7 @@ from longtail import schema
 from longtail.behaviour import Behaviour
 from longtail.entities import Entities
 from longtail.hashing import stable_uint64
-from longtail.study_rows import RULES, SHARES, WindowRows, order_counts, window_rows
+from longtail.study_rows import RULES, SHARES, WindowRows, item_rows, order_counts, window_rows
 from tests import planted_artifacts, small_world
 
 A, B, C, D = 1, 2, 3, 4
@@ -81,7 +81,7 @@ def test_without_attributes_none_is_missing() -> None:
 
 
 def test_every_slice_has_its_rule_in_words() -> None:
-    assert set(window(["a"], 14, truncated=["a"]).slices) == set(RULES)
+    assert set(window(["a"], 14, truncated=["a"]).slices) == set(RULES["gauc"])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -108,3 +108,34 @@ def test_shares_and_deciles_agree_with_a_slow_ranking(seed: int) -> None:
     order = rng.permutation(200)
     again = window_rows(samples.take(pa.array(order)), entities, behaviour, small_world.us(14), None)
     assert all(np.array_equal(again.slices[name], which[order]) for name, which in rows.slices.items() if name != "truncated")
+
+
+def items_window(pairs: list[tuple[str, str]], opens: float, ages: list[float | None], made_cold: list[str] | None = None) -> WindowRows:
+    columns = {
+        "user_id": [user for user, _ in pairs],
+        "item_id": [item for _, item in pairs],
+        "outcome": pa.array([row % 2 for row in range(len(pairs))], pa.int8()),
+    }
+    samples = pa.table({"example_id": np.arange(len(pairs)), **columns, "item_age_days": pa.array(ages, pa.float32())})
+    given = None if made_cold is None else pa.array(made_cold, pa.string())
+    return item_rows(samples, small_world.entities(), small_world.behaviour(), small_world.us(opens), given)
+
+
+def test_slices_of_items_by_hand() -> None:
+    pairs = [("a", "tea"), ("b", "odd"), ("c", "soap"), ("a", "never seen")]
+    rows = items_window(pairs, 14, [19.9, 20, 300.5, None], made_cold=["tea"])
+    assert set(rows.slices) == set(RULES["auc"])
+    found = {name: np.flatnonzero(which).tolist() for name, which in rows.slices.items()}
+    met = [name for name, place in (("tea", 0), ("odd", 1), ("soap", 2)) if any(item == name and day < 14 for _, item, day, _ in small_world.BEHAVIOUR)]
+    assert "tea" in met
+    assert "odd" not in met
+    assert found["zero_shot"] == [1, 3]
+    assert found["cold_1_5"] == [0, 2]
+    assert (found["cold_6_20"], found["warm"], found["cold_lt100"], found["all"]) == ([], [], [0, 1, 2, 3], [0, 1, 2, 3])
+    assert found["natural_cold"] == [1, 2, 3]
+    assert (found["new_items"], found["popular_items"]) == ([0], [2])
+    assert rows.user_N.tolist() == [A, B, C, A]
+    early = items_window(pairs, 0.5, [None] * 4)
+    assert early.slices["zero_shot"].all(), "what comes later is not known"
+    assert early.slices["natural_cold"].all()
+    assert not early.slices["new_items"].any()

@@ -1,7 +1,7 @@
 """Logs: a source's raw logs become users, items, events and labelled examples, split by time.
 
 Reads a source adapter (longtail.sources.*) or three Parquet tables; writes users, items, events, examples.
-Where logs.truncate is on, also writes truncated. Run: python -m pipelines.logs --config …
+Where logs.truncate is on, also writes truncated, where logs.cold_start is, cold_items. Run: python -m pipelines.logs --config …
 
 Letters: E events, U users, I items, K examples.
 """
@@ -22,6 +22,8 @@ from pydantic import Field, model_validator
 
 from longtail import schema
 from longtail.artifacts import Draft
+from longtail.cold_start import HIDDEN as COLD_HIDDEN
+from longtail.cold_start import ColdStart, ColdStartSettings, cold_start
 from longtail.examples import Labelled, build_examples
 from longtail.labels import CodedEvents, Examples, Labels, LabelSettings
 from longtail.log_check import check_tables
@@ -64,6 +66,7 @@ class LogsSettings(Settings):
     negatives: NegativeSettings = NegativeSettings()
     sample: SampleSettings = SampleSettings()
     truncate: TruncateSettings = TruncateSettings()
+    cold_start: ColdStartSettings = ColdStartSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
     censored_days: float = Field(60.0, ge=0, le=36_500, description="an item first seen this soon after the logs begin may be older: its age is unknown")
 
@@ -71,6 +74,11 @@ class LogsSettings(Settings):
     def _consistent(self) -> Self:
         if (self.source == "tables") != (self.tables is not None):
             raise ValueError('source = "tables" and the section [logs.tables] (users, items, events) go together: give both or neither')
+        if self.truncate.users_frac and self.cold_start.items_frac:
+            raise ValueError(
+                f"truncate.users_frac = {self.truncate.users_frac:g} and cold_start.items_frac = {self.cold_start.items_frac:g}: one at a time, or what an "
+                "item keeps might be a truncated user's. Set one of them to 0"
+            )
         both = set(self.categorical_attributes or ()) & set(self.numeric_attributes or ())
         if both:
             raise ValueError(f"{sorted(both)} stand in both categorical_attributes and numeric_attributes; name each in one of them")
@@ -83,9 +91,9 @@ class LogsSettings(Settings):
         return self
 
     def key_fields(self) -> dict[str, Any]:
-        """The values that decide the stage's result; those of `truncate` decide nothing while it is off."""
-        fields = super().key_fields()
-        return fields if self.truncate.users_frac > 0 else {name: value for name, value in fields.items() if name != "truncate"}
+        """The values that decide the stage's result; those of `truncate` and `cold_start` decide nothing while they are off."""
+        off = {"truncate": self.truncate.users_frac == 0, "cold_start": self.cold_start.items_frac == 0}
+        return {name: value for name, value in super().key_fields().items() if not off.get(name, False)}
 
 
 class LogsInfo(Settings):
@@ -108,6 +116,7 @@ class LogsInfo(Settings):
     num_examples: dict[str, int]  # by split
     positives_left_out: dict[str, int] = Field({}, description="outcomes after the history window that are no example, by reason")
     num_truncated: int = Field(0, description="users whose events were cut to a few baskets: logs.truncate")
+    num_cold: int = Field(0, description="items whose events were cut to a few: logs.cold_start")
 
 
 @dataclass(frozen=True)
@@ -198,11 +207,13 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
     labelled = build_examples(kept, pools, item_kept, kinds, windows, labels, negatives, settings.sample.max_positives_per_user, seed)
     # A truncated user keeps labels of events that nothing below may see.
     truncated = truncate(kept, labelled, kinds, windows, settings.truncate, len(raw.users), seed)
-    labelled = truncated.labelled
+    cold = cold_start(kept, truncated.labelled, kinds, windows, settings.cold_start, len(raw.items), seed)
+    labelled = cold.labelled
     _require_outcomes(labelled.examples, windows, labels)
     hidden = np.zeros(len(events), bool)
-    hidden[keep] = truncated.hidden_E
-    dropped[HIDDEN] = int(hidden.sum())
+    hidden[keep] = truncated.hidden_E | cold.hidden_E
+    dropped[HIDDEN] = int(truncated.hidden_E.sum())
+    dropped[COLD_HIDDEN] = int(hidden.sum()) - dropped[HIDDEN]
     keep &= ~hidden
     kept = events.take(keep)
     first_seen = _first_seen(raw.items, events, hidden, windows, settings.censored_days)
@@ -225,6 +236,8 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
     }
     if settings.truncate.users_frac > 0:
         written["truncated"] = _truncated_table(truncated, raw)
+    if settings.cold_start.items_frac > 0:
+        written["cold_items"] = _cold_table(cold, raw)
     info = LogsInfo(
         source=settings.source,
         start=from_us(windows.start),
@@ -243,6 +256,7 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
         num_examples={name: int((examples.split_K == place).sum()) for place, name in enumerate(SPLITS)},
         positives_left_out={reason: count for reason, count in labelled.left_out.items() if count},
         num_truncated=len(truncated.user_T),
+        num_cold=len(cold.item_C),
     )
     logger.info("logs: %d events, %s examples, positives left out: %s; %s", info.num_events, info.num_examples, info.positives_left_out, info.exposure)
     return Logs(written | _truth(raw, written), info, raw.rows_in, {reason: count for reason, count in dropped.items() if count})
@@ -394,6 +408,12 @@ def _truncated_table(truncated: Truncated, raw: RawLogs) -> pa.Table:
     """schema.TRUNCATED, in the order of the users table."""
     users = raw.users.column("user_id").take(pa.array(truncated.user_T))
     return schema.check(pa.table({"user_id": users, "num_baskets": pa.array(truncated.num_baskets_T)}), schema.TRUNCATED, "truncated")
+
+
+def _cold_table(cold: ColdStart, raw: RawLogs) -> pa.Table:
+    """schema.COLD_ITEMS, in the order of the items table."""
+    items = raw.items.column("item_id").take(pa.array(cold.item_C))
+    return schema.check(pa.table({"item_id": items, "num_events": pa.array(cold.num_events_C, pa.int32())}), schema.COLD_ITEMS, "cold_items")
 
 
 def _truth(raw: RawLogs, written: Mapping[str, pa.Table]) -> dict[str, pa.Table]:

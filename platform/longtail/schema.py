@@ -61,6 +61,14 @@ TRUNCATED = pa.schema(
     ]
 )
 
+#: One row per item that was made cold; written by `logs` where logs.cold_start is on.
+COLD_ITEMS = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("num_events", pa.int32(), nullable=False),  # what the item keeps, before validation starts
+    ]
+)
+
 #: One row per (user_id, as_of).
 PROFILES = pa.schema(
     [

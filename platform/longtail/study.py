@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from longtail.settings import Settings
+from longtail.study_results import Metric
 from longtail.study_rows import RULES
 
 Seed = int
@@ -36,6 +37,7 @@ class StudyDatasetSettings(Settings):
     set: tuple[str, ...] = Field((), description='"a.b=value" settings, as --set takes them')
     headline: Headline
     optional: bool = Field(False, description="left out, and said so, where its tables are not there")
+    seeded: tuple[str, ...] = Field((), description="settings that each seed sets for all arms, such as logs.cold_start.seed: a world of its own for each seed")
 
 
 class ArmSettings(Settings):
@@ -56,6 +58,7 @@ class StudySettings(Settings):
 
     name: Name = Field("study", description="of the results' files: results/<name>_<dataset>.json")
     form: Literal["full", "short"] = Field("full", description="short: the headline arms alone, on short_datasets, with the first short_seeds seeds")
+    metric: Metric = Field("gauc", description="gauc: of each user's own rows, slices of users | auc: over all rows, slices of items")
     chosen: str = Field("", description="how the arms' settings and the headlines were chosen, in a sentence that the results repeat: nothing here can know it")
     seeds: tuple[DrawnSeed, ...] = Field((1, 2, 3, 4, 5), min_length=1, description="of the headline arms")
     num_ablation_seeds: int = Field(3, ge=1, description="of the other arms: the first so many")
@@ -109,7 +112,7 @@ class StudySettings(Settings):
             apart = [other for other in (headline.base, headline.control) if other not in self.against_of(headline.arm)]
             if apart:
                 raise ValueError(f"datasets.{name}.headline: {headline.arm} is not compared with {apart}. Name them in against.")
-            known(f"datasets.{name}.headline.slice", [headline.slice], dict(RULES))
+            known(f"datasets.{name}.headline.slice", [headline.slice], dict(RULES[self.metric]))
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)}: name each once")
         return self

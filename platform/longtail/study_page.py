@@ -3,28 +3,35 @@
 Reads a StudyResults; writes text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from longtail.report_page import STYLE, document, figure, section
 from longtail.report_plots import GRID, INK, MUTED, ZERO, Canvas, Scale, span
 from longtail.study import StudySettings
-from longtail.study_results import ArmOnSlice, Difference, StudyResults
+from longtail.study_results import ArmOnSlice, Arms, Difference, Metric, StudyResults
 from longtail.study_rows import RULES
 from longtail.training import FEW_STEPS
 
 FAR = 2.0  # times nearly all the others
 FEW_USERS, FEW_SEEDS, FEW_ARMS = 50, 3, 4
+#: The slices that have columns in the .md and figures on the page, beside the headline's.
+SHOWN = {
+    "gauc": ("all", "low20", "truncated", "orders_1", "orders_1_3", "no_history", "high20"),
+    "auc": ("all", "zero_shot", "cold_1_5", "cold_6_20", "cold_lt100", "warm", "natural_cold", "new_items", "popular_items"),
+}
+DRAWN = {"gauc": ("all", "low20", "no_history", "high20"), "auc": ("all", "cold_lt100", "zero_shot", "warm")}
 SEEDS_BELOW = 7  # pixels under the interval
 GOOD, BAD, PLAIN = "#0f766e", "#b91c1c", "#475569"
 
-Arms = Mapping[str, Mapping[str, ArmOnSlice]]
+UNITS = {"gauc": " %", "auc": ""}
 
 
 def markdown(found: StudyResults, study: StudySettings) -> str:
     """The results for the repository."""
     logs = found.notes["logs"]
     assert isinstance(logs, dict)
+    metric, unit = found.metric.upper(), " in percent of the other's GAUC" if found.metric == "gauc" else " in points (hundredths of AUC)"
     lines = [
         f"# {study.name} on {found.dataset}",
         "",
@@ -35,18 +42,16 @@ def markdown(found: StudyResults, study: StudySettings) -> str:
         "",
         f"**{headline_sentence(found)}**",
         "",
-        "GAUC, and in brackets the difference from the other arm in percent of the other's GAUC, on the same rows, with 95 % intervals over seeds and users "
-        "(the .json has the differences in absolute GAUC, and each seed's). Nothing is corrected for how many there are: of twenty that mean nothing, one "
+        f"{metric}, and in brackets the difference from the other arm{unit}, on the same rows, with 95 % intervals over seeds and users "
+        f"(the .json has the differences in absolute {metric}, and each seed's). Nothing is corrected for how many there are: of twenty that mean nothing, one "
         "leaves zero out.",
         "",
         *(f"- {line}" for line in cautions(found, study)),
     ]
-    names = [
-        name for name in ("all", "low20", "truncated", "orders_1", "orders_1_3", "no_history", "high20") if name in found.arms.get(study.headline_arms[0], {})
-    ]
+    names = [name for name in SHOWN[found.metric] if name in found.arms.get(study.headline_arms[0], {})]
     heads = " | ".join(f"{name} ({found.arms[study.headline_arms[0]][name].users:,} users)" for name in names)
     for other in study.against:
-        lines += ["", f"## Test window: GAUC over `{other}`", "", *_table(found.arms, names, heads, other)]
+        lines += ["", f"## Test window: {metric} over `{other}`", "", *_table(found.arms, names, heads, other)]
     if pairs := pairs_of(found.arms, study):
         lines += ["", "## Test window: further pairs", "", "| arm | over | " + heads + " |", "|---|---|" + "---|" * len(names)]
         for arm, other in pairs:
@@ -58,8 +63,8 @@ def markdown(found: StudyResults, study: StudySettings) -> str:
     lines += ["| slice | rule | users | " + " | ".join(study.headline_arms) + " |", "|---|---|---|" + "---|" * len(study.headline_arms)]
     for name in every:
         users = found.arms[study.headline_arms[0]][name].users
-        cells = [f"{found.arms[arm][name].gauc:.4f}" if name in found.arms.get(arm, {}) else "" for arm in study.headline_arms]
-        lines.append(f"| {name} | {RULES[name]} | {users:,} | " + " | ".join(cells) + " |")
+        cells = [f"{found.arms[arm][name].mean:.4f}" if name in found.arms.get(arm, {}) else "" for arm in study.headline_arms]
+        lines.append(f"| {name} | {RULES[found.metric][name]} | {users:,} | " + " | ".join(cells) + " |")
     meanings = found.notes.get("arms")
     assert isinstance(meanings, dict)
     lines += ["", "## Arms", "", "| arm | what it is |", "|---|---|", *(f"| `{arm}` | {meanings.get(arm, '')} |" for arm in found.validation)]
@@ -126,11 +131,16 @@ def pairs_of(arms: Arms, study: StudySettings) -> list[tuple[str, str]]:
 
 
 def relative(gap: Difference, base: ArmOnSlice) -> str:
-    """A difference as a share of the other's GAUC, with its interval; absolute where the other orders every user's rows the wrong way round."""
+    """A difference as a share of the other's GAUC, or in points of AUC, with its interval; absolute where the other orders every user's rows wrongly."""
     if base.gauc == 0:
         return f"{gap.mean:+.4f} [{gap.lo:+.4f}, {gap.hi:+.4f}] absolute"
-    mean, low, high = (100 * value / base.gauc for value in (gap.mean, gap.lo, gap.hi))
-    return f"{mean:+.2f} % [{low:+.2f}, {high:+.2f}]"
+    mean, low, high = (100 * value / one_of(base) for value in (gap.mean, gap.lo, gap.hi))
+    return f"{mean:+.2f}{UNITS[base.metric]} [{low:+.2f}, {high:+.2f}]"
+
+
+def one_of(base: ArmOnSlice) -> float:
+    """What a difference is told in hundredths of: the other's GAUC, or AUC's whole range."""
+    return 1.0 if base.gauc is None else base.gauc
 
 
 def _table(arms: Arms, names: Sequence[str], heads: str, other: str) -> list[str]:
@@ -143,9 +153,9 @@ def _table(arms: Arms, names: Sequence[str], heads: str, other: str) -> list[str
             if one is None:
                 cells.append("")
             elif other in one.vs:
-                cells.append(f"{one.gauc:.4f} ({relative(one.vs[other], arms[other][name])})")
+                cells.append(f"{one.mean:.4f} ({relative(one.vs[other], arms[other][name])})")
             else:
-                cells.append(f"{one.gauc:.4f} ± {one.sd:.4f}")
+                cells.append(f"{one.mean:.4f} ± {one.sd:.4f}")
         lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
     return lines
 
@@ -160,17 +170,20 @@ def page(found: StudyResults, study: StudySettings) -> str:
         f"seeds {list(found.seeds)}. <code>{escape(str(found.notes.get('command', '')))}</code></p>"
         f"<ul>{''.join(f'<li>{escape(_plain(line))}</li>' for line in cautions(found, study))}</ul>"
     )
+    said = "GAUC relative to" if found.metric == "gauc" else "points of AUC over"
     parts = [lead]
-    slices = [name for name in (found.headline["slice"], "all", "low20", "no_history", "high20") if name in found.arms.get(study.headline_arms[0], {})]
+    slices = [name for name in (found.headline["slice"], *DRAWN[found.metric]) if name in found.arms.get(study.headline_arms[0], {})]
     for other in study.against:
         pairs = [(arm, other, arm) for arm in found.arms]
-        parts.append(
-            _figures(found.arms, pairs, slices, f"Over {other}", other, "GAUC relative to it, 95 % intervals over seeds and users; a dot for each seed.")
-        )
+        parts.append(_figures(found, pairs, slices, f"Over {other}", other, f"{said} it, 95 % intervals over seeds and users; a dot for each seed."))
     pairs = [(arm, other, f"{arm} over {other}") for arm, other in pairs_of(found.arms, study)]
-    parts.append(_figures(found.arms, pairs, slices, "Further pairs", "the other", "GAUC relative to the second arm of each pair."))
+    parts.append(_figures(found, pairs, slices, "Further pairs", "the other", f"{said} the second arm of each pair."))
     every = list(found.arms.get(study.headline_arms[0], {}))
-    parts.append(section("GAUC by slice", "Mean over seeds, test window.", f'<div class="wide">{_html_table(found.arms, study.headline_arms, every)}</div>'))
+    parts.append(
+        section(
+            f"{found.metric.upper()} by slice", "Mean over seeds, test window.", f'<div class="wide">{_html_table(found, study.headline_arms, every)}</div>'
+        )
+    )
     return document(f"{study.name}: {found.dataset}", "".join(parts), STYLE)
 
 
@@ -179,38 +192,43 @@ def _plain(text: str) -> str:
     return text.replace("`", "").replace("**", "").replace(" -", " \u2212").replace("[-", "[\u2212")
 
 
-def _figures(arms: Arms, pairs: Sequence[tuple[str, str, str]], slices: Sequence[str], title: str, other: str, about: str) -> str:
+def _figures(found: StudyResults, pairs: Sequence[tuple[str, str, str]], slices: Sequence[str], title: str, other: str, about: str) -> str:
     """A section with a figure for each slice, a line in it for each pair of arms and its name; "" where no pair was measured."""
     figures = []
     for name in dict.fromkeys(slices):
-        measured = [(words, one.vs[against], arms[against][name].gauc) for arm, against, words in pairs if (one := arms[arm].get(name)) and against in one.vs]
+        measured = [
+            (words, one.vs[against], one_of(found.arms[against][name]))
+            for arm, against, words in pairs
+            if (one := found.arms[arm].get(name)) and against in one.vs
+        ]
         rows = [(words, gap, base) for words, gap, base in measured if base]
         if rows:
-            figures.append(figure(f"{name}: {RULES[name]}", intervals(rows, other)))
+            figures.append(figure(f"{name}: {RULES[found.metric][name]}", intervals(rows, other, found.metric)))
     return section(title, f"Test window, {about}", "".join(figures)) if figures else ""
 
 
-def intervals(rows: Sequence[tuple[str, Difference, float]], other: str) -> str:
-    """One line per name, difference and the other's GAUC: the difference in percent of that, the interval, and a small dot for each seed.
+def intervals(rows: Sequence[tuple[str, Difference, float]], other: str, metric: Metric = "gauc") -> str:
+    """One line per name, difference and what it is told in hundredths of: the difference, its interval, and a small dot for each seed.
 
     Differences several times as large as nearly all the others are told in words alone, with an arrow at the edge: they would leave the others no room.
     """
     step, left, right, top = 26, 250, 850, 12
     bottom = top + step * len(rows)
-    canvas = Canvas(1040, bottom + 30, f"difference from {other}, percent of its GAUC")
+    unit = UNITS[metric]
+    canvas = Canvas(1040, bottom + 30, f"difference from {other}, " + ("percent of its GAUC" if metric == "gauc" else "points of AUC"))
     sizes = sorted(abs(gap.mean) / base for _, gap, base in rows)
     most = FAR * max(sizes[int(0.9 * (len(sizes) - 1)) if len(sizes) >= FEW_ARMS else -1], max(gap.hi - gap.lo for _, gap, _ in rows) / 2)
     ends = [value * 100 / base for _, gap, base in rows if abs(gap.mean) / base <= most for value in (gap.lo, gap.hi, *gap.per_seed)]
     scale = Scale(*span(ends, zero=True), left, right)
     for tick in scale.ticks(8):
         canvas.line(scale(tick), top, scale(tick), bottom, GRID)
-        canvas.text(scale(tick), bottom + 17, f"{tick:+g} %".replace("-", "\u2212") if tick else "0", "middle")
+        canvas.text(scale(tick), bottom + 17, f"{tick:+g}{unit}".replace("-", "\u2212") if tick else "0", "middle")
     canvas.line(scale(0), top - 4, scale(0), bottom, ZERO, 1.6)
     for place, (name, gap, base) in enumerate(rows):
         y, percent = top + step * (place + 0.5), 100 / base
         tone = GOOD if gap.lo > 0 else BAD if gap.hi < 0 else PLAIN
         canvas.text(left - 12, y + 4, name, "end", INK, 12.5, 600)
-        words = f"{gap.mean * percent:+.2f} % [{gap.lo * percent:+.2f}, {gap.hi * percent:+.2f}]".replace("-", "\u2212")
+        words = f"{gap.mean * percent:+.2f}{unit} [{gap.lo * percent:+.2f}, {gap.hi * percent:+.2f}]".replace("-", "\u2212")
         canvas.text(right + 12, y + 4, words, fill=tone, size=11.5)
         if abs(gap.mean) / base > most:
             canvas.text(left if gap.mean < 0 else right, y + 4, "\u25c2" if gap.mean < 0 else "\u25b8", "start" if gap.mean < 0 else "end", tone, 14)
@@ -222,13 +240,14 @@ def intervals(rows: Sequence[tuple[str, Difference, float]], other: str) -> str:
     return canvas.svg()
 
 
-def _html_table(arms: Arms, names: Sequence[str], slices: Sequence[str]) -> str:
+def _html_table(found: StudyResults, names: Sequence[str], slices: Sequence[str]) -> str:
+    arms = found.arms
     head = "".join(f"<th>{escape(arm)}</th>" for arm in names)
     rows = []
     for name in slices:
         cells = "".join(
-            f"<td>{arms[arm][name].gauc:.4f}<small>± {arms[arm][name].sd:.4f}</small></td>" if name in arms.get(arm, {}) else "<td></td>" for arm in names
+            f"<td>{arms[arm][name].mean:.4f}<small>± {arms[arm][name].sd:.4f}</small></td>" if name in arms.get(arm, {}) else "<td></td>" for arm in names
         )
         users = arms[names[0]][name].users
-        rows.append(f'<tr><th class="name">{escape(name)}<small>{escape(RULES[name])}</small></th><td>{users:,}</td>{cells}</tr>')
+        rows.append(f'<tr><th class="name">{escape(name)}<small>{escape(RULES[found.metric][name])}</small></th><td>{users:,}</td>{cells}</tr>')
     return f'<table class="metrics"><thead><tr><th class="name">slice</th><th>users</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

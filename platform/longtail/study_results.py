@@ -1,4 +1,4 @@
-"""A study's results: GAUC of every arm by slice, and paired differences with intervals over seeds and users together.
+"""A study's results: GAUC or AUC of every arm by slice, and paired differences with intervals over seeds and users together.
 
 Every arm is measured on the same rows, so a difference is taken user by user and seed by seed. An interval comes from resampling both: users, because one
 user's rows share that user's taste, and seeds, because training again gives another ranker. With three to five seeds the latter is coarse; the
@@ -9,23 +9,25 @@ Letters: N rows, U users, S seeds, R rounds.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import PlainSerializer
+from pydantic import PlainSerializer, model_validator
 
 from longtail.hashing import stable_uint64
 from longtail.metrics import Floats, Ints, user_aucs
 from longtail.paired import resampled
 from longtail.settings import Settings
-from longtail.study_rows import Bools, WindowRows
+from longtail.study_rows import Bools, Labels, WindowRows
+
+Metric = Literal["gauc", "auc"]
 
 # A millionth of GAUC is a thousandth of what training again changes; more digits would only make the files larger.
 Rounded = Annotated[float, PlainSerializer(lambda value: round(value, 6), return_type=float)]
 
 
 class Difference(Settings):
-    """One arm minus another in GAUC, absolute, with a 95 % interval over seeds and users."""
+    """One arm minus another in the metric, absolute, with a 95 % interval over seeds and users."""
 
     mean: Rounded
     lo: Rounded
@@ -38,13 +40,32 @@ class Difference(Settings):
 
 
 class ArmOnSlice(Settings):
-    """One arm on one slice; `users` have both classes, the only ones that GAUC sees."""
+    """One arm on one slice, in one metric; `users` are those whom it sees: for GAUC, users with both classes."""
 
-    gauc: Rounded
+    gauc: Rounded | None = None
+    auc: Rounded | None = None
     sd: Rounded  # over seeds
     rows: int  # of all the slice's users
     users: int
     vs: dict[str, Difference]
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.gauc is None) == (self.auc is None):
+            raise ValueError("an arm is measured in one metric: gauc or auc")
+        return self
+
+    @property
+    def metric(self) -> Metric:
+        return "auc" if self.gauc is None else "gauc"
+
+    @property
+    def mean(self) -> float:
+        """The metric, over seeds."""
+        return self.auc if self.gauc is None else self.gauc  # type: ignore[return-value]  # one of them is there
+
+
+Arms = dict[str, dict[str, ArmOnSlice]]
 
 
 class StudyResults(Settings):
@@ -56,62 +77,93 @@ class StudyResults(Settings):
     seeds: tuple[int, ...]
     headline: dict[str, str]
     window: str
-    arms: dict[str, dict[str, ArmOnSlice]]
-    validation: dict[str, dict[str, ArmOnSlice]]
+    metric: Metric = "gauc"
+    arms: Arms
+    validation: Arms
     notes: dict[str, object]
 
 
 @dataclass(frozen=True)
-class Window:
-    """Users of one window: what each weighs, and which slices each is in."""
+class Measured:
+    """What one trial's scores come to on one slice: a mean over users, which a resample of the users weighs anew."""
 
-    weight_U: Floats  # rows, 0 for a user with one class
-    rows_U: Ints
-    slices: Mapping[str, Bools]
+    value_U: Floats
+    weight_U: Floats  # 0 for a user who is not seen
+    rows: int
 
-    @staticmethod
-    def of(rows: WindowRows) -> "Window":
-        _, first_U = np.unique(rows.user_N, return_index=True)
-        found = user_aucs(rows.label_N, np.zeros(len(rows.label_N)), rows.user_N)
-        weight = np.where(np.isnan(found.auc_U), 0, found.rows_U).astype(np.float64)
-        return Window(weight, found.rows_U, {name: which[first_U] for name, which in rows.slices.items()})
+    @property
+    def mean(self) -> float:
+        return float(self.value_U @ self.weight_U / self.weight_U.sum())
 
 
-def by_user(rows: WindowRows, score_N: np.ndarray) -> Floats:
-    """AUC of each user of the window [U], 0 where there is none (such a user weighs nothing)."""
-    return np.nan_to_num(user_aucs(rows.label_N, score_N, rows.user_N).auc_U)
+def measured(rows: WindowRows, score_N: Floats, metric: Metric) -> dict[str, Measured]:
+    """The metric of one trial's scores on every slice on which it has a value."""
+    users, user_N = np.unique(rows.user_N, return_inverse=True)
+    of = {"gauc": _gauc, "auc": _auc}[metric]
+    return {name: found for name, which_N in rows.slices.items() if (found := of(rows.label_N, score_N, user_N.reshape(-1), which_N, len(users))) is not None}
 
 
-def compare(window: Window, arms: Mapping[str, Mapping[int, Floats]], against: Callable[[str], Sequence[str]], rounds: int) -> dict[str, dict[str, ArmOnSlice]]:
-    """Every arm on every slice that has a user with both classes.
+def _gauc(label_N: Labels, score_N: Floats, user_N: Ints, which_N: Bools, num_users: int) -> Measured | None:
+    """Each user's own AUC, weighing that user's rows; users with one class weigh nothing."""
+    found = user_aucs(label_N[which_N], score_N[which_N], user_N[which_N])
+    known = ~np.isnan(found.auc_U)
+    value_U, weight_U = np.zeros(num_users), np.zeros(num_users)
+    value_U[found.users_U[known]], weight_U[found.users_U[known]] = found.auc_U[known], found.rows_U[known]
+    return Measured(value_U, weight_U, int(which_N.sum())) if known.any() else None
+
+
+def _auc(label_N: Labels, score_N: Floats, user_N: Ints, which_N: Bools, num_users: int) -> Measured | None:
+    """AUC over all of the slice's rows as the mean of the users' pseudo-values: AUC + U * what the user's rows add to it or take from it.
+
+    The sum over users of a row's placement among the other class, less AUC, is AUC's influence function (Obuchowski 1997, section 2, for clustered rows):
+    resampling its mean is resampling AUC, up to terms of the order 1 / users.
+    """
+    label, score, user = label_N[which_N] == 1, score_N[which_N], user_N[which_N]
+    positives, negatives = int(label.sum()), int((~label).sum())
+    if not positives or not negatives:
+        return None
+    placement = np.empty(len(label))
+    for mine in (True, False):
+        others = np.sort(score[label != mine])
+        below, up_to = (np.searchsorted(others, score[label == mine], side=side) for side in ("left", "right"))
+        share = (below + up_to) / (2 * len(others))
+        placement[label == mine] = share if mine else 1 - share
+    auc = float(placement[label].mean())
+    influence_U = np.bincount(user, (placement - auc) / np.where(label, positives, negatives), num_users)
+    weight_U = (np.bincount(user, minlength=num_users) > 0).astype(np.float64)
+    return Measured(np.where(weight_U > 0, auc + weight_U.sum() * influence_U, 0), weight_U, len(label))
+
+
+def compare(arms: Mapping[str, Mapping[int, Mapping[str, Measured]]], against: Callable[[str], Sequence[str]], metric: Metric, rounds: int) -> Arms:
+    """Every arm on every slice that has a value.
 
     Args:
-        window: users, weights and slices.
-        arms: by arm and seed, AUC of each user [U].
+        arms: by arm, seed and slice; users are the same for all of them, slices may differ from seed to seed.
         against: the arms that an arm is compared with, on the seeds that both have.
+        metric: what was measured.
         rounds: of the bootstrap.
     """
     found: dict[str, dict[str, ArmOnSlice]] = {arm: {} for arm in arms}
-    for name, which_U in window.slices.items():
-        weight_U = np.where(which_U, window.weight_U, 0)
-        kept = np.flatnonzero(weight_U)
-        if len(kept) == 0:
-            continue
-        counts_RU = _resampled(name, len(kept), rounds)
-        means = {arm: {seed: float(weight_U @ auc_U / weight_U.sum()) for seed, auc_U in of_arm.items()} for arm, of_arm in arms.items()}
-        for arm, of_arm in arms.items():
-            gauc = np.array(list(means[arm].values()))
+    for name in dict.fromkeys(name for of_arm in arms.values() for of_seed in of_arm.values() for name in of_seed):
+        here = {arm: {seed: of_seed[name] for seed, of_seed in of_arm.items() if name in of_seed} for arm, of_arm in arms.items()}
+        seen = np.logical_or.reduce([one.weight_U > 0 for of_arm in here.values() for one in of_arm.values()])
+        counts_RU = _resampled(name, int(seen.sum()), rounds)
+        for arm, of_arm in here.items():
+            if not of_arm:
+                continue
+            values = np.array([one.mean for one in of_arm.values()])
             differences = {}
             for other in against(arm):
-                common = [seed for seed in of_arm if other != arm and seed in arms.get(other, {})]
+                common = [seed for seed in of_arm if other != arm and seed in here.get(other, {})]
                 if common:
-                    gap_SU = np.stack([(of_arm[seed] - arms[other][seed])[kept] for seed in common])
-                    differences[other] = _difference(name, gap_SU, weight_U[kept], counts_RU)
+                    pairs = [(of_arm[seed], here[other][seed]) for seed in common]
+                    gap_SU = np.stack([(one.value_U - base.value_U)[seen] for one, base in pairs])
+                    differences[other] = _difference(name, gap_SU, np.stack([one.weight_U[seen] for one, _ in pairs]), counts_RU)
             found[arm][name] = ArmOnSlice(
-                gauc=float(gauc.mean()),
-                sd=float(gauc.std(ddof=1)) if len(gauc) > 1 else 0.0,
-                rows=int(window.rows_U[which_U].sum()),
-                users=len(kept),
+                **{metric: float(values.mean())},
+                sd=float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+                rows=round(np.mean([one.rows for one in of_arm.values()])),
+                users=round(np.mean([np.count_nonzero(one.weight_U) for one in of_arm.values()])),
                 vs=differences,
             )
     return found
@@ -123,10 +175,10 @@ def _resampled(name: str, num: int, rounds: int) -> Floats:
     return np.stack([resampled(num, rng) for _ in range(rounds)])
 
 
-def _difference(name: str, gap_SU: Floats, weight_U: Floats, counts_RU: Floats) -> Difference:
-    """The paired difference of AUCs by seed and user, users weighing what they weigh in GAUC."""
-    per_seed = gap_SU @ weight_U / weight_U.sum()
-    draws_RS = (counts_RU @ (gap_SU * weight_U).T) / np.maximum(counts_RU @ weight_U, 1e-12)[:, None]
+def _difference(name: str, gap_SU: Floats, weight_SU: Floats, counts_RU: Floats) -> Difference:
+    """The paired difference by seed and user, users weighing what they weigh in the metric."""
+    per_seed = (gap_SU * weight_SU).sum(axis=1) / weight_SU.sum(axis=1)
+    draws_RS = (counts_RU @ (gap_SU * weight_SU).T) / np.maximum(counts_RU @ weight_SU.T, 1e-12)
     rng = np.random.default_rng([stable_uint64(name) % 2**32, len(gap_SU)])
     seeds_RS = rng.integers(0, len(gap_SU), draws_RS.shape)
     low, high = np.percentile(np.take_along_axis(draws_RS, seeds_RS, axis=1).mean(axis=1), [2.5, 97.5])

@@ -1,7 +1,7 @@
 """A study's rows and slices: what every arm is measured on, in one window.
 
-Reads the samples and the logs of a data set; writes nothing. Who is in a slice is decided by what was known of the user when the window opened, and never
-by an arm.
+Reads the samples and the logs of a data set; writes nothing. What is in a slice is decided by what was known of the user or the item when the window opened,
+and never by an arm.
 
 Letters: N rows, U users.
 """
@@ -21,10 +21,11 @@ from longtail.ranks import rank_within
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.int8]
 
 SHARES = {"low20": (0.0, 0.2), "low50": (0.0, 0.5), "high20": (0.8, 1.0)}
 
-RULES = {
+USER_RULES = {
     "all": "every row of the window",
     "low20": "the fifth of the window's users with the fewest events before it opened",
     "low50": "the half of the window's users with the fewest",
@@ -35,7 +36,24 @@ RULES = {
     "orders_1_3": "users with one to three orders before the window opened",
     "missing_attributes": "users of whom some attribute is not known",
 }
-RULES |= {f"decile_{number}": f"{number} of 10 by events before the window opened, 1 the fewest" for number in range(1, 11)}
+USER_RULES |= {f"decile_{number}": f"{number} of 10 by events before the window opened, 1 the fewest" for number in range(1, 11)}
+
+COLD_EVENTS, NEW_DAYS, OLD_DAYS = 100, 20, 300  # SaviorRec's slices
+
+ITEM_RULES = {
+    "all": "every row of the window",
+    "zero_shot": "items with no event before the window opened",
+    "cold_1_5": "items with 1 to 5 events before the window opened",
+    "cold_6_20": "items with 6 to 20",
+    "cold_lt100": f"items with fewer than {COLD_EVENTS}",
+    "warm": f"items with at least {COLD_EVENTS}",
+    "natural_cold": f"items with fewer than {COLD_EVENTS} that nobody made cold (logs.cold_start)",
+    "new_items": f"items first seen less than {NEW_DAYS} days before the row",
+    "popular_items": f"items first seen more than {OLD_DAYS} days before the row",
+}
+
+#: By metric: GAUC is of users, and sliced by them; AUC is over all rows, and sliced by item.
+RULES = {"gauc": USER_RULES, "auc": ITEM_RULES}
 
 
 @dataclass(frozen=True)
@@ -44,7 +62,7 @@ class WindowRows:
 
     example_id_N: Ints
     user_N: Ints  # user rows
-    label_N: npt.NDArray[np.int8]
+    label_N: Labels
     slices: Mapping[str, Bools]  # by name, over rows
 
 
@@ -87,3 +105,30 @@ def window_rows(samples: pa.Table, entities: Entities, behaviour: Behaviour, ope
         samples.column("outcome").to_numpy().astype(np.int8),
         {name: which_U[place_N] for name, which_U in by_user.items()},
     )
+
+
+def item_rows(samples: pa.Table, entities: Entities, behaviour: Behaviour, opens: int, made_cold: pa.Array | None) -> WindowRows:
+    """The rows of a window that opens at `opens`, sliced by item.
+
+    Args:
+        samples: example_id, user_id, item_id, outcome and item_age_days of the window's rows, in the order in which scores come.
+        made_cold: item_ids of the items that were made cold, None where none was.
+    """
+    item_N = entities.items.encode(samples.column("item_id")).astype(np.int64)
+    events_N = np.bincount(behaviour.before(opens).item_row_E, minlength=len(entities.items) + 1)[item_N]
+    age_N = pc.fill_null(samples.column("item_age_days"), float("nan")).to_numpy()
+    cold_N = events_N < COLD_EVENTS
+    natural_N = cold_N if made_cold is None else cold_N & ~pc.is_in(samples.column("item_id"), value_set=made_cold).to_numpy()
+    slices = {
+        "all": np.ones(len(item_N), bool),
+        "zero_shot": events_N == 0,
+        "cold_1_5": (events_N >= 1) & (events_N <= 5),
+        "cold_6_20": (events_N >= 6) & (events_N <= 20),
+        "cold_lt100": cold_N,
+        "warm": ~cold_N,
+        "natural_cold": natural_N,
+        "new_items": age_N < NEW_DAYS,
+        "popular_items": age_N > OLD_DAYS,
+    }
+    users = entities.users.encode(samples.column("user_id")).astype(np.int64)
+    return WindowRows(samples.column("example_id").to_numpy(), users, samples.column("outcome").to_numpy().astype(np.int8), slices)
