@@ -43,7 +43,7 @@ def demo_requests(logs: Artifact, config: Config) -> list[tuple[str, dict[str, A
     """A quiet user and a busy one from the test window, a user nobody knows, and an item that exists only in the request; each with what it shows."""
     examples = logs.read("examples", ["user_id", "item_id", "split"])
     test = examples.filter(pc.equal(examples.column("split"), "test"))
-    by_user = test.group_by("user_id").aggregate([("item_id", "list")]).sort_by("user_id")
+    by_user = test.group_by("user_id", use_threads=False).aggregate([("item_id", "list")]).sort_by("user_id")  # threads would list in any order
     events = logs.read("events", ["user_id"]).group_by("user_id").aggregate([("user_id", "count")])
     activity = dict(zip(events.column("user_id").to_pylist(), events.column("user_id_count").to_pylist(), strict=True))
     candidates = {row["user_id"]: list(dict.fromkeys(row["item_id_list"]))[:NUM_CANDIDATES] for row in by_user.to_pylist()}
