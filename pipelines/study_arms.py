@@ -70,6 +70,7 @@ def runs_of(study: StudySettings, dataset: str, config: Config) -> list[Run]:
     shared = arm_config(study, dataset, None, None, config)
     if study.datasets[dataset].headline.slice == "truncated" and not shared.logs.truncate.users_frac:
         raise ValueError(f"study.datasets.{dataset}.headline.slice = 'truncated': nobody is, logs.truncate.users_frac is 0. Set it, or name another slice.")
+    logs_of = {world: LOGS.settings(arm_config(study, dataset, None, world, config)) for world in worlds(study, dataset)}
     found = []
     for arm, seeds in study.plan(dataset).items():
         settings = study.arms[arm]
@@ -82,7 +83,7 @@ def runs_of(study: StudySettings, dataset: str, config: Config) -> list[Run]:
                 found.append(Run(dataset, arm, seed, settings.ranker, arm_config(study, dataset, arm, seed, config), splits))
             except ValueError as error:
                 raise ValueError(f"study.arms.{arm} on {dataset}: {error}") from error
-            if LOGS.settings(found[-1].config) != LOGS.settings(arm_config(study, dataset, None, seed, config)):
+            if LOGS.settings(found[-1].config) != logs_of[world_of(study, dataset, seed)]:
                 raise ValueError(
                     f"study.arms.{arm} on {dataset} changes the logs, and with them the rows: arms are compared on the same ones. Put its logs settings under "
                     f"study.datasets.{dataset}.set, or make a data set of its own for them."
@@ -92,7 +93,12 @@ def runs_of(study: StudySettings, dataset: str, config: Config) -> list[Run]:
 
 def worlds(study: StudySettings, dataset: str) -> tuple[Seed | None, ...]:
     """The seeds that have a world of their own on a data set; None alone where all seeds share one."""
-    return tuple(dict.fromkeys(seed for seeds in study.plan(dataset).values() for seed in seeds)) if study.datasets[dataset].seeded else (None,)
+    return tuple(dict.fromkeys(world_of(study, dataset, seed) for seeds in study.plan(dataset).values() for seed in seeds))
+
+
+def world_of(study: StudySettings, dataset: str, seed: Seed) -> Seed | None:
+    """The world of a seed on a data set: its own, or the one that all seeds share."""
+    return seed if study.datasets[dataset].seeded else None
 
 
 def there(study: StudySettings, dataset: str, config: Config) -> str | None:

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from longtail import schema
 from longtail.artifacts import Draft
 from longtail.cold_start import HIDDEN as COLD_HIDDEN
-from longtail.cold_start import ColdStart, ColdStartSettings, cold_start
+from longtail.cold_start import ColdStartSettings, cold_start
 from longtail.examples import Labelled, build_examples
 from longtail.labels import CodedEvents, Examples, Labels, LabelSettings
 from longtail.log_check import check_tables
@@ -37,7 +37,7 @@ from longtail.sources.synthetic import SyntheticSettings
 from longtail.sources.tables import TablesSettings
 from longtail.strata import stratified
 from longtail.times import DAY_US, from_us
-from longtail.truncation import HIDDEN, Truncated, TruncateSettings, truncate
+from longtail.truncation import HIDDEN, TruncateSettings, truncate
 from longtail.windows import SplitSettings, Windows
 
 logger = logging.getLogger(__name__)
@@ -235,9 +235,9 @@ def logs_from(raw: RawLogs, settings: LogsSettings, seed: int) -> Logs:
         "examples": _example_table(replace(labelled, examples=examples), raw),
     }
     if settings.truncate.users_frac > 0:
-        written["truncated"] = _truncated_table(truncated, raw)
+        written["truncated"] = _cut_table("truncated", schema.TRUNCATED, raw.users, truncated.user_T, truncated.num_baskets_T)
     if settings.cold_start.items_frac > 0:
-        written["cold_items"] = _cold_table(cold, raw)
+        written["cold_items"] = _cut_table("cold_items", schema.COLD_ITEMS, raw.items, cold.item_C, cold.num_events_C)
     info = LogsInfo(
         source=settings.source,
         start=from_us(windows.start),
@@ -404,16 +404,10 @@ def _example_table(labelled: Labelled, raw: RawLogs) -> pa.Table:
     return schema.check(pa.table(columns), schema.EXAMPLES, "examples")
 
 
-def _truncated_table(truncated: Truncated, raw: RawLogs) -> pa.Table:
-    """schema.TRUNCATED, in the order of the users table."""
-    users = raw.users.column("user_id").take(pa.array(truncated.user_T))
-    return schema.check(pa.table({"user_id": users, "num_baskets": pa.array(truncated.num_baskets_T)}), schema.TRUNCATED, "truncated")
-
-
-def _cold_table(cold: ColdStart, raw: RawLogs) -> pa.Table:
-    """schema.COLD_ITEMS, in the order of the items table."""
-    items = raw.items.column("item_id").take(pa.array(cold.item_C))
-    return schema.check(pa.table({"item_id": items, "num_events": pa.array(cold.num_events_C, pa.int32())}), schema.COLD_ITEMS, "cold_items")
+def _cut_table(name: str, layout: pa.Schema, owners: pa.Table, rows: Ints, left: Ints) -> pa.Table:
+    """Who was cut, by rows of the owners' table and in its order, and what each keeps, in `layout`."""
+    columns = [owners.column(layout.names[0]).take(pa.array(rows)), pa.array(left, layout.types[1])]
+    return schema.check(pa.Table.from_arrays(columns, names=layout.names), layout, name)
 
 
 def _truth(raw: RawLogs, written: Mapping[str, pa.Table]) -> dict[str, pa.Table]:

@@ -98,18 +98,19 @@ class Measured:
 
 def measured(rows: WindowRows, score_N: Floats, metric: Metric) -> dict[str, Measured]:
     """The metric of one trial's scores on every slice on which it has a value."""
+    if metric == "gauc":
+        return _gauc(rows, score_N)
     users, user_N = np.unique(rows.user_N, return_inverse=True)
-    of = {"gauc": _gauc, "auc": _auc}[metric]
-    return {name: found for name, which_N in rows.slices.items() if (found := of(rows.label_N, score_N, user_N.reshape(-1), which_N, len(users))) is not None}
+    return {name: found for name, which_N in rows.slices.items() if (found := _auc(rows.label_N, score_N, user_N.reshape(-1), which_N, len(users))) is not None}
 
 
-def _gauc(label_N: Labels, score_N: Floats, user_N: Ints, which_N: Bools, num_users: int) -> Measured | None:
-    """Each user's own AUC, weighing that user's rows; users with one class weigh nothing."""
-    found = user_aucs(label_N[which_N], score_N[which_N], user_N[which_N])
-    known = ~np.isnan(found.auc_U)
-    value_U, weight_U = np.zeros(num_users), np.zeros(num_users)
-    value_U[found.users_U[known]], weight_U[found.users_U[known]] = found.auc_U[known], found.rows_U[known]
-    return Measured(value_U, weight_U, int(which_N.sum())) if known.any() else None
+def _gauc(rows: WindowRows, score_N: Floats) -> dict[str, Measured]:
+    """Each user's own AUC, weighing that user's rows; users with one class weigh nothing. All of a user's rows are in a slice, or none."""
+    found, (_, first_U) = user_aucs(rows.label_N, score_N, rows.user_N), np.unique(rows.user_N, return_index=True)
+    weight_U = np.where(np.isnan(found.auc_U), 0, found.rows_U).astype(np.float64)
+    weights = {name: np.where(which_N[first_U], weight_U, 0) for name, which_N in rows.slices.items()}
+    value_U = np.nan_to_num(found.auc_U)
+    return {name: Measured(value_U, of_slice_U, int(rows.slices[name].sum())) for name, of_slice_U in weights.items() if of_slice_U.any()}
 
 
 def _auc(label_N: Labels, score_N: Floats, user_N: Ints, which_N: Bools, num_users: int) -> Measured | None:
