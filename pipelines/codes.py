@@ -1,7 +1,8 @@
 """Codes: RQ-KMeans over Ray for users and for items.
 
 Reads user_spaces/vectors and item_z/z; writes user_codes and item_codes, each with codes.parquet and codebook.safetensors ([S, k, d] float32); the quality
-report stands in the manifest. Users are fitted on their first snapshot; later snapshots are encoded with that codebook.
+report stands in the manifest. Users are fitted on their first snapshot, items on those that had an event in the history
+window; all others are encoded with that codebook.
 Run: python -m pipelines.codes --config …
 """
 
@@ -35,7 +36,7 @@ from longtail.codes import (
 from longtail.settings import own_seed
 from longtail.vectors import VectorTable, fingerprints, to_numpy
 from pipelines import blocks, work
-from pipelines.item_encoder import ITEM_Z
+from pipelines.item_z import ITEM_Z
 from pipelines.stage import Context, Result, Stage, main_for
 from pipelines.user_spaces import USER_SPACES
 
@@ -76,24 +77,31 @@ class RayShards:
             ray.kill(actor)
 
 
-def fit_order(keys: pa.Table) -> NDArray[np.int64]:
-    """Row numbers of the first snapshot (of all rows, where there are no snapshots), in key order: the order does not hang on how the table was written."""
+def fit_order(keys: pa.Table, known: pa.Array | None = None) -> NDArray[np.int64]:
+    """Row numbers that the codebook is fitted on, in key order: the order does not hang on how the table was written.
+
+    Of users those of the first snapshot; of items those that are `known`.
+    """
     order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names]).to_numpy()
     if "as_of" in keys.column_names:
         first = pc.equal(keys["as_of"], pc.min(keys["as_of"])).to_numpy()
         order = order[first[order]]
+    if known is not None:
+        order = order[pc.is_in(keys["item_id"].combine_chunks(), value_set=known).to_numpy(zero_copy_only=False)[order]]
     rows: NDArray[np.int64] = order.astype(np.int64)
     return rows
 
 
 def build(context: Context, draft: Draft, *, upstream: str, table: str, key: pa.Schema, section: str) -> Result:
-    """Fit on the first snapshot's rows, encode all rows, write codes and codebook."""
+    """Fit on what was known when the history window ended, encode all rows, write codes and codebook."""
     settings: CodebookSettings = getattr(context.config.codes, section)
     source = context.inputs[upstream]
     vectors = VectorTable(source.fs, source.path(f"{table}.parquet"))
     keys = schema.check(vectors.keys(key), key, upstream)
-    rows = fit_order(keys)
-    check_rows(settings, len(rows), f"codes.{section}", f"stage {upstream!r}" + (" at its first as_of" if "as_of" in key.names else ""))
+    rows = fit_order(keys, source.read("known").column("item_id").combine_chunks() if section == "item" else None)
+    check_rows(
+        settings, len(rows), f"codes.{section}", f"stage {upstream!r}" + (" at its first as_of" if "as_of" in key.names else " known in the history window")
+    )
     seed = own_seed(settings.seed, context.seed)
     if work.is_in_place():
         whole_ND = to_numpy(source.read(table, ["vector"]).column("vector"))
@@ -112,6 +120,8 @@ def build(context: Context, draft: Draft, *, upstream: str, table: str, key: pa.
         logger.warning(
             "codes.%s: dead codes by stage %s; %d distinct vectors among %d rows", section, report["dead_codes"], report["distinct_vectors"], len(rows)
         )
+    if settings.shuffled:
+        codes = np.random.default_rng([seed, 0xC0DE]).permutation(codes)
     column = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), settings.num_stages)
     draft.write("codes", schema.check(keys.append_column("codes", column), schema.codes(key, settings.num_stages), "codes"))
     with draft.fs.open_output_stream(draft.path("codebook.safetensors")) as stream:
@@ -125,7 +135,7 @@ def codes_stage(section: str, upstream: Stage, table: str, key: pa.Schema) -> St
         name=f"{section}_codes",
         version=1,
         inputs=(upstream,),
-        settings=lambda config: getattr(config.codes, section).key_fields(),
+        settings=lambda config: {name: value for name, value in getattr(config.codes, section).key_fields().items() if name != "shuffled" or value},
         build=partial(build, upstream=upstream.name, table=table, key=key, section=section),
         command="pipelines.codes",
     )

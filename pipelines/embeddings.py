@@ -1,6 +1,6 @@
 """The `user_vectors` and `item_vectors` stages: texts through a frozen encoder, as a Ray Data plan.
 
-Reads profiles (user vectors that were made in the profiles' own plan are taken over) and logs' items; writes vectors.
+Reads profiles (user vectors that were made in the profiles' own plan are taken over) and item texts; writes vectors.
 Run: python -m pipelines.embeddings --config …
 """
 
@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from actors.embed import EmbedActor
 from longtail.artifacts import Draft
-from longtail.embeddings import ITEM_TEXT_COLUMNS, EncoderSettings, encoder_key, item_texts
+from longtail.embeddings import EncoderSettings, encoder_key
 from longtail.packaged_models import fingerprint
 from longtail.schema import ITEM_KEY, USER_KEY, vectors
 from pipelines import blocks
-from pipelines.logs import LOGS
+from pipelines.item_texts import ITEM_TEXTS
 from pipelines.profiles import PROFILES, USER_VECTORS_TABLE
 from pipelines.stage import Context, Result, Stage, main_for
 
@@ -36,11 +36,8 @@ def build_user_vectors(context: Context, draft: Draft) -> Result:
 
 
 def build_item_vectors(context: Context, draft: Draft) -> Result:
-    """Embed every item's text; the rows are ordered by text, so that equal texts meet in one block and are embedded once."""
-    items = context.inputs["logs"].read("items", ["item_id", *ITEM_TEXT_COLUMNS])
-    table = pa.table({"item_id": items.column("item_id"), "text": pa.array(item_texts(items), pa.string())})
-    table = table.take(pc.sort_indices(table, sort_keys=[("text", "ascending"), ("item_id", "ascending")])).combine_chunks()
-    return _embed(context, draft, table, ITEM_KEY, "item")
+    """Embed every item's text."""
+    return _embed(context, draft, context.inputs["item_texts"].read("texts"), ITEM_KEY, "item")
 
 
 def _embed(context: Context, draft: Draft, table: pa.Table, key: pa.Schema, section: str) -> Result:
@@ -75,7 +72,7 @@ def vectors_stage(section: str, upstream: Stage, build: Callable[[Context, Draft
 
 
 USER_VECTORS = vectors_stage("user", PROFILES, build_user_vectors)
-ITEM_VECTORS = vectors_stage("item", LOGS, build_item_vectors)
+ITEM_VECTORS = vectors_stage("item", ITEM_TEXTS, build_item_vectors)
 
 
 def main() -> None:

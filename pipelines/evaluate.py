@@ -1,6 +1,6 @@
 """Evaluation: scores the test split with every trained ranker, measures it by slice, and writes the report.
 
-Reads samples and the rankers' checkpoints for the numbers; logs, profiles, item_z, codes and groups for the report's figures. Writes
+Reads samples and the rankers' checkpoints for the numbers; logs, profiles, item_encoder, codes and groups for the report's figures. Writes
 predictions.parquet/<ranker>-<part>.parquet (schema.PREDICTIONS), metrics.json (longtail.evaluation) and report.html.
 Run: python -m pipelines.evaluate --config pipelines/configs/demo.toml
 """
@@ -25,7 +25,7 @@ from longtail.samples import FeatureSpec
 from pipelines import work
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.groups import GROUPS
-from pipelines.item_encoder import ITEM_Z
+from pipelines.item_encoder import ITEM_ENCODER
 from pipelines.lent import LENT
 from pipelines.logs import LOGS
 from pipelines.profiles import PROFILES
@@ -48,7 +48,7 @@ def evaluation_stage(config: Config) -> Stage:
     return Stage(
         name="evaluation",
         version=1,
-        inputs=(LOGS, PROFILES, USER_CODES, ITEM_CODES, GROUPS, ITEM_Z, SAMPLES, LENT, *rankers),
+        inputs=(LOGS, PROFILES, USER_CODES, ITEM_CODES, GROUPS, ITEM_ENCODER, SAMPLES, LENT, *rankers),
         settings=lambda given: {"evaluate": given.evaluate.key_fields(), "rankers": list(given.train.rankers), "run": given.run.name},
         build=_build,
         command="pipelines.evaluate",
@@ -79,7 +79,7 @@ def _build(context: Context, draft: Draft) -> Result:
         profile_outcomes=dict(Counter(context.inputs["profiles"].read("profiles", ["outcome"]).column("outcome").to_pylist())),
         group_sizes=_group_sizes(context.inputs["groups"]),
         codes={"users": _code_use(context.inputs["user_codes"]), "items": _code_use(context.inputs["item_codes"])},
-        hits=_hits(context.inputs["item_z"].info),
+        hits=_hits(context.inputs["item_encoder"].info),
         training=_training({name: context.inputs[name] for name in rankers}),
     )
     with draft.fs.open_output_stream(draft.path("report.html")) as stream:

@@ -1,8 +1,8 @@
 """The whole line, from logs to the evaluation report; this page is the table of contents.
 
-     logs ─┬─► profiles ─► user_vectors ─► user_spaces ─► user_codes ─► groups, peers ─► lent ┐
-           ├───────────────► item_vectors ─► item_z ──► item_codes ┐                         ├─► base, choirrec, saviorrec ─► evaluation
-           └───────────────► collaborative ────────────────────────┴─► samples ──────────────┘
+     logs ─┬─► profiles ─► user_vectors ─► user_spaces ─► user_codes ─► groups, peers ─────────────────► lent ┐
+           ├─► item_texts ─► item_vectors ─► item_encoder ─► item_z ─► item_codes ┐                           ├─► base, choirrec, saviorrec ─► evaluation
+           └─► collaborative ─────────────────────────────────────────────────────┴─► samples ────────────────┘
 
 Run: python -m pipelines.full --config my.toml. Finished stages are skipped; an interrupted one is redone. Last stdout line: one JSON object.
 """
@@ -21,7 +21,9 @@ from pipelines.collaborative import COLLABORATIVE
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
 from pipelines.evaluate import evaluation_stage
 from pipelines.groups import GROUPS
-from pipelines.item_encoder import ITEM_Z
+from pipelines.item_encoder import ITEM_ENCODER
+from pipelines.item_texts import ITEM_TEXTS
+from pipelines.item_z import ITEM_Z
 from pipelines.lent import LENT
 from pipelines.lifts import LIFTS
 from pipelines.logs import LOGS
@@ -32,7 +34,10 @@ from pipelines.stage import Outcome, Stage, arguments, clear_errors, config_from
 from pipelines.train import RANKER_STAGES
 from pipelines.user_spaces import USER_SPACES
 
-SHARED_STAGES = (LOGS, PROFILES, USER_VECTORS, ITEM_VECTORS, ITEM_Z, ITEM_CODES, USER_SPACES, USER_CODES, GROUPS, PEERS, COLLABORATIVE, SAMPLES, LIFTS, LENT)
+SHARED_STAGES = (
+    *(LOGS, PROFILES, USER_VECTORS, ITEM_TEXTS, ITEM_VECTORS, ITEM_ENCODER, ITEM_Z, ITEM_CODES),
+    *(USER_SPACES, USER_CODES, GROUPS, PEERS, COLLABORATIVE, SAMPLES, LIFTS, LENT),
+)
 
 
 def stages(config: Config) -> list[Stage]:

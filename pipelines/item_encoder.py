@@ -1,7 +1,8 @@
 """Item encoder: SaviorEnc, a projection over the items' frozen vectors, trained with Ray Train on behaviour pairs of the history window.
 
-Reads logs (events, items) and item_vectors/vectors; writes item_z: z.parquet (item_id, vector) for every item, projection.safetensors and projection.json. The
-manifest's info has the pairs' counts, the losses, and Hit@k on later pairs for the trained, the frozen and the starting vectors and for popularity.
+Reads logs (events, items) and item_vectors/vectors; writes for every item (item_id, vector) two tables, trained.parquet and frozen.parquet (the frozen vectors
+cut to the same width), each with its projection in a folder of that name; item_z makes z of them. The manifest's info has the pairs' counts, the losses,
+and Hit@k on later pairs for the trained, the frozen and the starting vectors and for popularity.
 Run: python -m pipelines.item_encoder --config …
 """
 
@@ -176,12 +177,7 @@ def build(context: Context, draft: Draft) -> Result:
     logger.info("%d pairs of %d, %d distinct contents of %d items", len(pairs), len(history), len(inputs), len(item_ids))
     projection, losses = train(start, inputs, pairs, settings, seed, draft) if enough else (start, [])
 
-    encoder = ItemEncoder(projection)
-    z = encoder.project(text, images)
-    draft.write("z", pa.table({"item_id": item_ids, "vector": to_arrow(z)}, schema=schema.vectors(schema.ITEM_KEY, settings.dim)))
-    for name, content in encoder.files().items():
-        with draft.fs.open_output_stream(draft.path(name)) as stream:
-            stream.write(content)
+    z_of = {name: _written(draft, name, ItemEncoder(one), item_ids, text, images) for name, one in (("trained", projection), ("frozen", start))}
 
     trained_content = np.zeros(len(inputs), bool)
     trained_content[np.concatenate([pairs.left_P, pairs.right_P])] = True
@@ -189,8 +185,8 @@ def build(context: Context, draft: Draft) -> Result:
     norms = np.linalg.norm(frozen[contents.first_U], axis=1, keepdims=True)
     by_name = {
         "frozen": (frozen[contents.first_U] / np.maximum(norms, 1e-12)).astype(np.float32),
-        "start": ItemEncoder(start).project(text[contents.first_U], None if images is None else images[contents.first_U]),
-        "trained": z[contents.first_U],
+        "start": z_of["frozen"][contents.first_U],
+        "trained": z_of["trained"][contents.first_U],
     }
     hits = measure(context, item_ids, contents, history, trained_content[contents.content_N], np.bincount(known, minlength=len(item_ids)), by_name)
     report = {
@@ -201,11 +197,22 @@ def build(context: Context, draft: Draft) -> Result:
         "losses": losses,
         "hits": hits,
     }
-    return Result(rows_in=len(item_ids), rows_out=len(z), info=report)
+    return Result(rows_in=len(item_ids), rows_out=len(item_ids), info=report)
 
 
-ITEM_Z = Stage(
-    name="item_z",
+def _written(draft: Draft, name: str, encoder: ItemEncoder, item_ids: pa.Array, text: Floats, images: Floats | None) -> Floats:
+    """z of every item by an encoder, written as the table `name` with the encoder in the folder `name`."""
+    z = encoder.project(text, images)
+    draft.write(name, pa.table({"item_id": item_ids, "vector": to_arrow(z)}, schema=schema.vectors(schema.ITEM_KEY, encoder.dim)))
+    draft.fs.create_dir(draft.path(name))
+    for file, content in encoder.files().items():
+        with draft.fs.open_output_stream(draft.path(f"{name}/{file}")) as stream:
+            stream.write(content)
+    return z
+
+
+ITEM_ENCODER = Stage(
+    name="item_encoder",
     version=1,
     inputs=(LOGS, ITEM_VECTORS),
     settings=lambda config: config.item_encoder.key_fields(),
@@ -215,7 +222,7 @@ ITEM_Z = Stage(
 
 
 def main() -> None:
-    main_for(__doc__ or "", lambda config: [ITEM_Z])
+    main_for(__doc__ or "", lambda config: [ITEM_ENCODER])
 
 
 if __name__ == "__main__":

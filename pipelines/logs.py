@@ -20,6 +20,7 @@ from longtail.config import Config
 from longtail.log_check import Report, check_tables
 from longtail.logs import LogsSettings, build_logs, fingerprint, read_source
 from longtail.sources import tables
+from pipelines import work
 from pipelines.cluster import ray_session
 from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
 
@@ -31,6 +32,8 @@ def settings(config: Config) -> dict[str, Any]:
 
 def build(context: Context, draft: Draft) -> Result:
     """Build and write all tables in one Ray task, whose memory goes back when it ends."""
+    if work.is_in_place():
+        return build_and_write(context.config.logs, context.config.samples.rows_per_file, context.seed, draft)
     # On this node: a local run.uri, and relative paths of the user's tables, mean this machine.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     task: Any = ray.remote(num_cpus=1, max_calls=1)(build_and_write).options(scheduling_strategy=here)

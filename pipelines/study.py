@@ -28,14 +28,19 @@ from longtail.hashing import digest
 from longtail.study import Seed, StudySettings
 from longtail.study_page import headline_sentence
 from pipelines.cluster import ray_session
-from pipelines.codes import USER_CODES
-from pipelines.embeddings import USER_VECTORS
+from pipelines.codes import ITEM_CODES, USER_CODES
+from pipelines.collaborative import COLLABORATIVE
+from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
 from pipelines.groups import GROUPS
+from pipelines.item_encoder import ITEM_ENCODER
+from pipelines.item_texts import ITEM_TEXTS
+from pipelines.item_z import ITEM_Z
 from pipelines.lent import LENT
 from pipelines.lifts import LIFTS
+from pipelines.logs import LOGS
 from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
-from pipelines.stage import Stage, arguments, clear_errors, config_from, ensure, open_store, provenance
+from pipelines.stage import Stage, arguments, clear_errors, config_from, ensure, line, open_store, provenance
 from pipelines.study_arms import Run, arm_config, check, runs_of, there, worlds
 from pipelines.study_measures import earlier_openings, files_of, results, results_folder, write
 from pipelines.trial import built_here
@@ -45,7 +50,10 @@ from pipelines.work import started_in
 logger = logging.getLogger(__name__)
 
 #: Where arms and seeds part, in the order of the data: each is built for all of them before the next, so that no two build the same thing at a time.
-VARIED = (USER_VECTORS, USER_SPACES, USER_CODES, GROUPS, PEERS, SAMPLES, LIFTS, LENT)
+VARIED = (
+    *(LOGS, ITEM_TEXTS, ITEM_VECTORS, ITEM_ENCODER, ITEM_Z, ITEM_CODES, COLLABORATIVE),
+    *(USER_VECTORS, USER_SPACES, USER_CODES, GROUPS, PEERS, SAMPLES, LIFTS, LENT),
+)
 
 
 @dataclass
@@ -68,10 +76,12 @@ def run_all(runs: Sequence[Run], store_of: Mapping[str, Store], num_parallel: in
     for stage in VARIED:
         variants: dict[tuple[str, str], Run] = {}
         for run in runs:
-            variants.setdefault((run.dataset, provenance(stage, run.config)[stage.name]), run)
+            if stage in line(run.stage):
+                variants.setdefault((run.dataset, provenance(stage, run.config)[stage.name]), run)
         jobs = [(run, stage) for run in variants.values()]
         failed = [result for _, result in _each(jobs, store_of, num_parallel) if isinstance(result, str)]
-        progress.say(f"{stage.name}: {len(jobs)} variants")
+        if jobs:
+            progress.say(f"{stage.name}: {len(jobs)} variants")
         if failed:
             logger.warning("%d variants of %s failed, their trials will say so: %s", len(failed), stage.name, failed[0])
     found: dict[str, dict[str, dict[Seed, Artifact]]] = {}
@@ -144,9 +154,10 @@ def run_study(study: StudySettings, config: Config) -> dict[str, object]:
         for name in names:
             began = time.monotonic()
             stores[name] = open_store(arm_config(study, name, None, None, config))
-            rows = sum(build_shared(arm_config(study, name, None, world, config), stores[name]) for world in worlds(study, name))
+            borrowing = any(USER_SPACES in line(run.stage) for run in runs if run.dataset == name)
+            build_shared(arm_config(study, name, None, worlds(study, name)[0], config), stores[name], borrowing=borrowing)
             seconds[name] = time.monotonic() - began
-            progress.say(f"{name}: what all arms share, {rows:,} rows of samples, {seconds[name]:.0f} s")
+            progress.say(f"{name}: what all arms share, {seconds[name]:.0f} s")
         began = time.monotonic()
         cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         trials = run_all(runs, stores, study.num_parallel or cpus, progress)
@@ -178,12 +189,10 @@ def machine() -> dict[str, str]:
     return {"machine": f"{have.get('CPU', 0):g} CPUs{gpus}, {have.get('memory', 0) / 2**30:.0f} GiB for tasks."}
 
 
-def build_shared(shared: Config, store: Store) -> int:
-    """Build what all arms of a data set share; returns its rows."""
-    for stage in (USER_SPACES, SAMPLES):
-        outcome = ensure(stage, shared, store, build_inputs=True)
-    rows: int = outcome.artifact.manifest["rows"]["out"]
-    return rows
+def build_shared(shared: Config, store: Store, *, borrowing: bool) -> None:
+    """Build what all arms of a data set share, the language model's and the text encoder's work in it; with user spaces where some arm borrows."""
+    for stage in (*([USER_SPACES] if borrowing else []), SAMPLES):
+        ensure(stage, shared, store, build_inputs=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pipelines.stage import Stage
 from pipelines.trial import trial_stage
 
 #: Settings that an arm can't have: the study sets them, or nothing of an arm reads them.
-STUDYS_OWN = ("run.", "cluster.", "tracking.", "study.", "sweep.", "serve.", "train.seed", "codes.user.seed", "user_spaces.seed", "peers.seed")
+STUDYS_OWN = ("run.", "cluster.", "tracking.", "study.", "sweep.", "serve.", "train.seed", "codes.user.seed", "user_spaces.seed", "item_z.seed", "peers.seed")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Run:
 
     @property
     def stage(self) -> Stage:
-        return trial_stage(self.ranker, self.splits)
+        return trial_stage(self.ranker, self.splits, borrows=borrows(self.ranker, self.config))
 
 
 def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed | None, config: Config) -> Config:
@@ -50,11 +50,15 @@ def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed |
     if seed is not None:
         plain = load(path, (*shared, *settings))
         ranker = study.arms[arm].ranker if arm is not None else "base"
-        borrows = ranker == "choirrec" or getattr(plain.rankers, ranker).peer_stats
-        settings = seeded(settings, seed, borrows=borrows)
+        settings = seeded(settings, seed, borrows=borrows(ranker, plain))
     found = load(path, (*shared, *settings))
     ours = {"cluster": config.cluster, "tracking": config.tracking.model_copy(update={"backend": "none"})}
     return found.model_copy(update={"run": found.run.model_copy(update={"uri": f"{config.run.uri}/{dataset}"}), **ours})
+
+
+def borrows(ranker: str, config: Config) -> bool:
+    """Whether a ranker reads what groups or peers lend."""
+    return ranker == "choirrec" or bool(getattr(config.rankers, ranker).peer_stats)
 
 
 def _path(path: str) -> str:

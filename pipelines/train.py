@@ -29,14 +29,14 @@ from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.factory import RANKERS, build_ranker
 from longtail.rankers.heads import resolve_heads
 from longtail.rankers.ranker import Ranker
-from longtail.run_state import load_entities
+from longtail.run_state import feature_spec, load_entities, logs_info
 from longtail.sample_files import Purpose, SampleFiles, Workers, generator
 from longtail.samples import FeatureSpec
 from longtail.settings import own_seed
 from longtail.training_loop import Metrics, NonFiniteLossError, TrainState, train_ranker
 from longtail.validation import Validation
 from pipelines.codes import ITEM_CODES
-from pipelines.item_encoder import ITEM_Z
+from pipelines.item_z import ITEM_Z
 from pipelines.lent import LENT
 from pipelines.logs import LOGS
 from pipelines.samples import SAMPLES
@@ -52,9 +52,18 @@ class ContradictionError(ValueError):
     """A ranker's settings contradict each other: the same settings meet it every time."""
 
 
-def sample_folders(inputs: Mapping[str, Artifact]) -> tuple[str, str]:
-    """The folders in which the samples' columns lie side by side."""
-    return inputs["samples"].path("samples.parquet"), inputs["lent"].path("lent.parquet")
+def sample_folders(inputs: Mapping[str, Artifact]) -> tuple[str, ...]:
+    """The folders in which the samples' columns lie side by side; without what is lent, own features alone."""
+    return tuple(inputs[name].path(f"{name}.parquet") for name in ("samples", "lent") if name in inputs)
+
+
+def spec_of(inputs: Mapping[str, Artifact], config: Config) -> FeatureSpec:
+    """Widths and sizes of the rows in `sample_folders`."""
+    if "lent" in inputs:
+        return FeatureSpec.model_validate(inputs["lent"].info["spec"])
+    logs = inputs["logs"]
+    spec = feature_spec(load_entities(logs, config.samples.numeric_bins), config, logs_info(logs).has_conversion)
+    return spec.model_copy(update={"peer_stats": (), "lent": False})
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class TrainJob:
             ValueError: the ranker's heads do not fit the source, or no row has a label for them.
         """
         samples = inputs["samples"]
-        spec = FeatureSpec.model_validate(inputs["lent"].info["spec"])
+        spec = spec_of(inputs, config)
         heads = resolve_heads(name, getattr(config.rankers, name).heads, spec)
         return TrainJob(config, name, seed, inputs, SampleFiles.scan(samples.fs, sample_folders(inputs), spec, heads))
 

@@ -25,6 +25,7 @@ from longtail.settings import own_seed
 from longtail.training_loop import Metrics, train_ranker
 from longtail.validation import Validation
 from pipelines import work
+from pipelines.lent import LENT
 from pipelines.stage import Context, Result, Stage, ensure
 from pipelines.train import RANKER_STAGES, TrainJob
 
@@ -33,14 +34,15 @@ TRIAL_VERSION = 2
 Logits = npt.NDArray[np.float32]
 
 
-def trial_stage(ranker: str, splits: tuple[Split, ...]) -> Stage:
-    """The trial of `ranker` as a stage; its scores are of `splits` alone."""
+def trial_stage(ranker: str, splits: tuple[Split, ...], *, borrows: bool = True) -> Stage:
+    """The trial of `ranker` as a stage; its scores are of `splits` alone. One that borrows nothing is not made of what is lent, nor of profiles and groups."""
     trained = RANKER_STAGES[ranker]
+    inputs = tuple(stage for stage in trained.inputs if borrows or stage is not LENT)
 
     def settings(config: Config) -> dict[str, Any]:
         return {"name": ranker, "ranker_version": trained.version, "splits": list(splits), **trained.settings(config)}
 
-    return Stage("trials", TRIAL_VERSION, trained.inputs, settings, partial(_build, ranker=ranker, splits=splits), "pipelines.study")
+    return Stage("trials", TRIAL_VERSION, inputs, settings, partial(_build, ranker=ranker, splits=splits), "pipelines.study")
 
 
 def built_here(stage: Stage, config: Config, store: Store) -> Artifact:
@@ -63,7 +65,7 @@ def _build(context: Context, draft: Draft, ranker: str, splits: Sequence[Split])
             f"rankers.{ranker}.heads = {list(job.files.heads)} on this source: a study compares scores of the outcome, on every row. "
             f'Set rankers.{ranker}.heads=["outcome"] for the data set or the arm.'
         )
-    job = replace(job, files=replace(job.files, kept=_in_memory(inputs["samples"], inputs["lent"])))
+    job = replace(job, files=replace(job.files, kept=_in_memory(inputs["samples"], inputs.get("lent"))))
     made = job.ranker()
     validation, by_epoch = Validation(job.files, config.evaluate), []
 
@@ -88,8 +90,10 @@ def _tables(samples: Artifact) -> tuple[pa.Table, ...]:
     return tuple(pq.read_table(path, filesystem=samples.fs) for path in parquet_files(samples.fs, samples.path("samples.parquet")))
 
 
-def _in_memory(samples: Artifact, lent: Artifact) -> tuple[pa.Table, ...]:
+def _in_memory(samples: Artifact, lent: Artifact | None) -> tuple[pa.Table, ...]:
     """The parts with all their columns: a trial reads them some ten times."""
+    if lent is None:
+        return _tables(samples)
     found = []
     for own, path in zip(_tables(samples), parquet_files(lent.fs, lent.path("lent.parquet")), strict=True):
         borrowed = pq.read_table(path, filesystem=lent.fs)

@@ -20,6 +20,7 @@ from longtail.checkpoint import check_vocabulary, load_ranker
 from longtail.config import Config
 from longtail.newcomers import NewcomerEncoder
 from longtail.packaged_models import cache_dir
+from longtail.projection import load_projection
 from longtail.ranking import Encoded, Question, Ranking, RequestRanker, Unknowns
 from longtail.run_state import load_feature_state, logs_info
 from serve_apps.web import ModelInfo, ServiceInfo, web_app
@@ -56,14 +57,13 @@ class ServedRun:
         serve, embeddings = self.config.serve, self.config.embeddings
         sides = {name: getattr(embeddings, name) for name in ("user", "item")}
         here = {"num_gpus": serve.num_encoder_gpus, "threads": serve.num_threads}
-        self.local(self.item_z, "projection.json")  # its reader expects it beside the weights
         return NewcomerEncoder.load(
             logs_info(self.logs),
             self.config.profiles,
             embeddings.model_copy(update={name: side.model_copy(update={"compute": side.compute.model_copy(update=here)}) for name, side in sides.items()}),
             self.local(self.user_codes, "codebook.safetensors") if self.config.user_spaces.spaces[0] == "profile" else None,
             self.local(self.item_codes, "codebook.safetensors"),
-            self.local(self.item_z, "projection.safetensors"),
+            load_projection(self.item_z.fs, self.item_z.root),
         )
 
     def request_ranker(self) -> RequestRanker:

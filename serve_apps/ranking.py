@@ -25,7 +25,7 @@ from pipelines.cluster import ROOT
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.collaborative import COLLABORATIVE
 from pipelines.groups import GROUPS
-from pipelines.item_encoder import ITEM_Z
+from pipelines.item_z import ITEM_Z
 from pipelines.logs import LOGS
 from pipelines.peers import PEERS
 from pipelines.stage import Stage, find, open_store

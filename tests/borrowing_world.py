@@ -17,7 +17,9 @@ from longtail.config import Config
 from longtail.vectors import to_arrow
 from pipelines.codes import ITEM_CODES
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
-from pipelines.item_encoder import ITEM_Z
+from pipelines.item_encoder import ITEM_ENCODER
+from pipelines.item_texts import ITEM_TEXTS
+from pipelines.item_z import ITEM_Z
 from pipelines.logs import LOGS
 from pipelines.profiles import PROFILES
 from pipelines.stage import Stage, stage_key
@@ -145,7 +147,9 @@ def publish(
     commit(LOGS, write_logs, INFO.model_copy(update={"has_conversion": conversion}).model_dump(mode="json"))
     commit(PROFILES, nothing)
     commit(USER_VECTORS, lambda draft: draft.write("vectors", user_vectors()))
+    commit(ITEM_TEXTS, nothing)
     commit(ITEM_VECTORS, lambda draft: draft.write("vectors", item_vectors()))
+    commit(ITEM_ENCODER, nothing)
     commit(ITEM_Z, lambda draft: draft.write("z", item_vectors()))
     commit(ITEM_CODES, lambda draft: draft.write("codes", item_codes), {"shape": [1, NUM_TASTES, DIM]})
     return settings, store

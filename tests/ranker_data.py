@@ -90,7 +90,7 @@ class World:
         codes[0] = 0
         sizes = CatalogueSizes(spec.num_users + 2, spec.num_items + 2, (int(category.max()) + 1,), 3, DIM, (NUM_TOPICS + 1, 5))
         brands = torch.arange(spec.num_items + 1) % 3
-        return Catalogue(sizes, users, items, category, brands, torch.from_numpy(self.vector_KD).clone(), codes)
+        return Catalogue(sizes, users, items, category, brands, torch.from_numpy(self.vector_KD).clone(), codes, (items > OOV).float() * 30)
 
     def rows(
         self,

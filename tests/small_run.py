@@ -24,7 +24,9 @@ from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.collaborative import COLLABORATIVE
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
 from pipelines.groups import GROUPS
-from pipelines.item_encoder import ITEM_Z
+from pipelines.item_encoder import ITEM_ENCODER
+from pipelines.item_texts import ITEM_TEXTS
+from pipelines.item_z import ITEM_Z
 from pipelines.lent import LENT
 from pipelines.lifts import LIFTS
 from pipelines.logs import LOGS
@@ -38,7 +40,9 @@ from tests import small_features, small_world, test_groups
 
 TEXT_DIM = 384  # of the demo's text encoder
 DIM = 8
-TRAINED_USERS, TRAINED_ITEMS = np.array([1, 2]), np.array([2, 4, 5])  # c, d, book and odd have no ID of their own
+TRAINED_USERS, TRAINED_ITEMS = (
+    np.bincount(rows, minlength=num + 1) for rows, num in (([1, 2], 4), ([2, 4, 5], 6))
+)  # c, d, book and odd have no ID of their own
 
 
 def config(uri: str) -> Config:
@@ -143,7 +147,7 @@ def publish(folder: Path) -> Config:
 
     info = small_world.INFO.model_copy(update={"end": small_world.START + timedelta(days=40)})
     commit(LOGS, write_logs, info.model_dump(mode="json"))
-    for stage in (PROFILES, USER_VECTORS, ITEM_VECTORS):
+    for stage in (PROFILES, USER_VECTORS, ITEM_TEXTS, ITEM_VECTORS, ITEM_ENCODER):
         commit(stage, nothing)
     commit(ITEM_Z, write_item_z)
     commit(USER_SPACES, nothing)

@@ -286,12 +286,12 @@ def test_the_stages_on_ray(ray_cluster: None, tmp_path: Path) -> None:
     store = world.open_store(tmp_path, "items")
     clusters, topic = planted(240, num_clusters=6)
     ids = [f"i{number:03d}" for number in range(len(clusters))]
-    z = world.commit(store, "item_z", {"z": pa.table({"item_id": ids, "vector": to_arrow(clusters)})})
+    z = world.commit(store, "item_z", {"z": pa.table({"item_id": ids, "vector": to_arrow(clusters)}), "known": pa.table({"item_id": ids[:200]})})
     items = world.build(ITEM_CODES, [z], store, config)
     codes = np.array(items.read("codes")["codes"].to_pylist())
     assert adjusted_mutual_info_score(topic, codes[:, 0]) > 0.8
     assert items.info["quality"]["mse"][1] < items.info["quality"]["mse"][0] < items.info["quality"]["variance"]
-    with pytest.raises(ValueError, match=r"codes\.item\.codebook_size = 100 .* stage 'item_z' has 240"):
+    with pytest.raises(ValueError, match=r"codes\.item\.codebook_size = 100 .* stage 'item_z' known in the history window has 200"):
         world.build(ITEM_CODES, [z], store, {"codes": {"item": {"codebook_size": 100}}})
 
 

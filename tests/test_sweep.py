@@ -180,7 +180,19 @@ def test_what_trials_share_is_built_once_up_to_where_they_part(tmp_path: Path) -
 
 def test_provenance_says_where_two_configs_part() -> None:
     one, other = (provenance(RANKER_STAGES["choirrec"], load(None, [*PLAIN, f"codes.user.codebook_size={size}"])) for size in (4, 8))
-    shared = ["logs", "item_vectors", "item_z", "item_codes", "collaborative", "samples", "profiles", "user_vectors", "user_spaces"]
+    shared = [
+        "logs",
+        "item_texts",
+        "item_vectors",
+        "item_encoder",
+        "item_z",
+        "item_codes",
+        "collaborative",
+        "samples",
+        "profiles",
+        "user_vectors",
+        "user_spaces",
+    ]
     assert [name for name in one if one[name] == other[name]] == shared
     assert [name for name in one if one[name] != other[name]] == ["user_codes", "groups", "peers", "lifts", "lent", "choirrec"]
 

@@ -38,6 +38,7 @@ class CodebookSettings(Settings):
     init_rows: int = Field(16_384, ge=2, description="k-means++ chooses the first centroids of a stage among this many sampled rows")
     block_rows: int = Field(4096, ge=1, description="rows summed at a time; fixed, so that one seed gives one codebook for any number of shards")
     seed: int | None = Field(None, ge=0, description="of the first centroids; without it run.seed")
+    shuffled: bool = Field(False, description="deal the codes out to the wrong rows: the control, with the same number of rows to a code")
     compute: Compute = Compute(num_actors=2, num_cpus=0.5)
 
     @model_validator(mode="after")

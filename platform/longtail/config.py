@@ -15,6 +15,7 @@ from longtail.embeddings import EmbeddingsSettings
 from longtail.evaluation import EvaluateSettings
 from longtail.groups import GroupsSettings
 from longtail.item_encoder import ItemEncoderSettings
+from longtail.item_z import ItemZSettings
 from longtail.logs import LogsSettings
 from longtail.peers import PeersSettings
 from longtail.profiles import ProfilesSettings
@@ -55,6 +56,7 @@ class Config(Settings):
     profiles: ProfilesSettings = ProfilesSettings()
     embeddings: EmbeddingsSettings = EmbeddingsSettings()
     item_encoder: ItemEncoderSettings = ItemEncoderSettings()
+    item_z: ItemZSettings = ItemZSettings()
     user_spaces: UserSpacesSettings = UserSpacesSettings()
     codes: CodesSettings = CodesSettings()
     groups: GroupsSettings = GroupsSettings()

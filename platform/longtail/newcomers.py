@@ -25,7 +25,7 @@ from longtail.logs import LogsInfo
 from longtail.profile_facts import facts_table
 from longtail.profile_text import fallback
 from longtail.profiles import ProfilesSettings
-from longtail.projection import ItemEncoder, load_projection
+from longtail.projection import ItemEncoder
 from longtail.ranking import Encoded, StatedItem, StatedUser, Unknowns
 from longtail.user_spaces import of_profile_alone
 
@@ -72,11 +72,11 @@ class NewcomerEncoder:
 
     @staticmethod
     def load(
-        info: LogsInfo, profiles: ProfilesSettings, embeddings: EmbeddingsSettings, user_codebook: Path | None, item_codebook: Path, projection: Path
+        info: LogsInfo, profiles: ProfilesSettings, embeddings: EmbeddingsSettings, user_codebook: Path | None, item_codebook: Path, projection: ItemEncoder
     ) -> "NewcomerEncoder":
-        """From the files of a run: both codebooks, and projection.safetensors with its JSON beside it."""
+        """From what a run keeps: both codebooks, and the item encoder."""
         users = load_codebook(user_codebook) if user_codebook is not None else None
-        return NewcomerEncoder(info, profiles, embeddings, users, load_codebook(item_codebook), load_projection(projection))
+        return NewcomerEncoder(info, profiles, embeddings, users, load_codebook(item_codebook), projection)
 
     def warm(self) -> None:
         """Load both text models and send a text through each: what a first request would wait for otherwise (6 s with a model of 22 M on two cores)."""

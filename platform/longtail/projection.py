@@ -9,11 +9,11 @@ Letters: U contents, B pairs of a batch, T text width, M image width, I input wi
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
+import pyarrow.fs as pafs
 import safetensors.numpy
 import torch
 import torch.distributed as dist
@@ -114,46 +114,62 @@ class Projection(nn.Module):
 
 
 class ItemEncoder:
-    """A projection ready to encode: frozen vectors in, z out."""
+    """Projections ready to encode: frozen vectors in, z out. Several stand side by side, with equal weight."""
 
-    def __init__(self, projection: Projection) -> None:
-        self.shape = projection.shape
-        self._projection = projection.eval()
+    def __init__(self, *projections: Projection) -> None:
+        self.shapes = tuple(projection.shape for projection in projections)
+        self._projections = tuple(projection.eval() for projection in projections)
+
+    @staticmethod
+    def side_by_side(encoders: Sequence["ItemEncoder"]) -> "ItemEncoder":
+        """One encoder of all the projections of several."""
+        return ItemEncoder(*(projection for encoder in encoders for projection in encoder._projections))
+
+    @property
+    def dim(self) -> int:
+        """Width of z."""
+        return sum(shape.dim for shape in self.shapes)
 
     @torch.inference_mode()
     def project(self, text_vectors: Floats, image_vectors: Floats | None = None) -> Floats:
         """z float32 [N, D], L2-normalised; an item without image has a row of zeros among the image vectors.
 
         Raises:
-            ValueError: a width is not the one that the projection was made for.
+            ValueError: a width is not the one that the projections were made for.
         """
-        out = np.empty((len(text_vectors), self.shape.dim), np.float32)
+        out = np.empty((len(text_vectors), self.dim), np.float32)
         for start in range(0, len(text_vectors), _PROJECT_ROWS):
             rows = slice(start, start + _PROJECT_ROWS)
-            inputs = compose(text_vectors[rows], None if image_vectors is None else image_vectors[rows], self.shape)
-            out[rows] = self._projection(torch.from_numpy(np.ascontiguousarray(inputs))).numpy()
+            inputs = compose(text_vectors[rows], None if image_vectors is None else image_vectors[rows], self.shapes[0])
+            parts = [projection(torch.from_numpy(np.ascontiguousarray(inputs))).numpy() for projection in self._projections]
+            out[rows] = np.concatenate(parts, axis=1) / np.sqrt(len(parts))
         return out
 
     def files(self) -> dict[str, bytes]:
         """What an artifact keeps of it, by file name."""
-        weights = state_arrays(self._projection)
-        return {"projection.safetensors": safetensors.numpy.save(weights), "projection.json": json.dumps(asdict(self.shape), indent=1).encode()}
+        weights = {f"{place}.{name}": value for place, one in enumerate(self._projections) for name, value in state_arrays(one).items()}
+        shapes = json.dumps([asdict(shape) for shape in self.shapes], indent=1)
+        return {"projection.safetensors": safetensors.numpy.save(weights), "projection.json": shapes.encode()}
 
 
-def load_projection(path: str | Path) -> ItemEncoder:
-    """The item encoder from projection.safetensors with projection.json beside it; `path` is the former or their folder.
+def load_projection(fs: pafs.FileSystem, folder: str) -> ItemEncoder:
+    """The item encoder whose `files` lie in a folder.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: they do not.
     """
-    weights = Path(path)
-    if weights.is_dir():
-        weights = weights / "projection.safetensors"
-    if not weights.exists():
-        raise ValueError(f"{weights}: no such file. Point to an item_z artifact, which python -m pipelines.item_encoder writes.")
-    projection = Projection(ProjectionShape(**json.loads(weights.with_suffix(".json").read_text())))
-    load_arrays(projection, safetensors.numpy.load_file(weights))
-    return ItemEncoder(projection)
+    contents = []
+    for name in ("projection.safetensors", "projection.json"):
+        try:
+            with fs.open_input_stream(f"{folder}/{name}") as stream:
+                contents.append(stream.read())
+        except FileNotFoundError as error:
+            raise ValueError(f"{folder}/{name}: no such file. Point to an item_z artifact, which python -m pipelines.item_z writes.") from error
+    arrays, projections = safetensors.numpy.load(contents[0]), []
+    for place, shape in enumerate(json.loads(contents[1])):
+        projections.append(Projection(ProjectionShape(**shape)))
+        load_arrays(projections[-1], {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(f"{place}.")})
+    return ItemEncoder(*projections)
 
 
 def state_arrays(projection: nn.Module) -> dict[str, NDArray[np.float32]]:

@@ -28,7 +28,7 @@ from longtail.samples import FeatureSpec
 Split = Literal["train", "validation", "test"]
 
 LABEL_COLUMNS = ("split", "outcome", "conversion")
-FEATURE_COLUMNS = ("user_row", "item_row", "history", "history_days", "user_stats", "cross_stats", "item_stats", "group_stats", "user_codes", "activity")
+FEATURE_COLUMNS = ("user_row", "item_row", "history", "history_days", "user_stats", "cross_stats", "item_stats", "activity")
 SLICE_COLUMNS = ("num_purchases", "item_events")
 
 
@@ -99,10 +99,14 @@ def read_part(fs: pafs.FileSystem, part: Part, columns: Sequence[str]) -> pa.Tab
 def feature_columns(spec: FeatureSpec) -> list[str]:
     """The feature columns that a batch of `spec` is made of; those of width 0 are not there."""
     columns = list(FEATURE_COLUMNS)
-    columns += ["attributes", "completed"] if spec.attributes else []
+    columns += ["attributes"] if spec.attributes else []
+    columns += ["collaborative_stats"] if spec.collaborative_stats else []
+    if not spec.lent:
+        return columns
+    columns += ["group_stats", "user_codes"]
+    columns += ["completed"] if spec.attributes else []
     columns += ["group_history", "group_weight"] if spec.group_history_length else []
     columns += ["peer_stats"] if spec.peer_stats else []
-    columns += ["collaborative_stats"] if spec.collaborative_stats else []
     return columns
 
 
@@ -151,14 +155,13 @@ class SampleFiles:
         return SampleFiles(fs, parts, spec, tuple(heads), {split: tuple(count) for split, count in counts.items()}, num_rows)
 
     def trained_rows(self) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
-        """Distinct user rows and item rows of the training rows with a label."""
-        users, items = [], []
+        """Of how many training rows with a label each user [M + 1] and each item [N + 1] is the user or the target."""
+        users, items = np.zeros(self.spec.num_users + 1, np.int64), np.zeros(self.spec.num_items + 1, np.int64)
         for part in self.parts:
-            table = read_part(self.fs, part, [*LABEL_COLUMNS, "user_row", "item_row"])
-            table = self._pick(table, "train")
-            users.append(np.unique(table.column("user_row").to_numpy()))
-            items.append(np.unique(table.column("item_row").to_numpy()))
-        return np.unique(np.concatenate(users)), np.unique(np.concatenate(items))
+            table = self._pick(read_part(self.fs, part, [*LABEL_COLUMNS, "user_row", "item_row"]), "train")
+            users += np.bincount(table.column("user_row").to_numpy(), minlength=len(users))
+            items += np.bincount(table.column("item_row").to_numpy(), minlength=len(items))
+        return users, items
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Global batches per epoch; each part ends with a short one."""

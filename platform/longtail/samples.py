@@ -36,3 +36,4 @@ class FeatureSpec(Settings):
     peer_stats: tuple[str, ...] = ()  # none where peers.form is "none"
     code_sizes: tuple[int, ...]  # codebook size of each stage; codes are stored plus one, 0 is no group
     has_conversion: bool
+    lent: bool = True  # False: own features alone, for rankers that borrow nothing

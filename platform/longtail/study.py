@@ -155,6 +155,6 @@ class StudySettings(Settings):
 
 
 def seeded(settings: Sequence[str], seed: Seed, *, borrows: bool) -> tuple[str, ...]:
-    """An arm's settings with one seed: of weights and batches, and, where it borrows from groups or peers, of how these are made."""
+    """An arm's settings with one seed: of weights and batches, of what a control deals out, and, where it borrows, of how groups and peers are made."""
     groups = ("codes.user.seed", "user_spaces.seed", "peers.seed") if borrows else ()
-    return (*settings, *(f"{name}={seed}" for name in ("train.seed", *groups)))
+    return (*settings, *(f"{name}={seed}" for name in ("train.seed", "item_z.seed", *groups)))

@@ -3,7 +3,7 @@
 Letters: B rows, H heads, L history length, D item width, F width of the concatenated features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,8 +47,9 @@ class IndividualSide(nn.Module):
         self.collaborative = Normaliser(len(spec.collaborative_stats)) if settings.collaborative_stats and spec.collaborative_stats else None
         self.peer_stats = Normaliser(len(spec.peer_stats)) if settings.peer_stats and spec.peer_stats else None
         self.own_counts = settings.own_counts
+        self.matches = [place for place, name in enumerate(spec.cross_stats) if _is_match(name, settings.match_counts)]
         self.out_dim = settings.id_dim + self.attributes.dim + len(spec.user_stats) + 2 * self.items.dim
-        self.out_dim += len(spec.cross_stats) + len(spec.item_stats) if self.own_counts else 0
+        self.out_dim += len(self.matches) + len(spec.item_stats) if self.own_counts else 0
         self.out_dim += len(spec.collaborative_stats) if self.collaborative is not None else 0
         self.out_dim += len(spec.peer_stats) if self.peer_stats is not None else 0
 
@@ -61,13 +62,31 @@ class IndividualSide(nn.Module):
         if self.peer_stats is not None:
             self.peer_stats.fit(batch.peer_stats_BP)
 
-    def forward(self, catalogue: Catalogue, batch: Batch, hidden_B2: torch.Tensor | None, sequences: Sequence[torch.Tensor] = ()) -> IndividualView:
-        """Features of a batch; `sequences` are further item rows that the caller will look up in the view's distinct rows."""
+    def forward(
+        self,
+        catalogue: Catalogue,
+        batch: Batch,
+        hidden_B2: torch.Tensor | None,
+        sequences: Sequence[torch.Tensor] = (),
+        mix: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None,
+    ) -> IndividualView:
+        """Features of a batch.
+
+        Args:
+            catalogue: of the ranker.
+            batch: the rows.
+            hidden_B2: whose IDs are hidden.
+            sequences: further item rows that the caller will look up in the view's distinct rows.
+            mix: what items' vectors [.., D] become, by their rows and, of targets, whether the ID is hidden.
+        """
         user_index_B = target_id_index(catalogue.user_id_M[batch.user_row_B], None if hidden_B2 is None else hidden_B2[:, 0])
         item_index_B = target_id_index(catalogue.item_id_N[batch.item_row_B], None if hidden_B2 is None else hidden_B2[:, 1])
         target_BD = self.items(catalogue, batch.item_row_B, item_index_B)
         distinct = DistinctRows.of(len(catalogue.item_id_N), [batch.history_BL, *sequences])
         items_RD = self.items(catalogue, distinct.rows_R)
+        if mix is not None:
+            target_BD = mix(target_BD, batch.item_row_B, None if hidden_B2 is None else hidden_B2[:, 1])
+            items_RD = mix(items_RD, distinct.rows_R, None)
         history_BLD = distinct.spread(items_RD, batch.history_BL)
         mask_BL = batch.history_BL > 0
         pooled_BD, attention_BL = self.attention(target_BD, history_BLD, mask_BL, days_BL=batch.history_days_BL)
@@ -76,13 +95,21 @@ class IndividualSide(nn.Module):
             self.users(user_index_B),
             self.attributes(batch.attributes_BA),
             self.user_stats(batch.user_stats_BU),
-            *([self.cross_stats(batch.cross_stats_BX), item_stats_BI] if self.own_counts else []),
+            *([self.cross_stats(batch.cross_stats_BX)[:, self.matches], item_stats_BI] if self.own_counts else []),
             target_BD,
             pooled_BD,
             *([self.collaborative(batch.collaborative_stats_BF)] if self.collaborative is not None else []),
             *([self.peer_stats(batch.peer_stats_BP)] if self.peer_stats is not None else []),
         ]
         return IndividualView(torch.cat(parts, dim=1), target_BD, item_stats_BI, history_BLD, mask_BL, attention_BL, distinct, items_RD)
+
+
+def _is_match(name: str, counted: str) -> bool:
+    """Whether a ranker that counts so much sees a user-by-item statistic."""
+    if "cluster" in name:
+        return counted == "codes"
+    of_kind = any(kind in name for kind in ("leaf", "root", "brand"))
+    return counted != "none" or not of_kind
 
 
 class Base(Ranker):

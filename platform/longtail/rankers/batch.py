@@ -51,20 +51,21 @@ class Batch:
     def from_table(table: pa.Table, spec: FeatureSpec) -> "Batch":
         """Tensors from sample rows (longtail.samples writes them); label columns may be missing (serving) and are then 0 and -1."""
         table = table.combine_chunks()
+        lent = int(spec.lent)
         widths = {
             "history": spec.history_length,
             "history_days": spec.history_length,
             "attributes": len(spec.attributes),
-            "completed": len(spec.attributes),
+            "completed": len(spec.attributes) * lent,
             "user_stats": len(spec.user_stats),
             "cross_stats": len(spec.cross_stats),
             "item_stats": len(spec.item_stats),
             "collaborative_stats": len(spec.collaborative_stats),
-            "group_stats": len(spec.user_stats),
+            "group_stats": len(spec.user_stats) * lent,
             "peer_stats": len(spec.peer_stats),
-            "user_codes": len(spec.code_sizes),
-            "group_history": spec.group_history_length,
-            "group_weight": spec.group_history_length,
+            "user_codes": len(spec.code_sizes) * lent,
+            "group_history": spec.group_history_length * lent,
+            "group_weight": spec.group_history_length * lent,
             "activity": 3,
         }
 

@@ -38,6 +38,7 @@ class Catalogue(nn.Module):
     brand_N: torch.Tensor  # int64, 0 unknown
     vector_ND: torch.Tensor  # float32, frozen z, zeros for row 0
     codes_NS: torch.Tensor  # int64, code plus one, 0 none
+    rows_N: torch.Tensor  # float32, training rows of which the item is the target
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Catalogue(nn.Module):
         brand_N: torch.Tensor,
         vector_ND: torch.Tensor,
         codes_NS: torch.Tensor,
+        rows_N: torch.Tensor,
     ) -> None:
         super().__init__()
         self.sizes = sizes
@@ -58,6 +60,7 @@ class Catalogue(nn.Module):
             ("brand_N", brand_N),
             ("vector_ND", vector_ND),
             ("codes_NS", codes_NS),
+            ("rows_N", rows_N),
         ]:
             self.register_buffer(name, value)
 
@@ -73,6 +76,7 @@ class Catalogue(nn.Module):
             torch.zeros(items, dtype=torch.int64),
             torch.zeros(items, sizes.vector_dim),
             torch.zeros(items, len(sizes.codes), dtype=torch.int64),
+            torch.zeros(items),
         )
 
     @staticmethod
@@ -91,8 +95,8 @@ class Catalogue(nn.Module):
             z: frozen vectors, schema.vectors(ITEM_KEY, D); items without one get zeros.
             codes: code tuples, schema.codes(ITEM_KEY, S); items without one get none.
             code_sizes: codebook size of each stage.
-            trained_users: user rows with at least one training row; only these have an ID of their own.
-            trained_items: item rows that are the target of at least one training row; only these have an ID of their own.
+            trained_users: training rows of each user row [M]; only users with some have an ID of their own.
+            trained_items: training rows of which each item row [N] is the target; only items with some have an ID of their own.
         """
         num_users, num_items = len(entities.users), len(entities.items)
         user_id_M, user_ids = _id_index(num_users, trained_users)
@@ -115,12 +119,13 @@ class Catalogue(nn.Module):
             torch.from_numpy(entities.brand_codes_N.astype(np.int64)),
             torch.from_numpy(entities.items.by_code(z.column("item_id"), z.column("vector")).astype(np.float32)),
             torch.from_numpy(entities.items.by_code(codes.column("item_id"), codes.column("codes"), missing=-1).astype(np.int64) + 1),
+            torch.from_numpy(trained_items.astype(np.float32)),
         )
 
     def add_spare_rows(self, count: int) -> int:
         """Append `count` empty item rows for items that only a request describes; returns the first one's row."""
         first = len(self.item_id_N)
-        for name in ("item_id_N", "category_NC", "brand_N", "vector_ND", "codes_NS"):
+        for name in ("item_id_N", "category_NC", "brand_N", "vector_ND", "codes_NS", "rows_N"):
             old = getattr(self, name)
             self.register_buffer(name, torch.cat([old, old.new_zeros(count, *old.shape[1:])]))
         return first
@@ -128,8 +133,7 @@ class Catalogue(nn.Module):
 
 def _id_index(num: int, trained: npt.NDArray[np.integer]) -> tuple[torch.Tensor, int]:
     """ID index by row (0 for row 0, OOV without a training row), and the size of the table that goes with it."""
-    rows = np.unique(trained)
-    rows = rows[rows > 0]
+    rows = np.flatnonzero(trained[1:]) + 1
     index = np.full(num + 1, OOV, np.int64)
     index[0] = 0
     index[rows] = np.arange(len(rows)) + OOV + 1

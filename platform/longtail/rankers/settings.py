@@ -20,6 +20,10 @@ class TowerSettings(Settings):
     own_counts: bool = Field(
         True, description="what the user did with the item's kind, and how popular and new the item is; off: a weak ranker, to compare with"
     )
+    match_counts: Literal["none", "categories", "codes"] = Field(
+        "codes",
+        description="of what the user did with the item's kind: none, the item itself alone | by category and brand | by semantic codes too",
+    )
     collaborative_stats: bool = Field(
         True, description="collaborative-filtering scores, put straight into the individual side (where [collaborative] makes any)"
     )
@@ -65,6 +69,15 @@ class SaviorRecSettings(TowerSettings):
     alignment: bool = Field(True, description="MBA: zero-initialised codebooks added to the frozen vector")
     semantic_to_behaviour: bool = Field(True, description="attention branch (a): semantic scores pool ID embeddings")
     behaviour_to_semantic: bool = Field(True, description="attention branch (b): ID scores pool semantic vectors")
+    similarity_tiers: bool = Field(
+        False, description="how much of the history is how near to the item by the frozen vectors: counts and recency by tier, straight into the tower (ours)"
+    )
+    content_gate: bool = Field(False, description="an item's ID embedding gives way to its content, the less the more training rows it has (ours)")
+    content_weight: float = Field(0.0, ge=0, description="of the pull of content towards the ID embeddings of items with many rows; needs content_gate (ours)")
+    alignment_shrinkage: float = Field(0.0, ge=0, description="a code's alignment counts n / (n + this), n its training rows (ours)")
+    alignment_decay: float = Field(0.0, ge=0, description="L2 on the alignment, per row (ours)")
+    alignment_rate: float = Field(1.0, gt=0, description="learning rate of the alignment, as a share of the others' (ours)")
+    detached_pooling: bool = Field(False, description="branch (a) reads ID embeddings and does not teach them, so that it can't starve them (ours)")
 
 
 class RankersSettings(Settings):
