@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 
 from longtail.artifacts import Artifact
 from longtail.config import Config
-from longtail.feature_state import lent_rows, lift_rows, own_rows
+from longtail.feature_state import lent_rows, lift_rows, match_rows, own_rows
 from longtail.features import EXAMPLE_COLUMNS
-from longtail.run_state import load_lent_state, load_own_state, load_peer_lifts
+from longtail.run_state import load_lent_state, load_match_state, load_own_state, load_peer_lifts
 
 
 class OwnFeatureActor:
@@ -18,13 +18,27 @@ class OwnFeatureActor:
 
     def __init__(self, inputs: Mapping[str, Artifact], config: Config) -> None:
         self.fs = inputs["logs"].fs
-        self.state = load_own_state(inputs["logs"], inputs["item_codes"], inputs["collaborative"], config)
+        self.state = load_own_state(inputs["logs"], inputs["collaborative"], config)
 
     def write_part(self, source: str, target: str) -> dict[str, int]:
         """Samples of the examples in `source`, written to `target`; returns the rows by split."""
         samples = own_rows(self.state, pq.read_table(source, filesystem=self.fs))
         pq.write_table(samples, target, filesystem=self.fs, compression="zstd")
         return dict(Counter(samples.column("split").to_pylist()))
+
+
+class MatchActor:
+    """Computes what users did with the clusters of whole parts' items."""
+
+    def __init__(self, inputs: Mapping[str, Artifact], config: Config) -> None:
+        self.fs = inputs["logs"].fs
+        self.state = load_match_state(inputs["logs"], inputs["item_codes"], config)
+
+    def write_part(self, source: str, target: str) -> int:
+        """Match statistics of the samples of one part, row by row; returns the rows."""
+        matches = match_rows(self.state, pq.read_table(source, columns=list(EXAMPLE_COLUMNS), filesystem=self.fs))
+        pq.write_table(matches, target, filesystem=self.fs, compression="zstd")
+        return len(matches)
 
 
 class LiftActor:

@@ -28,6 +28,7 @@ from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_ENCODER
 from pipelines.lent import LENT
 from pipelines.logs import LOGS
+from pipelines.matches import MATCHES
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
 from pipelines.stage import Context, Result, Stage, main_for
@@ -48,7 +49,7 @@ def evaluation_stage(config: Config) -> Stage:
     return Stage(
         name="evaluation",
         version=1,
-        inputs=(LOGS, PROFILES, USER_CODES, ITEM_CODES, GROUPS, ITEM_ENCODER, SAMPLES, LENT, *rankers),
+        inputs=(LOGS, PROFILES, USER_CODES, ITEM_CODES, GROUPS, ITEM_ENCODER, SAMPLES, MATCHES, LENT, *rankers),
         settings=lambda given: {"evaluate": given.evaluate.key_fields(), "rankers": list(given.train.rankers), "run": given.run.name},
         build=_build,
         command="pipelines.evaluate",

@@ -27,6 +27,7 @@ from pipelines.item_z import ITEM_Z
 from pipelines.lent import LENT
 from pipelines.lifts import LIFTS
 from pipelines.logs import LOGS
+from pipelines.matches import MATCHES
 from pipelines.peers import PEERS
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
@@ -36,7 +37,7 @@ from pipelines.user_spaces import USER_SPACES
 
 SHARED_STAGES = (
     *(LOGS, PROFILES, USER_VECTORS, ITEM_TEXTS, ITEM_VECTORS, ITEM_ENCODER, ITEM_Z, ITEM_CODES),
-    *(USER_SPACES, USER_CODES, GROUPS, PEERS, COLLABORATIVE, SAMPLES, LIFTS, LENT),
+    *(USER_SPACES, USER_CODES, GROUPS, PEERS, COLLABORATIVE, SAMPLES, MATCHES, LIFTS, LENT),
 )
 
 

@@ -1,6 +1,7 @@
 """Samples: examples with their users' and items' own features as known at their time, one part per part of the examples.
 
-Reads logs, item codes and collaborative scores; writes samples.parquet/part-*.parquet. The stage `lent` writes what groups and peers lend to the same rows.
+Reads logs and collaborative scores; writes samples.parquet/part-*.parquet. For the same rows the stage `matches` writes what hangs on semantic codes, the
+stage `lent` what groups and peers lend.
 Run: python -m pipelines.samples --config pipelines/configs/demo.toml
 """
 
@@ -11,7 +12,6 @@ from actors.features import OwnFeatureActor
 from longtail.artifacts import Draft, parquet_files
 from longtail.config import Config
 from pipelines import work
-from pipelines.codes import ITEM_CODES
 from pipelines.collaborative import COLLABORATIVE
 from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, main_for
@@ -32,11 +32,16 @@ def _build(context: Context, draft: Draft) -> Result:
     return Result(rows_in=counts.total(), rows_out=counts.total(), info={"rows_by_split": dict(counts)})
 
 
+def own_fields(config: Config) -> dict[str, object]:
+    """The section's values that decide own features: not what decides the clusters of semantic codes."""
+    return {name: value for name, value in config.samples.key_fields().items() if name != "cluster_depth"}
+
+
 def _settings(config: Config) -> dict[str, object]:
-    return {"samples": config.samples.key_fields(), "scores": list(config.collaborative.scores)}
+    return {"samples": own_fields(config), "scores": list(config.collaborative.scores)}
 
 
-SAMPLES = Stage("samples", 3, (LOGS, ITEM_CODES, COLLABORATIVE), _settings, _build, "pipelines.samples")
+SAMPLES = Stage("samples", 4, (LOGS, COLLABORATIVE), _settings, _build, "pipelines.samples")
 
 
 def main() -> None:

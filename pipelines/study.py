@@ -38,6 +38,7 @@ from pipelines.item_z import ITEM_Z
 from pipelines.lent import LENT
 from pipelines.lifts import LIFTS
 from pipelines.logs import LOGS
+from pipelines.matches import MATCHES
 from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
 from pipelines.stage import Stage, arguments, clear_errors, config_from, ensure, line, open_store, provenance
@@ -52,7 +53,7 @@ logger = logging.getLogger(__name__)
 #: Where arms and seeds part, in the order of the data: each is built for all of them before the next, so that no two build the same thing at a time.
 VARIED = (
     *(LOGS, ITEM_TEXTS, ITEM_VECTORS, ITEM_ENCODER, ITEM_Z, ITEM_CODES, COLLABORATIVE),
-    *(USER_VECTORS, USER_SPACES, USER_CODES, GROUPS, PEERS, SAMPLES, LIFTS, LENT),
+    *(USER_VECTORS, USER_SPACES, USER_CODES, GROUPS, PEERS, SAMPLES, MATCHES, LIFTS, LENT),
 )
 
 

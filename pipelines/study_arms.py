@@ -10,8 +10,10 @@ from longtail.config import Config, load
 from longtail.sample_files import Split
 from longtail.study import Seed, StudySettings, seeded
 from pipelines.cluster import ROOT
+from pipelines.lent import LENT
 from pipelines.logs import LOGS
 from pipelines.logs import check as check_logs
+from pipelines.matches import MATCHES
 from pipelines.stage import Stage
 from pipelines.trial import trial_stage
 
@@ -32,7 +34,7 @@ class Run:
 
     @property
     def stage(self) -> Stage:
-        return trial_stage(self.ranker, self.splits, borrows=borrows(self.ranker, self.config))
+        return trial_stage(self.ranker, self.splits, unread(self.ranker, self.config))
 
 
 def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed | None, config: Config) -> Config:
@@ -59,6 +61,13 @@ def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed |
 def borrows(ranker: str, config: Config) -> bool:
     """Whether a ranker reads what groups or peers lend."""
     return ranker == "choirrec" or bool(getattr(config.rankers, ranker).peer_stats)
+
+
+def unread(ranker: str, config: Config) -> tuple[Stage, ...]:
+    """What a ranker does not read under its settings."""
+    settings = getattr(config.rankers, ranker)
+    counts_codes = settings.own_counts and settings.match_counts == "codes"
+    return (*(() if borrows(ranker, config) else (LENT,)), *(() if counts_codes else (MATCHES,)))
 
 
 def _path(path: str) -> str:

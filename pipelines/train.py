@@ -1,6 +1,6 @@
 """Train: each ranker with Ray Train, on global batches that do not depend on the number of workers.
 
-Reads logs, item_z, item_codes, samples and what is lent to them; writes one artifact per ranker (base, choirrec, saviorrec), whose folder `checkpoint` is
+Reads logs, item_z, item_codes, samples, matches and what is lent; writes one artifact per ranker (base, choirrec, saviorrec), whose folder `checkpoint` is
 all that scoring needs.
 Run: python -m pipelines.train --config …
 """
@@ -39,6 +39,7 @@ from pipelines.codes import ITEM_CODES
 from pipelines.item_z import ITEM_Z
 from pipelines.lent import LENT
 from pipelines.logs import LOGS
+from pipelines.matches import MATCHES
 from pipelines.samples import SAMPLES
 from pipelines.stage import Context, Result, Stage, main_for
 from pipelines.tracking import describe, train_callbacks
@@ -54,16 +55,18 @@ class ContradictionError(ValueError):
 
 def sample_folders(inputs: Mapping[str, Artifact]) -> tuple[str, ...]:
     """The folders in which the samples' columns lie side by side; without what is lent, own features alone."""
-    return tuple(inputs[name].path(f"{name}.parquet") for name in ("samples", "lent") if name in inputs)
+    return tuple(inputs[name].path(f"{name}.parquet") for name in ("samples", "matches", "lent") if name in inputs)
 
 
 def spec_of(inputs: Mapping[str, Artifact], config: Config) -> FeatureSpec:
     """Widths and sizes of the rows in `sample_folders`."""
     if "lent" in inputs:
-        return FeatureSpec.model_validate(inputs["lent"].info["spec"])
-    logs = inputs["logs"]
-    spec = feature_spec(load_entities(logs, config.samples.numeric_bins), config, logs_info(logs).has_conversion)
-    return spec.model_copy(update={"peer_stats": (), "lent": False})
+        spec = FeatureSpec.model_validate(inputs["lent"].info["spec"])
+    else:
+        logs = inputs["logs"]
+        spec = feature_spec(load_entities(logs, config.samples.numeric_bins), config, logs_info(logs).has_conversion)
+        spec = spec.model_copy(update={"peer_stats": (), "lent": False})
+    return spec if "matches" in inputs else spec.model_copy(update={"match_stats": ()})
 
 
 @dataclass(frozen=True)
@@ -259,8 +262,8 @@ def _settings(config: Config, *, name: str) -> Mapping[str, Any]:
 RANKER_STAGES: dict[str, Stage] = {
     name: Stage(
         name=name,
-        version=2,
-        inputs=(LOGS, ITEM_Z, ITEM_CODES, SAMPLES, LENT),
+        version=3,
+        inputs=(LOGS, ITEM_Z, ITEM_CODES, SAMPLES, MATCHES, LENT),
         settings=partial(_settings, name=name),
         build=partial(build, name=name),
         command="pipelines.train",

@@ -25,7 +25,6 @@ from longtail.settings import own_seed
 from longtail.training_loop import Metrics, train_ranker
 from longtail.validation import Validation
 from pipelines import work
-from pipelines.lent import LENT
 from pipelines.stage import Context, Result, Stage, ensure
 from pipelines.train import RANKER_STAGES, TrainJob
 
@@ -34,10 +33,13 @@ TRIAL_VERSION = 2
 Logits = npt.NDArray[np.float32]
 
 
-def trial_stage(ranker: str, splits: tuple[Split, ...], *, borrows: bool = True) -> Stage:
-    """The trial of `ranker` as a stage; its scores are of `splits` alone. One that borrows nothing is not made of what is lent, nor of profiles and groups."""
+def trial_stage(ranker: str, splits: tuple[Split, ...], unread: Sequence[Stage] = ()) -> Stage:
+    """The trial of `ranker` as a stage; its scores are of `splits` alone.
+
+    `unread` are stages that it does not read under its settings: it is not made of them, nor of what they alone are made of.
+    """
     trained = RANKER_STAGES[ranker]
-    inputs = tuple(stage for stage in trained.inputs if borrows or stage is not LENT)
+    inputs = tuple(stage for stage in trained.inputs if stage not in unread)
 
     def settings(config: Config) -> dict[str, Any]:
         return {"name": ranker, "ranker_version": trained.version, "splits": list(splits), **trained.settings(config)}
@@ -65,7 +67,7 @@ def _build(context: Context, draft: Draft, ranker: str, splits: Sequence[Split])
             f"rankers.{ranker}.heads = {list(job.files.heads)} on this source: a study compares scores of the outcome, on every row. "
             f'Set rankers.{ranker}.heads=["outcome"] for the data set or the arm.'
         )
-    job = replace(job, files=replace(job.files, kept=_in_memory(inputs["samples"], inputs.get("lent"))))
+    job = replace(job, files=replace(job.files, kept=_in_memory(inputs["samples"], [inputs[name] for name in ("matches", "lent") if name in inputs])))
     made = job.ranker()
     validation, by_epoch = Validation(job.files, config.evaluate), []
 
@@ -90,15 +92,15 @@ def _tables(samples: Artifact) -> tuple[pa.Table, ...]:
     return tuple(pq.read_table(path, filesystem=samples.fs) for path in parquet_files(samples.fs, samples.path("samples.parquet")))
 
 
-def _in_memory(samples: Artifact, lent: Artifact | None) -> tuple[pa.Table, ...]:
-    """The parts with all their columns: a trial reads them some ten times."""
-    if lent is None:
-        return _tables(samples)
-    found = []
-    for own, path in zip(_tables(samples), parquet_files(lent.fs, lent.path("lent.parquet")), strict=True):
-        borrowed = pq.read_table(path, filesystem=lent.fs)
-        found.append(pa.table({name: table.column(name) for table in (own, borrowed) for name in table.column_names}))
-    return tuple(found)
+def _in_memory(samples: Artifact, beside: Sequence[Artifact]) -> tuple[pa.Table, ...]:
+    """The parts with all their columns, those of other stages `beside` the samples' own: a trial reads them some ten times."""
+    found = _tables(samples)
+    for one in beside:
+        parts = [pq.read_table(path, filesystem=one.fs) for path in parquet_files(one.fs, one.path(f"{one.stage}.parquet"))]
+        found = tuple(
+            pa.table({name: table.column(name) for table in (own, more) for name in table.column_names}) for own, more in zip(found, parts, strict=True)
+        )
+    return found
 
 
 def _logits(job: TrainJob, ranker: Ranker, split: Split) -> Logits:

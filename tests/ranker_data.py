@@ -24,8 +24,10 @@ from longtail.samples import FeatureSpec
 NUM_TOPICS = 6
 NUM_GROUPS = 6
 DIM = 8
+STAGES = ("samples", "matches", "lent")
 
-#: The columns that the stage `lent` writes; the others are the samples' own.
+#: The columns that the stages `matches` and `lent` write; the others are the samples' own.
+MATCH_COLUMNS = ("match_stats",)
 LENT_COLUMNS = ("completed", "group_stats", "user_codes", "group_history", "group_weight", "peer_stats")
 
 
@@ -47,6 +49,7 @@ def spec_of(
         attribute_sizes=(4, 5, 3)[:attributes],
         user_stats=("log_purchases", "log_clicks"),
         cross_stats=("log_same_item",),
+        match_stats=("log_same_cluster",),
         item_stats=("log_events", "log_price"),
         collaborative_stats=COLLABORATIVE_STATS[:collaborative_stats],
         peer_stats=PEER_STATS[:peer_stats],
@@ -145,6 +148,7 @@ class World:
             "user_stats": fixed(rng.normal(3, 2, (num, 2)), pa.float32()),
             "cross_stats": fixed(rng.normal(0, 1, (num, 1)), pa.float32()),
             "item_stats": fixed(rng.normal(1, 5, (num, 2)), pa.float32()),
+            "match_stats": fixed(np.random.default_rng(seed).normal(0, 1, (num, 1)), pa.float32()),
             "group_stats": fixed(rng.normal(3, 1, (num, 2)), pa.float32()),
             "user_codes": fixed(codes, pa.int32()),
             "group_history": fixed(group_history, pa.int32()),
@@ -171,10 +175,10 @@ def fixed(values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(values).reshape(-1)).cast(kind, safe=False), values.shape[1])
 
 
-def own_and_lent(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """A table's columns as the two stages share them."""
-    lent = [name for name in LENT_COLUMNS if name in table.column_names]
-    return table.drop_columns(lent), table.select(lent)
+def by_stage(table: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """A table's columns as the three stages share them."""
+    matches, lent = ([name for name in names if name in table.column_names] for names in (MATCH_COLUMNS, LENT_COLUMNS))
+    return table.drop_columns([*matches, *lent]), table.select(matches), table.select(lent)
 
 
 def write_parts(folder: Path, tables: list[pa.Table]) -> Path:
@@ -186,9 +190,8 @@ def write_parts(folder: Path, tables: list[pa.Table]) -> Path:
 
 def write_samples(folder: Path, tables: list[pa.Table]) -> Path:
     """Parts of samples below `folder`, which `scan` reads."""
-    own, lent = zip(*map(own_and_lent, tables), strict=True)
-    write_parts(folder / "samples.parquet", list(own))
-    write_parts(folder / "lent.parquet", list(lent))
+    for name, parts in zip(STAGES, zip(*map(by_stage, tables), strict=True), strict=True):
+        write_parts(folder / f"{name}.parquet", list(parts))
     return folder
 
 
@@ -196,5 +199,5 @@ def scan(folder: Path, spec: FeatureSpec, heads: tuple[str, ...] = ("outcome",))
     return SampleFiles.scan(pafs.LocalFileSystem(), folders_of(folder), spec, heads)  # type: ignore[arg-type]
 
 
-def folders_of(folder: Path) -> tuple[str, str]:
-    return str(folder / "samples.parquet"), str(folder / "lent.parquet")
+def folders_of(folder: Path) -> tuple[str, ...]:
+    return tuple(str(folder / f"{name}.parquet") for name in STAGES)

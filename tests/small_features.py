@@ -9,6 +9,7 @@ from longtail.config import Config
 from longtail.feature_state import FeatureState
 from longtail.features import OwnState, Rows
 from longtail.lent import LentState, PeerLifts, UserGroups
+from longtail.matches import MatchState
 from longtail.peers import PeerIndex
 from longtail.run_state import feature_spec
 from tests import small_world, test_groups
@@ -39,10 +40,12 @@ def user_codes() -> pa.Table:
     )
 
 
-def own_state(
-    rows: Events | None = None, config: Config = CONFIG, *, cluster_N: np.ndarray = CLUSTER_N, collaborative: CollaborativeIndex | None = None
-) -> OwnState:
-    return OwnState.build(small_world.entities(), small_world.behaviour(rows), cluster_N, config.samples, small_world.us(0), collaborative)
+def own_state(rows: Events | None = None, config: Config = CONFIG, *, collaborative: CollaborativeIndex | None = None) -> OwnState:
+    return OwnState.build(small_world.entities(), small_world.behaviour(rows), config.samples, small_world.us(0), collaborative)
+
+
+def match_state(rows: Events | None = None, cluster_N: np.ndarray = CLUSTER_N) -> MatchState:
+    return MatchState.build(small_world.entities(), small_world.behaviour(rows), cluster_N)
 
 
 def lent_state(rows: Events | None = None, config: Config = CONFIG, *, cluster_N: np.ndarray = CLUSTER_N, peers: PeerIndex | None = None) -> LentState:
@@ -61,8 +64,8 @@ def state(
     peers: PeerIndex | None = None,
 ) -> FeatureState:
     """What load_feature_state makes of a run of this world."""
-    own = own_state(rows, config, cluster_N=cluster_N, collaborative=collaborative)
-    return FeatureState(feature_spec(own.entities, config, has_conversion=False), own, lent_state(rows, config, cluster_N=cluster_N, peers=peers))
+    own, lent = own_state(rows, config, collaborative=collaborative), lent_state(rows, config, cluster_N=cluster_N, peers=peers)
+    return FeatureState(feature_spec(own.entities, config, has_conversion=False), own, match_state(rows, cluster_N), lent)
 
 
 def examples(pairs: list[tuple[str, str, float]]) -> pa.Table:

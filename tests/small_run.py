@@ -30,6 +30,7 @@ from pipelines.item_z import ITEM_Z
 from pipelines.lent import LENT
 from pipelines.lifts import LIFTS
 from pipelines.logs import LOGS
+from pipelines.matches import MATCHES
 from pipelines.peers import PEERS
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
@@ -40,9 +41,7 @@ from tests import small_features, small_world, test_groups
 
 TEXT_DIM = 384  # of the demo's text encoder
 DIM = 8
-TRAINED_USERS, TRAINED_ITEMS = (
-    np.bincount(rows, minlength=num + 1) for rows, num in (([1, 2], 4), ([2, 4, 5], 6))
-)  # c, d, book and odd have no ID of their own
+TRAINED_USERS, TRAINED_ITEMS = (np.bincount(rows, minlength=size) for rows, size in (([1, 2], 5), ([2, 4, 5], 6)))  # c, d, book and odd have no ID
 
 
 def config(uri: str) -> Config:
@@ -157,6 +156,7 @@ def publish(folder: Path) -> Config:
     commit(PEERS, lambda draft: draft.write("peers", schema.PEERS.empty_table()))
     commit(COLLABORATIVE, lambda draft: draft.write("collaborative", schema.COLLABORATIVE.empty_table()))
     commit(SAMPLES, nothing)
+    commit(MATCHES, nothing)
     commit(LIFTS, nothing)
     commit(LENT, nothing)
     for name, ranker in rankers(settings).items():

@@ -60,7 +60,18 @@ def test_the_stage_scores_measures_and_reports(ray_cluster: None, tmp_path: Path
     store, found = upstream(tmp_path, world)
     config: Config = parse({"evaluate": {"bootstrap_rounds": 20, "compute": {"num_actors": 2, "num_cpus": 0.4}}, "run": {"name": "a run"}}, "test")
     stage = evaluation_stage(config)
-    assert [one.name for one in stage.inputs] == ["logs", "profiles", "user_codes", "item_codes", "groups", "item_encoder", "samples", "lent", *RANKERS]
+    assert [one.name for one in stage.inputs] == [
+        "logs",
+        "profiles",
+        "user_codes",
+        "item_codes",
+        "groups",
+        "item_encoder",
+        "samples",
+        "matches",
+        "lent",
+        *RANKERS,
+    ]
     draft = store.create("evaluation", "e")
     result = stage.build(Context(config, store, found), draft)
     evaluation = commit(draft, dict(result.info))

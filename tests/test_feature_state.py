@@ -1,11 +1,11 @@
-"""Own and lent features together: serving's one table is what the two stages write side by side."""
+"""All features together: serving's one table is what the three stages write side by side."""
 
 import dataclasses
 
 import numpy as np
 import pyarrow as pa
 
-from longtail.feature_state import lent_rows, own_rows
+from longtail.feature_state import lent_rows, match_rows, own_rows
 from longtail.features import EXAMPLE_COLUMNS, Rows
 from longtail.rankers.batch import Batch
 from tests import small_world
@@ -16,14 +16,18 @@ from tests.test_peers import index
 PAIRS = [(user, item, day) for user in ("a", "b", "c", "d", "nobody") for item in ("tea", "book", "odd", "?") for day in (5.0, 21.0, 30.0)]
 
 
-def test_features_are_the_columns_of_both_tables() -> None:
+def test_features_are_the_columns_of_all_tables() -> None:
     built = state(collaborative=collaborative(), peers=index())
-    own, lent = own_rows(built.own, examples(PAIRS)), lent_rows(built.lent, examples(PAIRS))
-    assert not set(own.column_names) & set(lent.column_names)
+    tables = (
+        own_rows(built.own, examples(PAIRS)).drop_columns(EXAMPLE_COLUMNS),
+        match_rows(built.matches, examples(PAIRS)),
+        lent_rows(built.lent, examples(PAIRS)),
+    )
+    column_of = {name: table.column(name) for table in tables for name in table.column_names}
+    assert len(column_of) == sum(len(table.column_names) for table in tables)
     served = built.features(rows_of(PAIRS))
-    assert served.column_names == [*own.column_names[len(EXAMPLE_COLUMNS) :], *lent.column_names]
-    for name in served.column_names:
-        written = (own if name in own.column_names else lent).column(name)
+    assert served.column_names == list(column_of)
+    for name, written in column_of.items():
         assert served.column(name).type == written.type
         assert str(served.column(name).to_pylist()) == str(written.to_pylist()), name  # as text, since NaN is not equal to itself
 
@@ -85,6 +89,6 @@ def test_the_spec_says_how_wide_the_columns_are() -> None:
     assert widths == {
         **{"history": spec.history_length, "history_days": spec.history_length, "activity": 3, "user_codes": len(spec.code_sizes)},
         **{"attributes": len(spec.attributes), "completed": len(spec.attributes), "user_stats": len(spec.user_stats), "group_stats": len(spec.user_stats)},
-        **{"cross_stats": len(spec.cross_stats), "item_stats": len(spec.item_stats)},
+        **{"cross_stats": len(spec.cross_stats), "match_stats": len(spec.match_stats), "item_stats": len(spec.item_stats)},
         **{"group_history": spec.group_history_length, "group_weight": spec.group_history_length},
     }

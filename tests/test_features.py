@@ -8,7 +8,7 @@ from longtail.feature_state import own_rows
 from longtail.features import CROSS_STATS, EXAMPLE_COLUMNS, ITEM_STATS, USER_STATS
 from longtail.times import DAY_US
 from tests import small_world
-from tests.small_features import CLUSTER_N, MILK, ODD, TEA, Events, examples, own_state
+from tests.small_features import Events, examples, own_state
 from tests.test_collaborative import met
 
 SCORES = CollaborativeSettings(scores=("svd", "ease"), ease_l2=1.0, svd_dim=2)
@@ -16,10 +16,6 @@ SCORES = CollaborativeSettings(scores=("svd", "ease"), ease_l2=1.0, svd_dim=2)
 
 def features(pairs: list[tuple[str, str, float]], rows: Events | None = None, **state: object) -> dict[str, list]:
     return own_rows(own_state(rows, **state), examples(pairs)).to_pydict()  # type: ignore[arg-type]
-
-
-def cross_stats(pair: tuple[str, str, float], **state: object) -> dict[str, float]:
-    return dict(zip(CROSS_STATS, features([pair], **state)["cross_stats"][0], strict=True))
 
 
 def collaborative(rows: Events | None = None) -> CollaborativeIndex:
@@ -49,35 +45,11 @@ def test_user_and_cross_statistics_by_hand() -> None:
     assert np.isclose(stats["mean_log_price"], (2 * np.log(3) + np.log(2)) / 3)
     cross = dict(zip(CROSS_STATS, got["cross_stats"][0], strict=True))
     assert np.isclose(cross["log_same_item"], np.log1p(2))
-    assert np.isclose(cross["log_same_cluster"], np.log1p(3))  # milk too
     assert np.isclose(cross["log_same_leaf"], np.log1p(3))
     assert np.isclose(cross["log_same_root"], np.log1p(3))
     assert np.isclose(cross["log_same_brand"], np.log1p(2))
-    assert np.isclose(cross["cluster_share"], 1.0)
     assert np.isclose(cross["leaf_share"], 1.0)
     assert np.isclose(cross["item_recency"], 1 / 11)
-
-
-def test_cluster_statistics_are_of_items_with_the_same_codes_and_not_of_the_category() -> None:
-    # c bought soap on day 5 and book on day 11. odd has no category, and book's cluster; soap shares its root category with book, and no cluster with anything.
-    odd, soap = cross_stats(("c", "odd", 15)), cross_stats(("c", "soap", 15))
-    assert np.isclose(odd["log_same_cluster"], np.log1p(1))
-    assert np.isclose(odd["cluster_share"], 1 / 2)
-    assert np.isclose(odd["cluster_recency"], 1 / 5)
-    assert (odd["log_same_item"], odd["log_same_leaf"], odd["leaf_share"], odd["leaf_recency"]) == (0, 0, 0, 0)
-    assert np.isclose(soap["log_same_root"], np.log1p(2))
-    assert np.isclose(soap["log_same_cluster"], np.log1p(1))
-    assert np.isclose(soap["cluster_recency"], 1 / 11)
-    assert cross_stats(("c", "odd", 11))["log_same_cluster"] == 0  # the book itself is of that moment
-
-
-def test_items_without_codes_are_no_cluster() -> None:
-    without = CLUSTER_N.copy()
-    without[[MILK, ODD, TEA]] = 0
-    for item in ("milk", "odd", "not in the shop"):
-        got = cross_stats(("a", item, 15), cluster_N=without)
-        assert (got["log_same_cluster"], got["cluster_share"], got["cluster_recency"]) == (0, 0, 0), item
-    assert cross_stats(("a", "milk", 15))["log_same_cluster"] > 0
 
 
 def test_item_counts_change_only_at_snapshots() -> None:
@@ -122,8 +94,8 @@ def test_rows_are_the_examples_with_own_features_beside_them() -> None:
     asked = examples([("a", "tea", 12), ("d", "odd", 25)])
     table = own_rows(own_state(), asked)
     assert table.select(EXAMPLE_COLUMNS).equals(asked.select(EXAMPLE_COLUMNS))
-    lent = {"completed", "group_stats", "user_codes", "group_history", "group_weight", "peer_stats"}
-    assert not lent & set(table.column_names)
+    others = {"match_stats", "completed", "group_stats", "user_codes", "group_history", "group_weight", "peer_stats"}
+    assert not others & set(table.column_names)
     assert {"attributes", "user_stats", "cross_stats", "item_stats", "history", "activity"} <= set(table.column_names)
     assert table["attributes"].type == pa.list_(pa.int32(), 2)
 
@@ -140,7 +112,6 @@ def test_a_planted_future_event_changes_no_feature() -> None:
 def test_counts_agree_with_a_slow_recount() -> None:
     generator = np.random.default_rng(3)
     names = ["tea", "milk", "soap", "book", "odd"]
-    cluster = dict(zip(sorted(names), CLUSTER_N[1:], strict=True))
     rows = [
         (str(u), str(i), float(d), str(k))
         for u, i, d, k in zip(
@@ -162,10 +133,5 @@ def test_counts_agree_with_a_slow_recount() -> None:
         assert got["num_purchases"][place] == sum(r[3] == "purchase" for r in mine)
         cross = dict(zip(CROSS_STATS, got["cross_stats"][place], strict=True))
         assert np.isclose(cross["log_same_item"], np.log1p(sum(r[1] == item for r in mine)))
-        alike = [r for r in mine if cluster[r[1]] == cluster[item]]
-        assert np.isclose(cross["log_same_cluster"], np.log1p(len(alike)))
-        assert np.isclose(cross["cluster_share"], len(alike) / max(len(mine), 1))
-        last = max((small_world.us(r[2]) for r in alike), default=None)
-        assert np.isclose(cross["cluster_recency"], 1 / 1001 if last is None else 1 / (1 + (now - last) / DAY_US), atol=1e-6)
         boundary = small_world.us(0) + (now - small_world.us(0)) // (7 * DAY_US) * 7 * DAY_US
         assert got["item_events"][place] == sum(r[1] == item and small_world.us(r[2]) < boundary for r in rows)

@@ -15,6 +15,7 @@ from longtail.codes import encode
 from longtail.entities import Entities, Vocabulary
 from longtail.feature_state import lent_rows, own_rows
 from longtail.features import CROSS_STATS, ITEM_STATS
+from longtail.matches import MATCH_STATS
 from longtail.rankers.batch import Batch
 from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, StatedUser, stated_facts
 from longtail.scoring import predict
@@ -133,17 +134,17 @@ def test_features_of_an_unknown_item_come_from_the_category_brand_and_price_stat
     tea = encoded(small_run.item_vectors()[[4]])
     batch = ranker.batch(asked, tea)
     cross = {name: batch.cross_stats_BX[:, place].tolist() for place, name in enumerate(CROSS_STATS)}
-    by_cluster = ("log_same_cluster", "cluster_share", "cluster_recency")
-    for name in ("log_same_leaf", "log_same_root", "log_same_brand", "leaf_share", "leaf_recency", "price_gap", *by_cluster):
+    cross |= {name: batch.match_stats_BM[:, place].tolist() for place, name in enumerate(MATCH_STATS)}
+    for name in ("log_same_leaf", "log_same_root", "log_same_brand", "leaf_share", "leaf_recency", "price_gap", *MATCH_STATS):
         assert cross[name][1] == cross[name][0], name
         assert cross[name][1] != 0, name
         assert abs(cross[name][2]) < 1e-9, name
     assert cross["log_same_item"][1] == 0
     # Without codes, or with those of no item of the run, it is of no cluster.
     for without in (None, replace(tea, item_codes_NS=np.full((1, 2), 99, np.int32))):
-        unplaced = ranker.batch(asked, without).cross_stats_BX
-        assert [unplaced[1, CROSS_STATS.index(name)].item() for name in by_cluster] == [0] * 3
-        assert torch.equal(unplaced[0], batch.cross_stats_BX[0])
+        unplaced = ranker.batch(asked, without).match_stats_BM
+        assert unplaced[1].tolist() == [0] * 3
+        assert torch.equal(unplaced[0], batch.match_stats_BM[0])
     stats = {name: batch.item_stats_BI[:, place].tolist() for place, name in enumerate(ITEM_STATS)}
     for name in ("log_leaf_events_28d", "log_price", "price_known", "log_age_days", "age_known"):
         assert stats[name][1] == stats[name][0] > 0, name

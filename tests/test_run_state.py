@@ -33,7 +33,7 @@ def test_a_run_gives_the_state_that_its_tables_make(tmp_path: Path) -> None:
     loaded, made = load(settings, Store.open(settings.run.uri)), small_run.state(settings)
     assert loaded.spec == made.spec
     assert (loaded.own.collaborative, loaded.lent.lifts) == (None, None)
-    assert (loaded.own.cluster_N > 0).tolist() == [False] + [True] * 5
+    assert (loaded.matches.cluster_N > 0).tolist() == [False] + [True] * 5
     rows = small_features.rows_of([(user, item, day) for user in ("a", "d", "nobody") for item in ("tea", "odd", "?") for day in (5.0, 21.0, 35.0)])
     got, expected = loaded.features(rows), made.features(rows)
     assert got.schema.equals(expected.schema)

@@ -9,7 +9,7 @@ import pytest
 
 from longtail.rankers.batch import Batch
 from longtail.sample_files import SampleFiles, feature_columns, read_part, side_by_side
-from tests.ranker_data import World, folders_of, own_and_lent, scan, spec_of, write_parts, write_samples
+from tests.ranker_data import World, by_stage, folders_of, scan, spec_of, write_parts, write_samples
 
 FS = pafs.LocalFileSystem()
 WORLD = World.of(spec_of(collaborative_stats=2, peer_stats=5))
@@ -98,8 +98,9 @@ def test_samples_of_another_config_are_refused(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_part_that_was_cut_short_are_refused(tmp_path: Path) -> None:
-    own, lent = own_and_lent(WORLD.rows(30))
+    own, matches, lent = by_stage(WORLD.rows(30))
     write_parts(tmp_path / "samples.parquet", [own])
+    write_parts(tmp_path / "matches.parquet", [matches])
     write_parts(tmp_path / "lent.parquet", [lent.slice(0, 29)])
     with pytest.raises(ValueError, match="different numbers of rows"):
         Batch.from_table(scan(tmp_path, WORLD.spec).load(0, "train"), WORLD.spec)

@@ -15,14 +15,14 @@ WORLD = World.of(spec_of())
 
 
 def test_match_counts_choose_among_the_user_by_item_statistics() -> None:
-    spec = spec_of().model_copy(update={"cross_stats": ("log_same_item", "log_same_cluster", "log_same_leaf", "leaf_share", "cluster_share", "price_gap")})
-    seen = {}
+    spec = spec_of().model_copy(update={"cross_stats": ("log_same_item", "log_same_leaf", "leaf_share", "price_gap")})
+    seen, counts_codes = {}, {}
     for counted in ("none", "categories", "codes"):
         side = IndividualSide(spec, WORLD.catalogue(), BaseSettings(match_counts=counted))
-        seen[counted] = [spec.cross_stats[place] for place in side.matches]
+        seen[counted], counts_codes[counted] = [spec.cross_stats[place] for place in side.cross_places], side.match_stats is not None
     assert seen["none"] == ["log_same_item", "price_gap"]
-    assert seen["categories"] == ["log_same_item", "log_same_leaf", "leaf_share", "price_gap"]
-    assert seen["codes"] == list(spec.cross_stats)
+    assert seen["categories"] == seen["codes"] == list(spec.cross_stats)
+    assert counts_codes == {"none": False, "categories": False, "codes": True}
 
 
 def test_similarity_tiers_count_what_lies_above_their_thresholds() -> None:

@@ -21,7 +21,7 @@ from longtail.rankers.settings import RankersSettings
 from longtail.sample_files import Part
 from longtail.samples import FeatureSpec
 from longtail.scoring import label_of, predict
-from tests.ranker_data import World, own_and_lent, spec_of, write_parts
+from tests.ranker_data import STAGES, World, by_stage, spec_of, write_parts
 
 
 def ranker_of(name: str, world: World) -> Ranker:
@@ -37,7 +37,7 @@ def artifacts(folder: Path, world: World, names: tuple[str, ...] = RANKERS) -> d
     store, found = Store.open(str(folder)), {}
     tables = [pa.concat_tables([world.rows(150, 10 * part, split="test"), world.rows(100, 10 * part + 1, split="train")]) for part in (1, 2)]
     none = {"config": {}, "inputs": {}, "seed": 7, "dropped": {}}
-    for name, columns in zip(("samples", "lent"), zip(*map(own_and_lent, tables), strict=True), strict=True):
+    for name, columns in zip(STAGES, zip(*map(by_stage, tables), strict=True), strict=True):
         draft = store.create(name, "k")
         write_parts(Path(draft.path(f"{name}.parquet")), list(columns))
         info = {"spec": world.spec.model_dump(mode="json")} if name == "lent" else {}
@@ -58,7 +58,7 @@ def scorer_of(found: dict[str, Artifact], spec: FeatureSpec, batch_size: int = 6
 
 def part_of(found: dict[str, Artifact], number: int = 0) -> Part:
     """A part's files: the samples' own columns, and what is lent to the same rows."""
-    return found["samples"].path(f"samples.parquet/part-{number:05d}.parquet"), found["lent"].path(f"lent.parquet/part-{number:05d}.parquet")
+    return tuple(found[name].path(f"{name}.parquet/part-{number:05d}.parquet") for name in STAGES)
 
 
 @pytest.fixture(scope="module")

@@ -189,6 +189,7 @@ def test_provenance_says_where_two_configs_part() -> None:
         "item_codes",
         "collaborative",
         "samples",
+        "matches",
         "profiles",
         "user_vectors",
         "user_spaces",

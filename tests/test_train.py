@@ -24,7 +24,7 @@ from longtail.training_loop import NonFiniteLossError, train_ranker
 from longtail.validation import Validation
 from pipelines.stage import Context
 from pipelines.train import RANKER_STAGES, ContradictionError, TrainJob, fit
-from tests.ranker_data import DIM, World, fixed, own_and_lent, spec_of
+from tests.ranker_data import DIM, World, by_stage, fixed, spec_of
 from tests.test_tracking import read
 
 pytestmark = pytest.mark.ray
@@ -61,7 +61,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     item_table = pa.table({"item_id": items, "title": items, **unknown}, schema=schema.ITEMS)
     codes = WORLD.catalogue().codes_NS[1:].numpy() - 1
     parts = {
-        f"part-{number:05d}": own_and_lent(
+        f"part-{number:05d}": by_stage(
             pa.concat_tables(
                 [WORLD.rows(rows, seed=number), WORLD.rows(50, seed=number + 100, split="validation"), WORLD.rows(10, seed=number + 200, split="test")]
             )
@@ -73,8 +73,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         "logs": _artifact(store, "logs", {"users": pa.table({"user_id": users}), "items": item_table}, logs_info),
         "item_z": _artifact(store, "item_z", {"z": z}, {}),
         "item_codes": _artifact(store, "item_codes", {"codes": pa.table({"item_id": items, "codes": fixed(codes, pa.int32())})}, {"shape": [2, 6, DIM]}),
-        "samples": _artifact(store, "samples", {f"samples.parquet/{name}": own for name, (own, _) in parts.items()}, {}),
-        "lent": _artifact(store, "lent", {f"lent.parquet/{name}": lent for name, (_, lent) in parts.items()}, {"spec": WORLD.spec.model_dump(mode="json")}),
+        "samples": _artifact(store, "samples", {f"samples.parquet/{name}": own for name, (own, _, _) in parts.items()}, {}),
+        "matches": _artifact(store, "matches", {f"matches.parquet/{name}": matches for name, (_, matches, _) in parts.items()}, {}),
+        "lent": _artifact(store, "lent", {f"lent.parquet/{name}": lent for name, (_, _, lent) in parts.items()}, {"spec": WORLD.spec.model_dump(mode="json")}),
     }
 
 

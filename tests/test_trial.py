@@ -14,9 +14,10 @@ from longtail.config import Config
 from longtail.sample_files import Split
 from pipelines import trial as pipeline
 from pipelines.lent import LENT
+from pipelines.matches import MATCHES
 from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
-from pipelines.stage import find
+from pipelines.stage import find, line
 from pipelines.trial import built_here, trial_stage
 from tests import borrowing_world
 
@@ -57,6 +58,17 @@ def test_what_is_lent_is_built_here_and_found_by_the_trial(world: tuple[Config, 
     built = built_here(LENT, config, store)
     assert find(LENT, config, store) == built
     assert built_here(LENT, config, store) == built
+
+
+def test_a_trial_is_not_made_of_what_it_does_not_read(world: tuple[Config, Store]) -> None:
+    """The base without counts by semantic codes: the same scores with and without the columns that it leaves alone, and no profile is written for it."""
+    config, store = world
+    plain = changed(config, rankers={"base": {"match_counts": "categories"}})
+    alone = trial_stage("base", BOTH, unread=(MATCHES, LENT))
+    names = {stage.name for stage in line(alone)}
+    assert names == {"logs", "item_texts", "item_vectors", "item_encoder", "item_z", "item_codes", "collaborative", "samples", "trials"}
+    whole, part = trial(plain, store, "base", BOTH).read("scores"), built_here(alone, plain, store).read("scores")
+    assert scores(part, "test") == pytest.approx(scores(whole, "test"), abs=1e-6)
 
 
 def test_every_row_of_the_asked_windows_has_a_score(world: tuple[Config, Store]) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from longtail.entities import Entities
 from longtail.features import EXAMPLE_COLUMNS, OwnState, Rows, fixed, written
 from longtail.lent import LentState, PeerLifts
+from longtail.matches import MatchState
 from longtail.samples import FeatureSpec
 
 
@@ -18,6 +19,7 @@ class FeatureState:
 
     spec: FeatureSpec
     own: OwnState
+    matches: MatchState
     lent: LentState
 
     @property
@@ -34,7 +36,7 @@ class FeatureState:
         """
         known_BA = self.entities.attribute_codes_MA[rows.user_row_B]
         own_BA = known_BA if attributes_BA is None else np.where(attributes_BA > 0, attributes_BA, known_BA)
-        return written({**self.own.columns(rows, own_BA), **self.lent.columns(rows, own_BA, codes)})
+        return written({**self.own.columns(rows, own_BA), **self.matches.columns(rows), **self.lent.columns(rows, own_BA, codes)})
 
 
 def own_rows(own: OwnState, examples: pa.Table) -> pa.Table:
@@ -42,6 +44,11 @@ def own_rows(own: OwnState, examples: pa.Table) -> pa.Table:
     rows = Rows.of(examples, own.entities)
     columns = own.columns(rows, own.entities.attribute_codes_MA[rows.user_row_B])
     return written({name: examples.column(name) for name in EXAMPLE_COLUMNS} | columns)
+
+
+def match_rows(matches: MatchState, examples: pa.Table) -> pa.Table:
+    """The rows of the matches table, in the examples' order."""
+    return pa.table(matches.columns(Rows.of(examples, matches.entities)))
 
 
 def lent_rows(lent: LentState, examples: pa.Table, peer_stats: pa.Array | None = None) -> pa.Table:

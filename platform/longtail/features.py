@@ -23,8 +23,8 @@ Floats = npt.NDArray[np.float32]
 
 USER_STATS = ("log_purchases", "log_clicks", "log_active_days", "log_events_28d", "log_days_since_last", "mean_log_price")
 CROSS_STATS = (
-    *("log_same_item", "log_same_cluster", "log_same_leaf", "log_same_root", "log_same_brand"),
-    *("cluster_share", "leaf_share", "item_recency", "cluster_recency", "leaf_recency", "price_gap"),
+    *("log_same_item", "log_same_leaf", "log_same_root", "log_same_brand"),
+    *("leaf_share", "item_recency", "leaf_recency", "price_gap"),
 )
 ITEM_STATS = ("log_events_7d", "log_events_28d", "log_events", "log_leaf_events_28d", "log_price", "price_known", "log_age_days", "age_known")
 
@@ -118,14 +118,14 @@ def snapshot_us(time_B: Ints, start_us: int, settings: SamplesSettings) -> Ints:
     return start_us + (time_B - start_us) // period * period
 
 
-def item_facts(rows: Rows, entities: Entities, cluster_N: Ints) -> ItemFacts:
-    """The run's facts of each row's item, or the request's where the run does not know the item."""
+def item_facts(rows: Rows, entities: Entities, cluster_N: Ints | None = None) -> ItemFacts:
+    """The run's facts of each row's item, or the request's where the run does not know the item; without clusters all items are of none."""
     item = rows.item_row_B
     facts = ItemFacts(
         leaf_B=entities.leaf_codes_N[item].astype(np.int64),
         root_B=entities.root_codes[item].astype(np.int64),
         brand_B=entities.brand_codes_N[item].astype(np.int64),
-        cluster_B=cluster_N[item],
+        cluster_B=cluster_N[item] if cluster_N is not None else np.zeros(len(item), np.int64),
         log_price_B=entities.log_price_N[item],
         first_seen_B=entities.first_seen_N[item],
     )
@@ -140,12 +140,10 @@ class OwnState:
 
     entities: Entities
     behaviour: Behaviour
-    cluster_N: Ints  # of items by their semantic codes, from 1; 0 unknown
     settings: SamplesSettings
     start_us: int
     activity: ActivityIndex
     by_user_item: CountIndex
-    by_user_cluster: CountIndex
     by_user_leaf: CountIndex
     by_user_root: CountIndex
     by_user_brand: CountIndex
@@ -157,7 +155,6 @@ class OwnState:
     def build(
         entities: Entities,
         behaviour: Behaviour,
-        cluster_N: Ints,
         settings: SamplesSettings,
         start_us: int,
         collaborative: CollaborativeIndex | None = None,
@@ -167,15 +164,13 @@ class OwnState:
         return OwnState(
             entities=entities,
             behaviour=behaviour,
-            cluster_N=cluster_N,
             settings=settings,
             start_us=start_us,
             activity=ActivityIndex.build(behaviour),
-            by_user_item=CountIndex.build(_pair(user, item), time),
-            by_user_cluster=CountIndex.build(_pair(user, cluster_N[item]), time),
-            by_user_leaf=CountIndex.build(_pair(user, leaf), time),
-            by_user_root=CountIndex.build(_pair(user, root), time),
-            by_user_brand=CountIndex.build(_pair(user, brand), time),
+            by_user_item=CountIndex.build(pair_keys(user, item), time),
+            by_user_leaf=CountIndex.build(pair_keys(user, leaf), time),
+            by_user_root=CountIndex.build(pair_keys(user, root), time),
+            by_user_brand=CountIndex.build(pair_keys(user, brand), time),
             by_item=CountIndex.build(item, time),
             by_leaf=CountIndex.build(leaf.astype(np.int64), time),
             collaborative=collaborative,
@@ -188,7 +183,7 @@ class OwnState:
         user_stats, activity = self.activity.statistics(user, time)
         history, history_days = self._history(user, time)
         item_events = self.by_item.count(item, snapshot)
-        facts = item_facts(rows, self.entities, self.cluster_N)
+        facts = item_facts(rows, self.entities)
         age_days = _age_days(facts.first_seen_B, item_events, snapshot)
         collaborative = np.zeros((len(rows), 0), np.float32) if self.collaborative is None else self.collaborative.scores(user, item, time)
         return {
@@ -221,26 +216,22 @@ class OwnState:
 
     def _cross(self, user_B: Ints, item_B: Ints, time_B: Ints, facts: ItemFacts) -> Floats:
         """CROSS_STATS [B, X]: what this user did with the item, its categories and its brand."""
-        cluster, leaf, root, brand, price = facts.cluster_B, facts.leaf_B, facts.root_B, facts.brand_B, facts.log_price_B
-        same_item = self.by_user_item.count(_pair(user_B, item_B), time_B)
-        same_cluster = np.where(cluster > 0, self.by_user_cluster.count(_pair(user_B, cluster), time_B), 0)
-        same_leaf = np.where(leaf > 0, self.by_user_leaf.count(_pair(user_B, leaf), time_B), 0)
-        same_root = np.where(root > 0, self.by_user_root.count(_pair(user_B, root), time_B), 0)
-        same_brand = np.where(brand > 0, self.by_user_brand.count(_pair(user_B, brand), time_B), 0)
+        leaf, root, brand, price = facts.leaf_B, facts.root_B, facts.brand_B, facts.log_price_B
+        same_item = self.by_user_item.count(pair_keys(user_B, item_B), time_B)
+        same_leaf = np.where(leaf > 0, self.by_user_leaf.count(pair_keys(user_B, leaf), time_B), 0)
+        same_root = np.where(root > 0, self.by_user_root.count(pair_keys(user_B, root), time_B), 0)
+        same_brand = np.where(brand > 0, self.by_user_brand.count(pair_keys(user_B, brand), time_B), 0)
         total = self.activity.by_user.count(user_B, time_B)
         gap = np.where((total > 0) & ~np.isnan(price), np.nan_to_num(price) - self.activity.mean_log_price(user_B, time_B), 0.0)
         return np.stack(
             [
                 np.log1p(same_item),
-                np.log1p(same_cluster),
                 np.log1p(same_leaf),
                 np.log1p(same_root),
                 np.log1p(same_brand),
-                same_cluster / np.maximum(total, 1),
                 same_leaf / np.maximum(total, 1),
-                _recency(self.by_user_item.days_since_last(_pair(user_B, item_B), time_B)),
-                np.where(cluster > 0, _recency(self.by_user_cluster.days_since_last(_pair(user_B, cluster), time_B)), 0.0),
-                np.where(leaf > 0, _recency(self.by_user_leaf.days_since_last(_pair(user_B, leaf), time_B)), 0.0),
+                recency(self.by_user_item.days_since_last(pair_keys(user_B, item_B), time_B)),
+                np.where(leaf > 0, recency(self.by_user_leaf.days_since_last(pair_keys(user_B, leaf), time_B)), 0.0),
                 gap,
             ],
             1,
@@ -269,7 +260,7 @@ def written(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
     return pa.table({name: column for name, column in columns.items() if not (pa.types.is_fixed_size_list(column.type) and column.type.list_size == 0)})
 
 
-def _recency(days: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def recency(days: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     recency: npt.NDArray[np.float64] = 1.0 / (1.0 + np.nan_to_num(days, nan=NEVER_DAYS))
     return recency
 
@@ -284,7 +275,7 @@ def _age_days(first_seen_B: Ints, events_B: Ints, snapshot_B: Ints) -> npt.NDArr
     return np.where(~known & (events_B > 0), np.nan, since)
 
 
-def _pair(first: npt.NDArray[np.signedinteger], second: npt.NDArray[np.signedinteger]) -> Ints:
+def pair_keys(first: npt.NDArray[np.signedinteger], second: npt.NDArray[np.signedinteger]) -> Ints:
     """One key of two row numbers below 2**31."""
     return first.astype(np.int64) << 32 | second.astype(np.int64)
 

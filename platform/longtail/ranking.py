@@ -18,7 +18,7 @@ import torch
 
 from longtail.entities import UNKNOWN_TIME, Entities
 from longtail.feature_state import FeatureState
-from longtail.features import ItemFacts, OwnState, Rows
+from longtail.features import ItemFacts, Rows
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import OOV
 from longtail.rankers.ranker import Ranker, predict_rows
@@ -144,7 +144,7 @@ class RequestRanker:
         self.state = state
         self.rankers = dict(rankers)
         self.now = now
-        self._cluster_of = _clusters_by_codes(state.own, next(iter(rankers.values()))) if rankers else {}
+        self._cluster_of = _clusters_by_codes(state, next(iter(rankers.values()))) if rankers else {}
         # Described items are written into rows behind the catalogue's for the length of one request.
         self._spare = {name: ranker.catalogue.add_spare_rows(max_items) for name, ranker in rankers.items()}
         self._max_items = max_items
@@ -279,11 +279,11 @@ class _SpareItem:
     codes_S: npt.NDArray[np.int32] | None = None  # code plus one
 
 
-def _clusters_by_codes(own: OwnState, ranker: Ranker) -> dict[tuple[int, ...], int]:
+def _clusters_by_codes(state: FeatureState, ranker: Ranker) -> dict[tuple[int, ...], int]:
     """Cluster by the first codes, as the run's items have them; `ranker` is any of the run's, whose catalogue holds the codes plus one."""
-    rows = np.flatnonzero(own.cluster_N)
-    codes = (ranker.catalogue.codes_NS[torch.from_numpy(rows), : own.settings.cluster_depth] - 1).tolist()
-    return dict(zip(map(tuple, codes), own.cluster_N[rows].tolist(), strict=True))
+    rows = np.flatnonzero(state.matches.cluster_N)
+    codes = (ranker.catalogue.codes_NS[torch.from_numpy(rows), : state.own.settings.cluster_depth] - 1).tolist()
+    return dict(zip(map(tuple, codes), state.matches.cluster_N[rows].tolist(), strict=True))
 
 
 def stated_facts(items: Sequence[StatedItem], item_row_B: npt.NDArray[np.int64], entities: Entities) -> ItemFacts | None:

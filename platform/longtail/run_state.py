@@ -18,6 +18,7 @@ from longtail.feature_state import FeatureState
 from longtail.features import CROSS_STATS, ITEM_STATS, USER_STATS, ActivityIndex, OwnState
 from longtail.lent import LentState, PeerLifts, UserGroups
 from longtail.logs import LogsInfo
+from longtail.matches import MATCH_STATS, MatchState
 from longtail.peers import PEER_STATS, FirstMeetings, PeerIndex, clusters
 from longtail.samples import FeatureSpec
 from longtail.times import to_us
@@ -62,6 +63,7 @@ def feature_spec(entities: Entities, config: Config, has_conversion: bool) -> Fe
         attribute_sizes=tuple(coding.size for coding in entities.attributes),
         user_stats=USER_STATS,
         cross_stats=CROSS_STATS,
+        match_stats=MATCH_STATS,
         item_stats=ITEM_STATS,
         collaborative_stats=config.collaborative.scores,
         peer_stats=PEER_STATS if config.peers.form != "none" else (),
@@ -78,14 +80,20 @@ def load_clusters(item_codes: Artifact, entities: Entities, depth: int) -> npt.N
     return clusters_N
 
 
-def load_own_state(logs: Artifact, item_codes: Artifact, collaborative: Artifact, config: Config) -> OwnState:
+def load_match_state(logs: Artifact, item_codes: Artifact, config: Config) -> MatchState:
+    """The state of match statistics; build it once per process."""
+    entities = load_entities(logs, config.samples.numeric_bins)
+    return MatchState.build(entities, load_behaviour(logs, config.samples.numeric_bins), load_clusters(item_codes, entities, config.samples.cluster_depth))
+
+
+def load_own_state(logs: Artifact, collaborative: Artifact, config: Config) -> OwnState:
     """The state of own features: a few seconds and a few times the events' size in memory; build it once per process."""
     info = logs_info(logs)
     entities = load_entities(logs, config.samples.numeric_bins)
     behaviour = load_behaviour(logs, config.samples.numeric_bins)
     scores = config.collaborative.scores
     index = CollaborativeIndex.build(collaborative.read("collaborative"), entities, behaviour, config.collaborative) if scores else None
-    return OwnState.build(entities, behaviour, load_clusters(item_codes, entities, config.samples.cluster_depth), config.samples, to_us(info.start), index)
+    return OwnState.build(entities, behaviour, config.samples, to_us(info.start), index)
 
 
 @lru_cache(maxsize=1)
@@ -121,7 +129,7 @@ def load_feature_state(
     logs: Artifact, user_codes: Artifact, groups: Artifact, peers: Artifact, item_codes: Artifact, collaborative: Artifact, config: Config
 ) -> FeatureState:
     """The state of one run, own and lent."""
-    own = load_own_state(logs, item_codes, collaborative, config)
+    own, matches = load_own_state(logs, collaborative, config), load_match_state(logs, item_codes, config)
     lifts = load_peer_lifts(logs, peers, item_codes, config) if config.peers.form != "none" else None
     lent = load_lent_state(logs, user_codes, groups, lifts, config)
-    return FeatureState(feature_spec(own.entities, config, logs_info(logs).has_conversion), own, lent)
+    return FeatureState(feature_spec(own.entities, config, logs_info(logs).has_conversion), own, matches, lent)

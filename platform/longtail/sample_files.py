@@ -1,8 +1,8 @@
 """The samples as training reads them: one part at a time, in an order that neither the number of workers nor a restart changes.
 
-Reads samples.parquet/part-*.parquet and lent.parquet/part-*.parquet, which hold a part's columns side by side. Per epoch the parts are permuted, and the
-training rows within each part; global batch t is a contiguous slice of that order within one part, and worker r takes its contiguous share of every
-global batch.
+Reads samples.parquet/part-*.parquet and the same parts of matches.parquet and lent.parquet, which hold a part's columns side by side. Per epoch the parts
+are permuted, and the training rows within each part; global batch t is a contiguous slice of that order within one part, and worker r takes its contiguous
+share of every global batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -101,6 +101,7 @@ def feature_columns(spec: FeatureSpec) -> list[str]:
     columns = list(FEATURE_COLUMNS)
     columns += ["attributes"] if spec.attributes else []
     columns += ["collaborative_stats"] if spec.collaborative_stats else []
+    columns += ["match_stats"] if spec.match_stats else []
     if not spec.lent:
         return columns
     columns += ["group_stats", "user_codes"]

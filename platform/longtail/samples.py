@@ -1,6 +1,6 @@
 """Samples: the settings of the stage and the shape of its rows. The features themselves are in longtail.features and longtail.lent, which serving shares.
 
-Reads logs, item codes and collaborative scores; writes samples.parquet/part-*.parquet, one part per part of the examples; the stage `lent` writes their
+Reads logs and collaborative scores; writes samples.parquet/part-*.parquet, one part per part of the examples; the stages `matches` and `lent` write their
 other columns. Run: python -m pipelines.samples --config …
 """
 
@@ -31,6 +31,7 @@ class FeatureSpec(Settings):
     attribute_sizes: tuple[int, ...]  # codes of each attribute, 0 (unknown) included
     user_stats: tuple[str, ...]
     cross_stats: tuple[str, ...]
+    match_stats: tuple[str, ...] = ()  # none for a ranker that reads no semantic codes' counts
     item_stats: tuple[str, ...]
     collaborative_stats: tuple[str, ...] = ()  # none where collaborative.scores is empty
     peer_stats: tuple[str, ...] = ()  # none where peers.form is "none"

@@ -110,9 +110,9 @@ def test_planted_events_change_nothing_made_before_them(worlds: tuple[dict[str, 
 
 def sample_rows(world: dict[str, Artifact]) -> pa.Table:
     """The samples with what is lent to them beside them."""
-    samples, lent = world["samples"], world["lent"]
-    names = [*pq.read_schema(parquet_files(samples.fs, samples.path("samples.parquet"))[0]).names]
-    names += pq.read_schema(parquet_files(lent.fs, lent.path("lent.parquet"))[0]).names
+    samples, names = world["samples"], []
+    for folder in sample_folders(world):
+        names += pq.read_schema(parquet_files(samples.fs, folder)[0]).names
     parts = side_by_side(samples.fs, sample_folders(world))
     return pa.concat_tables([read_part(samples.fs, part, names) for part in parts])
 
@@ -131,7 +131,7 @@ def test_planted_events_change_no_earlier_feature_and_no_label_of_training(world
     assert as_records(earlier[1], LABELS) == as_records(earlier[0], LABELS)
 
 
-SEE_THE_WORLD = ("history", "user_stats", "cross_stats", "item_stats", "collaborative_stats", "peer_stats", "activity")
+SEE_THE_WORLD = ("history", "user_stats", "cross_stats", "match_stats", "item_stats", "collaborative_stats", "peer_stats", "activity")
 
 
 def test_later_features_do_see_them(worlds: tuple[dict[str, Artifact], ...]) -> None:

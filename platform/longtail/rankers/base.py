@@ -47,9 +47,12 @@ class IndividualSide(nn.Module):
         self.collaborative = Normaliser(len(spec.collaborative_stats)) if settings.collaborative_stats and spec.collaborative_stats else None
         self.peer_stats = Normaliser(len(spec.peer_stats)) if settings.peer_stats and spec.peer_stats else None
         self.own_counts = settings.own_counts
-        self.matches = [place for place, name in enumerate(spec.cross_stats) if _is_match(name, settings.match_counts)]
+        self.cross_places = [place for place, name in enumerate(spec.cross_stats) if settings.match_counts != "none" or not _is_match(name)]
+        counts_codes = self.own_counts and settings.match_counts == "codes" and spec.match_stats
+        self.match_stats = Normaliser(len(spec.match_stats)) if counts_codes else None
         self.out_dim = settings.id_dim + self.attributes.dim + len(spec.user_stats) + 2 * self.items.dim
-        self.out_dim += len(self.matches) + len(spec.item_stats) if self.own_counts else 0
+        self.out_dim += len(self.cross_places) + len(spec.item_stats) if self.own_counts else 0
+        self.out_dim += len(spec.match_stats) if self.match_stats is not None else 0
         self.out_dim += len(spec.collaborative_stats) if self.collaborative is not None else 0
         self.out_dim += len(spec.peer_stats) if self.peer_stats is not None else 0
 
@@ -57,6 +60,8 @@ class IndividualSide(nn.Module):
         self.user_stats.fit(batch.user_stats_BU)
         self.cross_stats.fit(batch.cross_stats_BX)
         self.item_stats.fit(batch.item_stats_BI)
+        if self.match_stats is not None:
+            self.match_stats.fit(batch.match_stats_BM)
         if self.collaborative is not None:
             self.collaborative.fit(batch.collaborative_stats_BF)
         if self.peer_stats is not None:
@@ -95,7 +100,8 @@ class IndividualSide(nn.Module):
             self.users(user_index_B),
             self.attributes(batch.attributes_BA),
             self.user_stats(batch.user_stats_BU),
-            *([self.cross_stats(batch.cross_stats_BX)[:, self.matches], item_stats_BI] if self.own_counts else []),
+            *([self.cross_stats(batch.cross_stats_BX)[:, self.cross_places], item_stats_BI] if self.own_counts else []),
+            *([self.match_stats(batch.match_stats_BM)] if self.match_stats is not None else []),
             target_BD,
             pooled_BD,
             *([self.collaborative(batch.collaborative_stats_BF)] if self.collaborative is not None else []),
@@ -104,12 +110,9 @@ class IndividualSide(nn.Module):
         return IndividualView(torch.cat(parts, dim=1), target_BD, item_stats_BI, history_BLD, mask_BL, attention_BL, distinct, items_RD)
 
 
-def _is_match(name: str, counted: str) -> bool:
-    """Whether a ranker that counts so much sees a user-by-item statistic."""
-    if "cluster" in name:
-        return counted == "codes"
-    of_kind = any(kind in name for kind in ("leaf", "root", "brand"))
-    return counted != "none" or not of_kind
+def _is_match(name: str) -> bool:
+    """Whether a user-by-item statistic is of the item's kind and not of the item itself."""
+    return any(kind in name for kind in ("leaf", "root", "brand"))
 
 
 class Base(Ranker):

@@ -1,8 +1,7 @@
 """The one typed batch that every ranker takes.
 
-Letters: B rows, L history length, G group history length, A attributes, U user statistics, X user-by-item statistics, I item statistics,
-F collaborative
-scores, P peer statistics, S code stages.
+Letters: B rows, L history length, G group history length, A attributes, U user statistics, X user-by-item statistics, M match statistics, I item statistics,
+F collaborative scores, P peer statistics, S code stages.
 """
 
 from dataclasses import dataclass, fields
@@ -26,6 +25,7 @@ class Batch:
     completed_BA: torch.Tensor  # int64, own value or the group's majority
     user_stats_BU: torch.Tensor  # float32
     cross_stats_BX: torch.Tensor  # float32
+    match_stats_BM: torch.Tensor  # float32, width 0 where no counts by semantic codes are read
     item_stats_BI: torch.Tensor  # float32
     collaborative_stats_BF: torch.Tensor  # float32, width 0 without collaborative scores
     group_stats_BU: torch.Tensor  # float32
@@ -59,6 +59,7 @@ class Batch:
             "completed": len(spec.attributes) * lent,
             "user_stats": len(spec.user_stats),
             "cross_stats": len(spec.cross_stats),
+            "match_stats": len(spec.match_stats),
             "item_stats": len(spec.item_stats),
             "collaborative_stats": len(spec.collaborative_stats),
             "group_stats": len(spec.user_stats) * lent,
@@ -95,6 +96,7 @@ class Batch:
             completed_BA=wide("completed", np.int64),
             user_stats_BU=wide("user_stats", np.float32),
             cross_stats_BX=wide("cross_stats", np.float32),
+            match_stats_BM=wide("match_stats", np.float32),
             item_stats_BI=wide("item_stats", np.float32),
             collaborative_stats_BF=wide("collaborative_stats", np.float32),
             group_stats_BU=wide("group_stats", np.float32),
