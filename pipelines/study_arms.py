@@ -60,7 +60,7 @@ def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed |
 
 def borrows(ranker: str, config: Config) -> bool:
     """Whether a ranker reads what groups or peers lend."""
-    return ranker == "choirrec" or bool(getattr(config.rankers, ranker).peer_stats)
+    return ranker in ("choirrec", "duet") or bool(getattr(config.rankers, ranker).peer_stats)
 
 
 def unread(ranker: str, config: Config) -> tuple[Stage, ...]:

@@ -26,6 +26,7 @@ from tests.ranker_data import World, fixed, spec_of
 WORLD = World.of(spec_of())
 SMALL = {"hidden_dims": (16, 8), "attention_dims": (8,), "id_dim": 4}
 
+RANKERS = ("base", "choirrec", "saviorrec", "duet")
 CHOIRREC_PARTS = ("group_id_fusion", "attribute_completion", "group_sequence", "injection", "adaptive_fusion", "distillation")
 SAVIORREC_PARTS = ("semantic_vector", "alignment", "semantic_to_behaviour", "behaviour_to_semantic")
 
@@ -134,7 +135,7 @@ def test_heads_labels_losses_and_refusals() -> None:
     torch.testing.assert_close(losses, math.log(2) * torch.tensor([4.0, 2.0, 3.0]))
 
 
-@pytest.mark.parametrize("name", ["base", "choirrec", "saviorrec"])
+@pytest.mark.parametrize("name", RANKERS)
 @pytest.mark.parametrize("attributes", [0, 2])
 def test_every_parameter_gets_a_gradient_and_empty_batches_pass(name: str, attributes: int) -> None:
     """DDP waits for every parameter's gradient, also from a worker that has no row of a short batch."""
@@ -149,7 +150,12 @@ def test_every_parameter_gets_a_gradient_and_empty_batches_pass(name: str, attri
     assert predict_rows(ranker, empty).logits_BH.shape == (0, len(ranker.heads))
 
 
-@pytest.mark.parametrize(("name", "part"), [("choirrec", part) for part in CHOIRREC_PARTS] + [("saviorrec", part) for part in SAVIORREC_PARTS])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("choirrec", part) for part in CHOIRREC_PARTS]
+    + [("saviorrec", part) for part in SAVIORREC_PARTS]
+    + [("duet", part) for part in (*CHOIRREC_PARTS, *SAVIORREC_PARTS)],
+)
 def test_a_part_switched_off_leaves_no_parameter_behind_and_the_rest_trains(name: str, part: str) -> None:
     full, without = make(name), make(name, **{part: False})
     batch = WORLD.batch(64)
@@ -182,7 +188,7 @@ def test_group_inputs_matter_exactly_where_their_part_is_on() -> None:
             assert same is not on, part
 
 
-@pytest.mark.parametrize("name", ["base", "choirrec", "saviorrec"])
+@pytest.mark.parametrize("name", RANKERS)
 def test_collaborative_scores_matter_exactly_where_they_are_on(name: str) -> None:
     world = World.of(spec_of(collaborative_stats=2))
     batch = world.batch(32)
@@ -196,7 +202,7 @@ def test_collaborative_scores_matter_exactly_where_they_are_on(name: str) -> Non
         assert torch.equal(mine, plain), "off is the ranker of a run that makes no scores"
 
 
-@pytest.mark.parametrize("name", ["base", "choirrec", "saviorrec"])
+@pytest.mark.parametrize("name", RANKERS)
 def test_without_own_counts_the_individual_side_knows_no_count_of_the_item_nor_of_what_the_user_did_with_its_kind(name: str) -> None:
     batch = WORLD.batch(32)
     other = Batch(**{**vars(batch), "cross_stats_BX": batch.cross_stats_BX.flip(0), "item_stats_BI": batch.item_stats_BI.flip(0)})
@@ -207,9 +213,9 @@ def test_without_own_counts_the_individual_side_knows_no_count_of_the_item_nor_o
         own, flipped = (ranker.individual(ranker.catalogue, one, None).x_BF for one in (batch, other))  # type: ignore[operator]
         assert torch.equal(own, flipped) is not on
         widths.append(own.shape[1])
-        if name != "choirrec":  # whose group channel has statistics of the item too
+        if name not in ("choirrec", "duet"):  # whose group channel has statistics of the item too
             assert torch.equal(ranker(batch).logits_BH, ranker(other).logits_BH) is not on
-    assert widths[0] - widths[1] == batch.cross_stats_BX.shape[1] + batch.item_stats_BI.shape[1]
+    assert widths[0] - widths[1] == sum(one.shape[1] for one in (batch.cross_stats_BX, batch.match_stats_BM, batch.item_stats_BI))
 
 
 def test_contradicting_switches_are_refused() -> None:
@@ -311,11 +317,11 @@ def test_alignment_is_zero_at_first_and_then_shared_by_code() -> None:
     without.load_state_dict(with_mba.state_dict(), strict=False)
     batch = WORLD.batch(64)
     assert torch.equal(with_mba(batch).logits_BH, without(batch).logits_BH)
-    assert with_mba.alignment is not None
+    assert with_mba.semantics.alignment is not None
     rows = torch.arange(WORLD.spec.num_items + 1)
     with torch.no_grad():
-        with_mba.alignment.codebooks[0].weight[2] = 1.0
-    drift = with_mba.aligned(rows) - with_mba.catalogue.vector_ND
+        with_mba.semantics.alignment.codebooks[0].weight[2] = 1.0
+    drift = with_mba.semantics.aligned(with_mba.catalogue, rows) - with_mba.catalogue.vector_ND
     shared = with_mba.catalogue.codes_NS[:, 0] == 2
     torch.testing.assert_close(drift[shared], torch.ones_like(drift[shared]))
     assert (drift[~shared] == 0).all()
@@ -327,7 +333,7 @@ def test_bidirectional_attention_crosses_the_spaces() -> None:
     batch = WORLD.batch(64)
     output, mask = ranker(batch), batch.history_BL > 0
     z, e = ranker.catalogue.vector_ND, ranker.individual.items.ids.weight[ranker.catalogue.item_id_N]
-    scale_a, scale_b = ranker.semantic_to_behaviour.log_scale.exp(), ranker.behaviour_to_semantic.log_scale.exp()  # type: ignore[union-attr]
+    scale_a, scale_b = ranker.semantics.semantic_to_behaviour.log_scale.exp(), ranker.semantics.behaviour_to_semantic.log_scale.exp()  # type: ignore[union-attr]
     for weights, vectors, scale in ((output.semantic_attention_BL, z, scale_a), (output.behaviour_attention_BL, e, scale_b)):
         assert weights is not None
         scores = torch.einsum("bld,bd->bl", vectors[batch.history_BL], vectors[batch.item_row_B]) * scale
@@ -341,7 +347,7 @@ def test_frozen_vectors_and_catalogue_are_not_trained() -> None:
     assert not any(key.startswith("catalogue") for key, _ in ranker.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["base", "choirrec", "saviorrec"])
+@pytest.mark.parametrize("name", RANKERS)
 def test_save_and_load_give_the_same_scores(name: str, tmp_path: Path) -> None:
     ranker = make(name)
     batch = WORLD.batch(32)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from longtail.rankers.base import IndividualSide
-from longtail.rankers.saviorrec import GATE_ROWS, TIER_QUANTILES, Alignment, ContentGate, SaviorRec, SimilarityTiers
+from longtail.rankers.saviorrec import SaviorRec
+from longtail.rankers.semantics import GATE_ROWS, TIER_QUANTILES, Alignment, ContentGate, SimilarityTiers
 from longtail.rankers.settings import BaseSettings, SaviorRecSettings
 from tests.ranker_data import World, spec_of
 
@@ -28,9 +29,9 @@ def test_match_counts_choose_among_the_user_by_item_statistics() -> None:
 def test_similarity_tiers_count_what_lies_above_their_thresholds() -> None:
     tiers = SimilarityTiers()
     tiers.threshold_T.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9]))
-    scores, days = torch.tensor([[0.95, 0.45, 0.99], [0.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    scores, worth = torch.tensor([[0.95, 0.45, 0.99], [0.0, 0.0, 0.0]]), torch.tensor([[0.5, 1.0, 1.0], [1.0, 1.0, 1.0]])
     mask = torch.tensor([[True, True, False], [False, False, False]])
-    got = tiers._raw(scores, days, mask)
+    got = tiers._raw(scores, worth, mask)
     torch.testing.assert_close(got[0, :7], torch.tensor([2.0, 2, 2, 2, 1, 1, 1]).log1p())
     torch.testing.assert_close(got[0, 7:14], torch.tensor([1.0, 1, 1, 1, 0.5, 0.5, 0.5]))
     torch.testing.assert_close(got[0, 14:], torch.tensor([0.95, 0.7]))

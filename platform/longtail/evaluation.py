@@ -34,6 +34,7 @@ from longtail.entities import Vocabulary
 from longtail.hashing import stable_uint64
 from longtail.metrics import Floats, Ints, auc, calibration, log_loss, user_aucs
 from longtail.paired import Interval, paired_differences
+from longtail.rankers.settings import RankerName
 from longtail.settings import Compute, Settings
 
 Mask = npt.NDArray[np.bool_]
@@ -50,7 +51,7 @@ DEFINITIONS = {
 class EvaluateSettings(Settings):
     """The `evaluate` stage."""
 
-    baseline: Literal["base", "choirrec", "saviorrec"] = Field("base", description="the ranker that differences are taken from")
+    baseline: RankerName = Field("base", description="the ranker that differences are taken from")
     low_activity_frac: float = Field(0.2, gt=0, lt=1, description="users with the fewest purchases before the test window")
     high_activity_frac: float = Field(0.2, gt=0, lt=1)
     cold_item_events: int = Field(100, ge=1, description="an item with fewer events before the row's snapshot is cold")

@@ -10,9 +10,9 @@ from html import escape
 
 from longtail.paired import Interval
 
-COLOURS = {"base": "#64748b", "choirrec": "#0f766e", "saviorrec": "#c2410c", "popularity": "#a8a29e"}
+COLOURS = {"base": "#64748b", "choirrec": "#0f766e", "saviorrec": "#c2410c", "duet": "#6d28d9", "popularity": "#a8a29e"}
 OTHERS = ("#6d28d9", "#0369a1", "#a16207")  # rankers that a later config adds
-NAMES = {"base": "base", "choirrec": "ChoirRec", "saviorrec": "SaviorRec", "popularity": "popularity"}
+NAMES = {"base": "base", "choirrec": "ChoirRec", "saviorrec": "SaviorRec", "duet": "Duet", "popularity": "popularity"}
 INK, MUTED, GRID, ZERO = "#1f2937", "#6b7280", "#e7e5e4", "#a8a29e"
 
 

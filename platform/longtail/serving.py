@@ -2,10 +2,9 @@
 serve_apps puts both on Ray Serve. Run: python -m serve_apps.up --config …
 """
 
-from typing import Literal
-
 from pydantic import Field
 
+from longtail.rankers.settings import RankerName
 from longtail.settings import Settings
 
 
@@ -15,7 +14,7 @@ class ServeSettings(Settings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
     route_prefix: str = Field("/", pattern=r"^/([^/]+/)*[^/]*$")
-    default_ranker: Literal["base", "choirrec", "saviorrec"] = "choirrec"
+    default_ranker: RankerName = "choirrec"
     num_replicas: int = Field(1, ge=1, description="of the rankers, which hold the checkpoints and the feature state")
     num_cpus: float = Field(0.3, ge=0, description="per replica of the rankers")
     num_encoder_replicas: int = Field(1, ge=1, description="of the text encoder, which loads its models before it is ready")

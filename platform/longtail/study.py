@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from longtail.rankers.settings import RankerName
 from longtail.settings import Settings
 from longtail.study_results import Metric
 from longtail.study_rows import RULES
@@ -43,7 +44,7 @@ class StudyDatasetSettings(Settings):
 class ArmSettings(Settings):
     """One arm."""
 
-    ranker: Literal["base", "choirrec", "saviorrec"] = "choirrec"
+    ranker: RankerName = "choirrec"
     like: str | None = Field(None, description="an arm whose settings come first")
     set: tuple[str, ...] = Field((), description='"a.b=value" settings over the data set\'s')
     meaning: str = ""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from longtail.rankers.settings import Head
+from longtail.rankers.settings import Head, RankerName
 from longtail.settings import Settings
 
 Value = bool | int | float | str
@@ -13,7 +13,7 @@ Value = bool | int | float | str
 class SweepSettings(Settings):
     """A search over settings of one ranker and of the stages before it."""
 
-    ranker: Literal["choirrec", "saviorrec"] = "choirrec"
+    ranker: RankerName = "choirrec"
     num_trials: int = Field(4, ge=1, description="the config as it stands is the first of them")
     max_concurrent: int = Field(1, ge=1)
     metric: Literal["gauc", "gauc_low", "auc", "auc_cold"] = Field("gauc_low", description="on the validation window")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from longtail.rankers.settings import RankerName
 from longtail.settings import Compute, Settings
 
 FEW_STEPS = 100  # optimiser steps below which a ranker has hardly been trained
@@ -15,7 +16,7 @@ FEW_STEPS = 100  # optimiser steps below which a ranker has hardly been trained
 class TrainSettings(Settings):
     """The `train` stage; every ranker gets the same."""
 
-    rankers: tuple[Literal["base", "choirrec", "saviorrec"], ...] = Field(("base", "choirrec", "saviorrec"), min_length=1)
+    rankers: tuple[RankerName, ...] = Field(("base", "choirrec", "saviorrec"), min_length=1)
     seed: int | None = Field(None, ge=0, description="of weights and batches alone; without it run.seed, which also decides samples and codebooks")
     batch_size: int = Field(1024, ge=1, description="global, over all workers")
     epochs: int = Field(2, ge=1)

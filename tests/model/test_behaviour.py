@@ -17,7 +17,7 @@ from longtail.training_loop import train_ranker
 from tests.ranker_data import World, scan, spec_of, write_samples
 
 
-@pytest.mark.parametrize("name", ["base", "choirrec", "saviorrec"])
+@pytest.mark.parametrize("name", ["base", "choirrec", "saviorrec", "duet"])
 def test_shuffled_candidates_keep_their_scores(name: str) -> None:
     world = World.of(spec_of())
     torch.manual_seed(0)

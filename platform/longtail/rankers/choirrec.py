@@ -5,7 +5,8 @@ Top to bottom in the paper's order: group-aware hierarchical representation, the
 Letters: B rows, H heads, D item width, S code stages, G group history length, A attributes, U user statistics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -105,24 +106,34 @@ class ReliabilityTrunk(nn.Module):
         return torch.sigmoid(self.heads(torch.relu(self.trunk(torch.cat(seen, dim=1)))))
 
 
+@dataclass(frozen=True)
+class Channels:
+    """What goes into the two towers, and the attention weights that a ranker can show."""
+
+    individual_BF: torch.Tensor
+    group_BF: torch.Tensor
+    shown: Mapping[str, torch.Tensor | None]
+
+
 class ChoirRec(Ranker):
     """Two channels; information flows from the group to the individual, and back only through gated distillation."""
 
     name: ClassVar[str] = "choirrec"
     settings: ChoirRecSettings
 
-    def __init__(self, spec: FeatureSpec, catalogue: Catalogue, settings: ChoirRecSettings) -> None:
+    def __init__(self, spec: FeatureSpec, catalogue: Catalogue, settings: ChoirRecSettings, beside: tuple[int, int] = (0, 0)) -> None:
+        """`beside`: widths that a ranker made of this one puts beside the individual's and the group's features."""
         super().__init__(spec, catalogue, settings)
         dims = settings.hidden_dims
         if settings.injection and len(dims) < 2:
             raise ValueError(
-                f"rankers.choirrec.hidden_dims = {list(dims)}: injection adds to a layer after the first, so there must be two. "
-                "Add a layer, or set rankers.choirrec.injection = false."
+                f"rankers.{self.name}.hidden_dims = {list(dims)}: injection adds to a layer after the first, so there must be two. "
+                "Add a layer, or set injection = false."
             )
         self.individual = IndividualSide(spec, catalogue, settings)
         self.group = GroupSide(spec, self.individual.items.dim, settings)
-        self.individual_tower = Tower(self.individual.out_dim, dims, settings.dropout)
-        self.group_tower = Tower(self.group.out_dim, dims, settings.dropout)
+        self.individual_tower = Tower(self.individual.out_dim + beside[0], dims, settings.dropout)
+        self.group_tower = Tower(self.group.out_dim + beside[1], dims, settings.dropout)
         self.individual_out = nn.Linear(dims[-1], len(self.heads))
         self.group_out = nn.Linear(dims[-1], len(self.heads))
         self.inject_at = len(dims) // 2
@@ -141,12 +152,12 @@ class ChoirRec(Ranker):
         self.group.fit_statistics(batch)
 
     def forward(self, batch: Batch, hidden_B2: torch.Tensor | None = None) -> RankerOutput:
-        view = self.individual(self.catalogue, batch, hidden_B2, [batch.group_history_BG] if self.settings.group_sequence else [])
+        channels = self.channels(batch, hidden_B2)
         support_B1 = self._support(batch)
-        first_group = self.group_tower.first(self.group(view, batch))
+        first_group = self.group_tower.first(channels.group_BF)
         z_group_BH = self.group_out(self.group_tower.rest(first_group))
 
-        first_own = self.individual_tower.first(view.x_BF)
+        first_own = self.individual_tower.first(channels.individual_BF)
         # Detached: the individual channel's errors must not bend the group's representation towards single users.
         injected = self.fusion_tower(torch.cat([first_own, first_group.detach()], dim=1)) if self.fusion_tower is not None else None
         if injected is not None and self.settings.support_gate:
@@ -158,12 +169,17 @@ class ChoirRec(Ranker):
         return RankerOutput(
             (1 - share_B1) * z_individual_BH + share_B1 * z_group_BH,
             self.heads,
-            attention_BL=view.attention_BL,
+            **channels.shown,
             z_individual_BH=z_individual_BH,
             z_group_BH=z_group_BH,
             alpha_fusion_B=alpha_fusion_B,
             alpha_distill_B=alpha_distill_B,
         )
+
+    def channels(self, batch: Batch, hidden_B2: torch.Tensor | None) -> Channels:
+        """Both channels' features."""
+        view = self.individual(self.catalogue, batch, hidden_B2, [batch.group_history_BG] if self.settings.group_sequence else [])
+        return Channels(view.x_BF, self.group(view, batch), {"attention_BL": view.attention_BL})
 
     def _support(self, batch: Batch) -> torch.Tensor:
         """How much is lent to each user [B, 1]: log1p of the peers that count, or, without peers, whether the user has a group."""

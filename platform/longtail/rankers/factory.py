@@ -3,12 +3,13 @@
 from longtail.rankers.base import Base
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.choirrec import ChoirRec
+from longtail.rankers.duet import Duet
 from longtail.rankers.ranker import Ranker
 from longtail.rankers.saviorrec import SaviorRec
 from longtail.rankers.settings import RankersSettings
 from longtail.samples import FeatureSpec
 
-RANKERS = ("base", "choirrec", "saviorrec")
+RANKERS = ("base", "choirrec", "saviorrec", "duet")
 
 
 def build_ranker(name: str, spec: FeatureSpec, catalogue: Catalogue, settings: RankersSettings) -> Ranker:
@@ -23,4 +24,6 @@ def build_ranker(name: str, spec: FeatureSpec, catalogue: Catalogue, settings: R
         return ChoirRec(spec, catalogue, settings.choirrec)
     if name == "saviorrec":
         return SaviorRec(spec, catalogue, settings.saviorrec)
+    if name == "duet":
+        return Duet(spec, catalogue, settings.duet)
     raise ValueError(f"ranker {name!r} is none of {list(RANKERS)}.")

@@ -19,7 +19,12 @@ from longtail.rankers.settings import Head
 from longtail.samples import FeatureSpec
 
 #: Each ranker's own choice where the source has two outcomes; the first is its primary head, by which epochs are compared.
-TWO_OUTCOME_HEADS: dict[str, tuple[Head, ...]] = {"base": ("outcome", "cvr", "conversion"), "choirrec": ("cvr",), "saviorrec": ("outcome", "conversion")}
+TWO_OUTCOME_HEADS: dict[str, tuple[Head, ...]] = {
+    "base": ("outcome", "cvr", "conversion"),
+    "choirrec": ("cvr",),
+    "saviorrec": ("outcome", "conversion"),
+    "duet": ("outcome", "cvr", "conversion"),
+}
 
 
 def resolve_heads(ranker: str, chosen: Sequence[Head] | None, spec: FeatureSpec) -> tuple[Head, ...]:

@@ -7,6 +7,7 @@ from pydantic import Field
 from longtail.settings import Settings
 
 Head = Literal["outcome", "cvr", "conversion"]
+RankerName = Literal["base", "choirrec", "saviorrec", "duet"]
 Width = Annotated[int, Field(ge=1)]
 
 
@@ -61,8 +62,8 @@ class ChoirRecSettings(TowerSettings):
     channel_loss_weight: float = Field(0.0, ge=0, description="of each channel's own cross entropy, so that both are calibrated before they are fused (ours)")
 
 
-class SaviorRecSettings(TowerSettings):
-    """SaviorRec's parts."""
+class SemanticSettings(Settings):
+    """What SaviorRec knows of items by their vectors and codes."""
 
     semantic_vector: bool = Field(True, description="off: the frozen vector is not used, only what MBA learns on the codes")
     semantic_dim: int = Field(32, ge=1, description="width to which the aligned vector is projected for the tower")
@@ -80,7 +81,16 @@ class SaviorRecSettings(TowerSettings):
     detached_pooling: bool = Field(False, description="branch (a) reads ID embeddings and does not teach them, so that it can't starve them (ours)")
 
 
+class SaviorRecSettings(TowerSettings, SemanticSettings):
+    """SaviorRec's parts."""
+
+
+class DuetSettings(ChoirRecSettings, SemanticSettings):
+    """ChoirRec's user side and SaviorRec's item side."""
+
+
 class RankersSettings(Settings):
     base: BaseSettings = BaseSettings()
     choirrec: ChoirRecSettings = ChoirRecSettings()
     saviorrec: SaviorRecSettings = SaviorRecSettings()
+    duet: DuetSettings = DuetSettings()

@@ -1,0 +1,65 @@
+"""Duet: one ranker for both tails, ChoirRec's user side and SaviorRec's item side in one model (ours).
+
+The individual channel also sees what SaviorRec sees of an item. The group channel sees it too, of the group's own sequence: a quiet user's group has met
+items that a cold one is like, when neither the user's history nor the item's ID says anything.
+
+Letters: B rows, H heads, G group history length.
+"""
+
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from longtail.rankers.batch import Batch
+from longtail.rankers.catalogue import Catalogue
+from longtail.rankers.choirrec import Channels, ChoirRec
+from longtail.rankers.ranker import RankerOutput
+from longtail.rankers.semantics import Semantics, SimilarityTiers, similarities
+from longtail.rankers.settings import DuetSettings
+from longtail.samples import FeatureSpec
+
+
+class Duet(ChoirRec):
+    """ChoirRec whose channels know items by their semantics."""
+
+    name: ClassVar[str] = "duet"
+    settings: DuetSettings
+
+    def __init__(self, spec: FeatureSpec, catalogue: Catalogue, settings: DuetSettings) -> None:
+        semantics = Semantics(self.name, catalogue, settings, settings.id_dim)
+        tiers = SimilarityTiers() if settings.similarity_tiers and settings.group_sequence else None
+        group_dim = (settings.semantic_dim if semantics.project is not None else 0) + (tiers.out_dim if tiers is not None else 0)
+        super().__init__(spec, catalogue, settings, beside=(semantics.out_dim, group_dim))
+        self.semantics, self.group_tiers = semantics, tiers
+        self.group_project = nn.Linear(catalogue.sizes.vector_dim, settings.semantic_dim) if semantics.project is not None else None
+
+    def fit_statistics(self, batch: Batch) -> None:
+        super().fit_statistics(batch)
+        self.semantics.fit_statistics(self.catalogue, batch)
+        if self.group_tiers is not None:
+            self.group_tiers.fit(self._group_similarities(batch), batch.group_weight_BG, batch.group_history_BG > 0)
+
+    def channels(self, batch: Batch, hidden_B2: torch.Tensor | None) -> Channels:
+        sequences = [batch.group_history_BG] if self.settings.group_sequence else []
+        view = self.individual(self.catalogue, batch, hidden_B2, sequences, mix=partial(self.semantics.mixed, self.catalogue))
+        semantic, group = self.semantics(self.catalogue, view, batch), [self.group(view, batch)]
+        if self.group_project is not None:
+            group.append(self.group_project(self.semantics.aligned(self.catalogue, batch.item_row_B)))
+        if self.group_tiers is not None:
+            group.append(self.group_tiers(self._group_similarities(batch), batch.group_weight_BG, batch.group_history_BG > 0))
+        shown = {
+            "attention_BL": view.attention_BL,
+            "semantic_attention_BL": semantic.semantic_attention_BL,
+            "behaviour_attention_BL": semantic.behaviour_attention_BL,
+        }
+        return Channels(torch.cat([view.x_BF, semantic.x_BF], dim=1), torch.cat(group, dim=1), shown)
+
+    def _group_similarities(self, batch: Batch) -> torch.Tensor:
+        return similarities(self.catalogue, batch.item_row_B, batch.group_history_BG)
+
+    def loss(self, batch: Batch, output: RankerOutput) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total, parts = super().loss(batch, output)
+        penalties = self.semantics.penalties(self.catalogue, self.individual.items, batch)
+        return total + sum(penalties.values()), {**parts, **{name: value.detach() for name, value in penalties.items()}}

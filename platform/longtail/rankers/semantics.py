@@ -1,0 +1,242 @@
+"""The item side of SaviorRec (arXiv 2508.01375), and what is ours beside it: what a ranker knows of items by their frozen vectors and codes.
+
+Top to bottom: MBA (modal-behaviour alignment), similarity tiers, the gate between ID and content, bi-directional target attention, all of them together.
+
+Letters: B rows, L history length, D semantic width, I item width, S code stages, K codes of all stages, T tiers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from longtail.rankers.base import IndividualView
+from longtail.rankers.batch import Batch
+from longtail.rankers.catalogue import Catalogue
+from longtail.rankers.layers import ItemEmbedding, Normaliser, masked_softmax
+from longtail.rankers.settings import SemanticSettings
+
+TIER_QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995)  # of the similarities between training targets and their histories
+GATE_ROWS = 20.0  # training rows at which ID and content weigh the same, before the gate has learnt
+SEMANTIC_SCALE = 10.0  # scores of unit vectors lie in [-1, 1]: without a temperature their softmax starts near uniform
+
+
+class Alignment(nn.Module):
+    """MBA: learnable codebooks A^l, zero at first, that carry the drift of behaviour to every item that shares a code.
+
+    Departs from SaviorRec where the settings say so: a code that few training rows have moves its items less, and all may learn more slowly.
+    """
+
+    weight_K: torch.Tensor  # of each code, stage after stage
+
+    def __init__(self, catalogue: Catalogue, settings: SemanticSettings) -> None:
+        super().__init__()
+        self.sizes = list(catalogue.sizes.codes)
+        self.codebooks = nn.ModuleList(_zero_table(size, catalogue.sizes.vector_dim) for size in self.sizes)
+        support = torch.cat([torch.zeros(size).index_add_(0, codes_N, catalogue.rows_N) for size, codes_N in zip(self.sizes, catalogue.codes_NS.T)])
+        shrunk = support / (support + settings.alignment_shrinkage) if settings.alignment_shrinkage else torch.ones_like(support)
+        self.register_buffer("weight_K", shrunk.nan_to_num(0.0) * settings.alignment_rate)
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        """Sum over the stages of A^l[c^l], [.., D], from codes plus one [.., S]; 0 (no code) adds nothing."""
+        weights = torch.split(self.weight_K, self.sizes)
+        moved = [codebook(codes[..., stage]) * weights[stage][codes[..., stage]].unsqueeze(-1) for stage, codebook in enumerate(self.codebooks)]
+        return torch.stack(moved).sum(dim=0)
+
+    def squared(self) -> torch.Tensor:
+        """Sum of the squares of what the codes add."""
+        weights = torch.split(self.weight_K, self.sizes)
+        tables = [table * weight.unsqueeze(1) for table, weight in zip(self.parameters(), weights)]
+        return torch.cat(tables).square().sum()
+
+
+class SimilarityTiers(nn.Module):
+    """How much of a sequence lies how near to the target, by the frozen vectors: for each tier the count above its threshold and the best among them.
+
+    Ours, after the similarity histograms of Sheng et al. 2024 (SimTier). Nothing of it is learnt from an item's own rows, so a cold item has it from its first
+    day. Thresholds are quantiles of the similarities in the first training rows.
+    """
+
+    threshold_T: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("threshold_T", torch.zeros(len(TIER_QUANTILES)))
+        self.normaliser = Normaliser(self.out_dim)
+
+    @property
+    def out_dim(self) -> int:
+        return 2 * len(TIER_QUANTILES) + 2
+
+    def fit(self, scores_BL: torch.Tensor, worth_BL: torch.Tensor, mask_BL: torch.Tensor) -> None:
+        """Thresholds and normalisation from training rows."""
+        scores = scores_BL[mask_BL].sort().values
+        if len(scores):
+            places = (torch.tensor(TIER_QUANTILES, device=scores.device) * (len(scores) - 1)).long()
+            self.threshold_T.copy_(scores[places])
+        self.normaliser.fit(self._raw(scores_BL, worth_BL, mask_BL))
+
+    def forward(self, scores_BL: torch.Tensor, worth_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        """Counts, best worth, greatest and mean similarity, normalised [B, 2 T + 2]; a place's worth is its recency, or its share in a group's purchases."""
+        normalised: torch.Tensor = self.normaliser(self._raw(scores_BL, worth_BL, mask_BL))
+        return normalised
+
+    def _raw(self, scores_BL: torch.Tensor, worth_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        above_TBL = (scores_BL.unsqueeze(0) >= self.threshold_T[:, None, None]) & mask_BL
+        counts_BT = above_TBL.sum(dim=2).T.float().log1p()
+        best_BT = (above_TBL * worth_BL).amax(dim=2).T
+        greatest_B = scores_BL.masked_fill(~mask_BL, 0.0).amax(dim=1)
+        mean_B = (scores_BL * mask_BL).sum(dim=1) / mask_BL.sum(dim=1).clamp(min=1)
+        return torch.cat([counts_BT, best_BT, torch.stack([greatest_B, mean_B], dim=1)], dim=1)
+
+
+class ContentGate(nn.Module):
+    """An item's ID embedding mixed with its content: content for an item without training rows, the ID's share growing with their number (ours).
+
+    Where ID dropout hides a target's ID, its rows count as none: so the content's path is trained on items of every kind.
+    """
+
+    def __init__(self, dim: int, id_dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, id_dim)
+        self.slope = nn.Parameter(torch.tensor(1.0))
+        self.middle = nn.Parameter(torch.tensor(GATE_ROWS).log())
+
+    def content_share(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of items by their training rows; 1/2 at the middle, which is learnt from GATE_ROWS on."""
+        return torch.where(rows > 0, torch.sigmoid(self.slope * (self.middle - torch.log1p(rows))), 1.0)
+
+    def forward(self, vectors: torch.Tensor, content: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Item vectors [.., I] whose first part, the ID, is mixed with the projection of their content [.., D]."""
+        drawn = self.project(content)
+        share = self.content_share(rows).unsqueeze(-1)
+        id_dim = drawn.shape[-1]
+        mixed = (1 - share) * vectors[..., :id_dim] + share * drawn
+        return torch.cat([mixed, vectors[..., id_dim:]], dim=-1)
+
+
+class CrossAttention(nn.Module):
+    """One direction of the bi-directional target attention: scores from one space pool the history's vectors in the other."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())  # the inverse of a learned temperature
+
+    def forward(self, target_BK: torch.Tensor, history_BLK: torch.Tensor, values_BLV: torch.Tensor, mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled values [B, V] and weights [B, L] of softmax(scale * target . history)."""
+        scores_BL = torch.bmm(history_BLK, target_BK.unsqueeze(2)).squeeze(2) * self.log_scale.exp()
+        weights_BL = masked_softmax(scores_BL, mask_BL)
+        return torch.bmm(weights_BL.unsqueeze(1), values_BLV).squeeze(1), weights_BL
+
+
+@dataclass(frozen=True)
+class SemanticView:
+    """What the semantic side adds to a batch's features."""
+
+    x_BF: torch.Tensor
+    semantic_attention_BL: torch.Tensor | None  # branch (a)
+    behaviour_attention_BL: torch.Tensor | None  # branch (b)
+
+
+class Semantics(nn.Module):
+    """The aligned vector, histories pooled across the two spaces, similarity tiers.
+
+    Raises:
+        ValueError: the attention between the spaces is on, and there is no semantic space.
+    """
+
+    def __init__(self, name: str, catalogue: Catalogue, settings: SemanticSettings, id_dim: int) -> None:
+        super().__init__()
+        self.settings, self.id_dim = settings, id_dim
+        semantic = settings.semantic_vector or settings.alignment
+        if (settings.semantic_to_behaviour or settings.behaviour_to_semantic or settings.content_gate) and not semantic:
+            raise ValueError(
+                f"rankers.{name}: semantic_vector = false and alignment = false leave no semantic space, and the attention between the spaces and the content "
+                "gate need one. Set semantic_to_behaviour, behaviour_to_semantic and content_gate to false too, or keep one of the first two."
+            )
+        dim = catalogue.sizes.vector_dim
+        self.alignment = Alignment(catalogue, settings) if settings.alignment else None
+        self.gate = ContentGate(dim, id_dim) if settings.content_gate else None
+        self.tiers = SimilarityTiers() if settings.similarity_tiers else None
+        self.semantic_to_behaviour = CrossAttention(SEMANTIC_SCALE) if settings.semantic_to_behaviour else None
+        self.behaviour_to_semantic = CrossAttention(1.0) if settings.behaviour_to_semantic else None
+        self.project = nn.Linear(dim, settings.semantic_dim) if semantic else None
+        self.out_dim = settings.semantic_dim * (int(semantic) + int(settings.behaviour_to_semantic))
+        self.out_dim += id_dim * int(settings.semantic_to_behaviour) + (self.tiers.out_dim if self.tiers is not None else 0)
+
+    def fit_statistics(self, catalogue: Catalogue, batch: Batch) -> None:
+        if self.tiers is not None:
+            self.tiers.fit(similarities(catalogue, batch.item_row_B, batch.history_BL), 1 / (1 + batch.history_days_BL), batch.history_BL > 0)
+
+    def aligned(self, catalogue: Catalogue, rows: torch.Tensor) -> torch.Tensor:
+        """z~ = z + sum of A^l[c^l] of item rows, [.., D]; the codes' part alone where the frozen vector is switched off."""
+        drift: torch.Tensor | None = self.alignment(catalogue.codes_NS[rows]) if self.alignment is not None else None
+        if not self.settings.semantic_vector:
+            assert drift is not None
+            return drift
+        vectors = catalogue.vector_ND[rows]
+        return vectors if drift is None else vectors + drift
+
+    def mixed(self, catalogue: Catalogue, vectors: torch.Tensor, rows: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
+        """Items' vectors with their ID part mixed with content, by item rows; where `hidden`, as if they had no training row. As they are without the gate."""
+        if self.gate is None:
+            return vectors
+        trained = catalogue.rows_N[rows]
+        known = (rows > 0).unsqueeze(-1)  # padding stays zero
+        mixed = self.gate(vectors, self.aligned(catalogue, rows), trained if hidden is None else trained.masked_fill(hidden, 0.0))
+        return torch.where(known, mixed, vectors)
+
+    def forward(self, catalogue: Catalogue, view: IndividualView, batch: Batch) -> SemanticView:
+        """Features beside those of the individual side."""
+        parts = []
+        if self.tiers is not None:
+            near_BL = similarities(catalogue, batch.item_row_B, batch.history_BL)
+            parts.append(self.tiers(near_BL, 1 / (1 + batch.history_days_BL), view.history_mask_BL))
+        semantic_BL = behaviour_BL = None
+        if self.project is not None:
+            target_BD = self.aligned(catalogue, batch.item_row_B)
+            parts.append(self.project(target_BD))
+            # The ID part of an item's vector comes first. Padding the target with zeros instead of slicing the history keeps [B, L, ..] in one piece.
+            target_id_BI = functional.pad(view.target_BD[:, : self.id_dim], (0, view.target_BD.shape[1] - self.id_dim))
+            mask_BL, items_BLI = view.history_mask_BL, view.history_BLD
+            if self.semantic_to_behaviour is not None or self.behaviour_to_semantic is not None:
+                history_BLD = view.distinct.spread(self.aligned(catalogue, view.distinct.rows_R), batch.history_BL)
+            if self.semantic_to_behaviour is not None:
+                pooled_BLI = items_BLI.detach() if self.settings.detached_pooling else items_BLI
+                pooled_BI, semantic_BL = self.semantic_to_behaviour(target_BD, history_BLD, pooled_BLI, mask_BL)
+                parts.append(pooled_BI[:, : self.id_dim])
+            if self.behaviour_to_semantic is not None:
+                pooled_BD, behaviour_BL = self.behaviour_to_semantic(target_id_BI, items_BLI, history_BLD, mask_BL)
+                parts.append(self.project(pooled_BD))
+        x_BF = torch.cat(parts, dim=1) if parts else view.x_BF[:, :0]
+        return SemanticView(x_BF, semantic_BL, behaviour_BL)
+
+    def penalties(self, catalogue: Catalogue, items: ItemEmbedding, batch: Batch) -> dict[str, torch.Tensor]:
+        """What the settings add to the loss, summed over rows and weighted, by name."""
+        settings, found = self.settings, {}
+        if self.alignment is not None and settings.alignment_decay:
+            found["alignment"] = settings.alignment_decay * len(batch) * self.alignment.squared()
+        if self.gate is not None and settings.content_weight:
+            found["content"] = settings.content_weight * self._pull(catalogue, items, batch.item_row_B)
+        return found
+
+    def _pull(self, catalogue: Catalogue, items: ItemEmbedding, rows_B: torch.Tensor) -> torch.Tensor:
+        """Squared distance of the targets' content from their ID embeddings, which are held fixed; each target counts by its ID's share in the gate."""
+        assert self.gate is not None
+        ids_BI = items.ids(catalogue.item_id_N[rows_B]).detach()
+        gap_B = (self.gate.project(self.aligned(catalogue, rows_B)) - ids_BI).square().sum(dim=1)
+        pulled: torch.Tensor = ((1 - self.gate.content_share(catalogue.rows_N[rows_B])).detach() * gap_B).sum()
+        return pulled
+
+
+def similarities(catalogue: Catalogue, target_B: torch.Tensor, sequence_BL: torch.Tensor) -> torch.Tensor:
+    """Of target items to each item of a sequence, by item rows and frozen vectors [B, L]."""
+    vector_ND = catalogue.vector_ND
+    return torch.bmm(vector_ND[sequence_BL], vector_ND[target_B].unsqueeze(2)).squeeze(2)
+
+
+def _zero_table(num: int, dim: int) -> nn.Embedding:
+    table = nn.Embedding(num, dim, padding_idx=0)
+    nn.init.zeros_(table.weight)
+    return table
