@@ -89,6 +89,6 @@ def test_each_switch_of_ours_trains_and_changes_the_scores(switch: str) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert np.isfinite(losses).all()
     assert losses[0] != losses[1]
