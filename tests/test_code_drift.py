@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from longtail.code_drift import CHAINS, WAYS, CodeDriftSettings, Refit, World, measure, squared_errors
-from longtail.code_drift_page import CodeDriftResults, page, plainly
+from longtail.code_drift_page import CodeDriftResults, _side, page, plainly
 from longtail.codes import CodebookSettings, encode, fit_here
 from longtail.vectors import to_arrow
 from pipelines import work
@@ -105,6 +105,11 @@ def test_where_results_lie_decides_nothing() -> None:
     assert CodeDriftSettings(results="elsewhere").key_fields() == CodeDriftSettings().key_fields() != CodeDriftSettings(num_seeds=2).key_fields()
     told = command("a.toml", ["run.uri=/somewhere", "cluster.num_cpus=1", "code_drift.num_seeds=3", "code_drift.results=x"])
     assert told == "python -m pipelines.code_drift --config a.toml --set code_drift.num_seeds=3"
+
+
+def test_a_difference_is_told_only_beyond_two_standard_errors() -> None:
+    assert [_side(np.array(ratio)) for ratio in ([0.9, 0.92], [1.1, 1.08], [0.9, 1.08], [1.0, 1.0], [0.5])] == [-1, 1, 0, 0, 0]
+    assert _side(None) == 0
 
 
 def test_the_stage_counts_events_before_each_day_and_writes_its_page(tmp_path: Path) -> None:

@@ -158,7 +158,10 @@ def plainly(found: CodeDriftResults) -> list[str]:
         ratio = _ratio(found, way, day, field)
         return "no figure" if ratio is None else f"{100 * (ratio.mean() - 1):+.2f} %"
 
-    dearer, cheaper = (sorted(way for way in {*WAYS, *CHAINS} - {*COLD} if (_mean(found, way, day) > 1) == worse) for worse in (True, False))
+    by_side: dict[int, list[str]] = {-1: [], 0: [], 1: []}
+    for way in (*WAYS, *CHAINS):
+        if not way.startswith(("cold_distance", "cold_overlap", "chain_cold")) and way not in COLD:  # those have the cold refits' own errors
+            by_side[_side(_ratio(found, way, day, "mse"))].append(WAYS[way] if way in WAYS else f"chained {CHAINS[way]}")
     return [
         f"After {day} days, all codes of an item, and MSE against cold refits:",
         "",
@@ -172,15 +175,19 @@ def plainly(found: CodeDriftResults) -> list[str]:
         f"  a warm start {error('warm', 'mse_later')}.",
         f"- **Chained**, warm starts keep {share('chain_warm')} since the first day, with one iteration each",
         f"  {share('chain_warm_1')}, cold and matched refits {share('chain_cold')}.",
-        f"- Lower MSE than the cold refits: {_named(cheaper)}. Higher: {_named(dearer)}.",
+        f"- MSE lower than the cold refits' by more than two standard errors: {_named(by_side[-1])}.",
+        f"- Higher by as much: {_named(by_side[1])}.",
+        f"- No clear difference: {_named(by_side[0])}.",
     ]
 
 
-def _mean(found: CodeDriftResults, way: str, day: int) -> float:
-    ratio = _ratio(found, way, day, "mse")
-    assert ratio is not None, "an item is known"
-    return float(ratio.mean())
+def _side(ratio: np.ndarray | None) -> int:
+    """Whether the seeds' mean lies below or above 1 by more than two standard errors: -1, 1, or 0 for neither."""
+    if ratio is None or len(ratio) < 2:
+        return 0
+    gap, error = float(ratio.mean()) - 1, float(_spread(ratio)) / len(ratio) ** 0.5
+    return 0 if abs(gap) <= 2 * error else int(np.sign(gap))
 
 
 def _named(ways: Sequence[str]) -> str:
-    return "; ".join(WAYS[way] if way in WAYS else f"chained {CHAINS[way]}" for way in ways) or "none"
+    return "; ".join(ways) or "none"
