@@ -1,8 +1,8 @@
 """Codes: RQ-KMeans over Ray for users and for items.
 
 Reads user_spaces/vectors and item_z/z; writes user_codes and item_codes, each with codes.parquet and codebook.safetensors ([S, k, d] float32); the quality
-report stands in the manifest. Users are fitted on their first snapshot, items on those that had an event in the history
-window; all others are encoded with that codebook.
+report stands in the manifest. Users are fitted on their first snapshot, items on those that had an event in the history window; all others are encoded with
+that codebook. item_codes has a table `resolved`, too, and goes on from an earlier artifact where codes.item.previous names one (pipelines.code_continuity).
 Run: python -m pipelines.codes --config …
 """
 
@@ -24,9 +24,11 @@ from longtail.codes import (
     BlockSums,
     CodebookSettings,
     Floats,
+    ItemCodebookSettings,
     block_ranges,
     check_rows,
     codebook_bytes,
+    collisions,
     encode,
     fit_codebook,
     fit_here,
@@ -35,7 +37,7 @@ from longtail.codes import (
 )
 from longtail.settings import own_seed
 from longtail.vectors import VectorTable, fingerprints, to_numpy
-from pipelines import blocks, work
+from pipelines import blocks, code_continuity, work
 from pipelines.item_z import ITEM_Z
 from pipelines.stage import Context, Result, Stage, main_for
 from pipelines.user_spaces import USER_SPACES
@@ -103,16 +105,18 @@ def build(context: Context, draft: Draft, *, upstream: str, table: str, key: pa.
         settings, len(rows), f"codes.{section}", f"stage {upstream!r}" + (" at its first as_of" if "as_of" in key.names else " known in the history window")
     )
     seed = own_seed(settings.seed, context.seed)
+    earlier = code_continuity.open_earlier(context.config, vectors.dim()) if isinstance(settings, ItemCodebookSettings) else None
+    initial_SKD = earlier.codebook_SKD if earlier is not None else None
     if work.is_in_place():
         whole_ND = to_numpy(source.read(table, ["vector"]).column("vector"))
-        fit = fit_here(whole_ND[rows], settings, seed)
-        codes, prints = encode(whole_ND, fit.codebook_SKD), fingerprints(whole_ND)
+        fit = fit_here(whole_ND[rows], settings, seed, initial_SKD)
+        fit, codes, prints = code_continuity.settled(fit, earlier, rows, lambda codebook: (encode(whole_ND, codebook), fingerprints(whole_ND)))
     else:
         blocks.check_room({f"codes.{section}": settings.compute}, context.config.cluster)
         shards = RayShards(vectors, rows, settings)
         try:
-            fit = fit_codebook(shards, len(rows), vectors.dim(), settings, seed)
-            codes, prints = shards.encode(len(keys), fit.codebook_SKD)
+            fit = fit_codebook(shards, len(rows), vectors.dim(), settings, seed, initial_SKD)
+            fit, codes, prints = code_continuity.settled(fit, earlier, rows, lambda codebook: shards.encode(len(keys), codebook))
         finally:
             shards.close()
     report = quality(fit, codes[rows], prints[rows])
@@ -126,18 +130,28 @@ def build(context: Context, draft: Draft, *, upstream: str, table: str, key: pa.
     draft.write("codes", schema.check(keys.append_column("codes", column), schema.codes(key, settings.num_stages), "codes"))
     with draft.fs.open_output_stream(draft.path("codebook.safetensors")) as stream:
         stream.write(codebook_bytes(fit.codebook_SKD))
-    return Result(rows_in=len(keys), rows_out=len(keys), info={"quality": report, "shape": list(fit.codebook_SKD.shape)})
+    info: dict[str, Any] = {"quality": report, "shape": list(fit.codebook_SKD.shape)}
+    if not isinstance(settings, ItemCodebookSettings):
+        return Result(rows_in=len(keys), rows_out=len(keys), info=info)
+    info["all_items"] = collisions(codes, prints, settings.codebook_size)  # whether the codebook was fitted on them or not
+    info |= code_continuity.write_places(draft, settings, keys, codes, prints, earlier)
+    also_read = {}
+    if earlier is not None:
+        info["previous"] = earlier.said(keys, codes, source)
+        also_read["previous"] = earlier.artifact
+    return Result(rows_in=len(keys), rows_out=len(keys), info=info, also_read=also_read)
 
 
 def codes_stage(section: str, upstream: Stage, table: str, key: pa.Schema) -> Stage:
     """The codes of one kind of entity: `section` of [codes] is fitted on `table` of `upstream`, whose rows `key` names."""
     return Stage(
         name=f"{section}_codes",
-        version=1,
+        version=2,
         inputs=(upstream,),
         settings=lambda config: {name: value for name, value in getattr(config.codes, section).key_fields().items() if name != "shuffled" or value},
         build=partial(build, upstream=upstream.name, table=table, key=key, section=section),
         command="pipelines.codes",
+        fingerprint=code_continuity.fingerprint if section == "item" else lambda config: "",
     )
 
 

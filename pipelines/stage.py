@@ -28,6 +28,7 @@ class Result:
     rows_out: int
     dropped: Mapping[str, int] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+    also_read: Mapping[str, Artifact] = field(default_factory=dict)  # finished artifacts beside the stage's inputs; the fingerprint tells their content
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def ensure(stage: Stage, config: Config, store: Store, *, build_inputs: bool = F
         result = stage.build(Context(config, store, inputs), draft)
         artifact = draft.commit(
             config=dict(stage.settings(config)),
-            inputs=inputs,
+            inputs=inputs | dict(result.also_read),
             seed=config.run.seed,
             rows_in=result.rows_in,
             rows_out=result.rows_out,

@@ -23,6 +23,7 @@ from longtail.codes import (
     VectorShard,
     check_rows,
     codebook_bytes,
+    collisions,
     encode,
     fit_codebook,
     gini,
@@ -199,11 +200,47 @@ def test_quality_by_hand() -> None:
     assert report["median_leaf_size"] == 1
     assert report["largest_leaf_size"] == 2
     assert report["dead_codes"] == [2, 2]
+    assert [one["largest_size"] for one in report["prefixes"]] == [2, 2]
+    assert [one["different_content_rate"] for one in report["prefixes"]] == [0.5, 0.0]
     assert report["distinct_vectors"] == 3
     assert report["mse_frac"] == [0.5, 0.25]
     assert report["perplexity"][0] == pytest.approx(2.0)
     assert report["gini"][0] == pytest.approx(0.5)
     assert quality(replace(result, variance=0.0), np.zeros((4, 2), np.int32), np.zeros(4, np.uint64))["mse_frac"] == [0.0, 0.0]
+
+
+def test_collisions_by_hand() -> None:
+    """Six rows: a pair of equal content, a pair of different content in one tuple, and two that stand alone from the second code on."""
+    codes = np.array([[0, 0], [0, 0], [1, 2], [1, 2], [1, 0], [2, 2]], np.int32)
+    first, both = collisions(codes, np.array([10, 10, 11, 12, 13, 14], np.uint64), 3)
+    assert (first["tuples"], first["largest_size"], first["median_size"], first["used_frac"]) == (3, 3, 2, 1.0)
+    assert (first["collision_rate"], first["different_content_rate"]) == (5 / 6, 3 / 6)
+    assert (both["tuples"], both["largest_size"], both["used_frac"]) == (4, 2, 4 / 9)
+    assert both["collision_rate"] == pytest.approx(4 / 6)
+    assert both["different_content_rate"] == pytest.approx(2 / 6)
+    assert both["gini"] == pytest.approx(gini(np.array([2, 2, 1, 1])))
+    assert both["perplexity"] == pytest.approx(np.exp(2 * np.log(3) / 3 + 2 * np.log(6) / 6))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_collisions_are_those_of_all_pairs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes, content = rng.integers(0, 5, (80, 4)).astype(np.int32), rng.integers(0, 60, 80).astype(np.uint64)
+    codes = codes[content.astype(np.int64)]  # equal content has equal codes
+    found = collisions(codes, content, 5)
+    for depth, one in enumerate(found, start=1):
+        same = (codes[:, None, :depth] == codes[None, :, :depth]).all(axis=2)
+        other = same & (content[:, None] != content[None])
+        assert one["collision_rate"] == pytest.approx((same.sum(axis=1) > 1).mean())
+        assert one["different_content_rate"] == pytest.approx(other.any(axis=1).mean())
+        assert one["tuples"] == len({tuple(row) for row in codes[:, :depth].tolist()})
+        assert one["different_content_rate"] <= one["collision_rate"]
+
+
+def test_eight_wide_stages_do_not_run_out_of_numbers() -> None:
+    codes = np.full((3, 8), 4095, np.int32)
+    codes[2, 7] = 0
+    assert [one["tuples"] for one in collisions(codes, np.arange(3, dtype=np.uint64), 4096)] == [1] * 7 + [2]
 
 
 def test_gini_is_the_mean_difference_over_all_pairs() -> None:

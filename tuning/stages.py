@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from longtail.artifacts import Store
+from longtail.code_collisions import NoPlaceError
 from longtail.codes import TooFewRowsError
 from longtail.config import Config
 from longtail.training_loop import NonFiniteLossError
@@ -17,7 +18,7 @@ from pipelines.train import ContradictionError
 logger = logging.getLogger(__name__)
 
 #: Our own refusals of a point: the same settings meet them every time. Whatever else ends a trial is a failure, which may be mended.
-REFUSALS = (TooFewRowsError, ContradictionError, NonFiniteLossError)
+REFUSALS = (TooFewRowsError, NoPlaceError, ContradictionError, NonFiniteLossError)
 
 
 def ensure_shared(last: Stage, configs: Sequence[Config], store: Store) -> None:

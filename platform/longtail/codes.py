@@ -51,11 +51,29 @@ class CodebookSettings(Settings):
         return self
 
 
+class ItemCodebookSettings(CodebookSettings):
+    """The items' codebook, which can go on from an earlier one, and the places that tell items of one tuple apart."""
+
+    previous: str | None = Field(
+        None,
+        min_length=1,
+        description="an earlier item_codes artifact, its folder or, below run.uri, its key: the fit starts from its codebook, and codes keep their numbers",
+    )
+    num_places: int = Field(
+        1 << 20, ge=0, description="places within a tuple, for the table `resolved`, whose next digit is as wide; refused where they run out, 0: none are given"
+    )
+    equal_share_place: bool = Field(False, description="items of equal content share a place, so that a place tells contents apart and not items")
+
+    def key_fields(self) -> dict[str, Any]:
+        """All but `previous`: what that artifact holds stands in the stage's fingerprint, wherever it lies."""
+        return {name: value for name, value in super().key_fields().items() if name != "previous"}
+
+
 class CodesSettings(Settings):
     """The `codes` stage: users and items."""
 
     user: CodebookSettings = CodebookSettings(num_stages=2, codebook_size=8)
-    item: CodebookSettings = CodebookSettings(num_stages=3, codebook_size=32)
+    item: ItemCodebookSettings = ItemCodebookSettings(num_stages=3, codebook_size=32)
 
 
 class TooFewRowsError(ValueError):
@@ -252,9 +270,9 @@ def fit_codebook(shards: Shards, num_rows: int, dim: int, settings: CodebookSett
     return Fit(fixed, np.stack(counts), np.array(mse), max(variance, 0.0), iterations, reseeded)
 
 
-def fit_here(vectors_ND: Floats, settings: CodebookSettings, seed: int) -> Fit:
+def fit_here(vectors_ND: Floats, settings: CodebookSettings, seed: int, initial_SKD: Floats | None = None) -> Fit:
     """`fit_codebook` on vectors in this process."""
-    return fit_codebook(LocalShards.split(vectors_ND, settings.block_rows), len(vectors_ND), vectors_ND.shape[1], settings, seed)
+    return fit_codebook(LocalShards.split(vectors_ND, settings.block_rows), len(vectors_ND), vectors_ND.shape[1], settings, seed, initial_SKD)
 
 
 def kmeans_plus_plus(rows_ND: Floats, size: int, rng: np.random.Generator) -> Floats:
@@ -285,10 +303,10 @@ def kmeans_plus_plus(rows_ND: Floats, size: int, rng: np.random.Generator) -> Fl
 
 
 def quality(fit: Fit, codes_NS: NDArray[np.int32], fingerprint_N: NDArray[np.uint64]) -> dict[str, Any]:
-    """The report on a codebook over the rows it was fitted on; Gini and perplexity are of the use of the codes, by stage."""
-    _, tuple_N, leaf_sizes = np.unique(codes_NS, axis=0, return_inverse=True, return_counts=True)
-    shared = leaf_sizes[tuple_N.reshape(-1)] > 1
-    share_SK = fit.counts_SK / fit.counts_SK.sum(axis=1, keepdims=True)
+    """The report on a codebook over the rows it was fitted on; Gini and perplexity are of the use of the codes, by stage. The leaf_ and collision entries
+    are of whole tuples; `prefixes` has them, and more, for codes 1 … s."""
+    prefixes = collisions(codes_NS, fingerprint_N, fit.counts_SK.shape[1])
+    leaves = prefixes[-1]
     return {
         "rows": len(codes_NS),
         "distinct_vectors": len(np.unique(fingerprint_N)),
@@ -297,14 +315,51 @@ def quality(fit: Fit, codes_NS: NDArray[np.int32], fingerprint_N: NDArray[np.uin
         "mse_frac": [float(m / fit.variance) if fit.variance > 0 else 0.0 for m in fit.mse_S],
         "dead_codes": (fit.counts_SK == 0).sum(axis=1).tolist(),
         "gini": [gini(counts) for counts in fit.counts_SK],
-        "perplexity": [float(np.exp(-np.sum(p[p > 0] * np.log(p[p > 0])))) for p in share_SK],
-        "collision_rate": float(shared.mean()),
-        "num_leaves": len(leaf_sizes),
-        "median_leaf_size": float(np.median(leaf_sizes)),
-        "largest_leaf_size": int(leaf_sizes.max()),
+        "perplexity": [perplexity(counts) for counts in fit.counts_SK],
+        "collision_rate": leaves["collision_rate"],
+        "num_leaves": leaves["tuples"],
+        "median_leaf_size": leaves["median_size"],
+        "largest_leaf_size": leaves["largest_size"],
+        "prefixes": prefixes,
         "iterations": fit.iterations_S,
         "reseeded": fit.num_reseeded,
     }
+
+
+def collisions(codes_NS: NDArray[np.int32], content_N: NDArray[np.uint64], codebook_size: int) -> list[dict[str, float]]:
+    """For codes 1 … s of rows, s by s, how they share tuples; content is a number that rows of equal content have in common (longtail.vectors.fingerprints).
+
+    collision_rate                of the rows, the share whose tuple another row has too
+    different_content_rate        the same where the other row's content differs: what the codes confuse although they could tell it apart
+    used_frac                     of the codebook_size**s tuples that there are, the share that any row has
+    gini, perplexity              of the sizes of the tuples in use
+    """
+    same_N = np.unique(content_N, return_inverse=True)[1].reshape(-1)
+    tuple_N = np.zeros(len(codes_NS), np.int64)
+    found = []
+    for depth, codes_N in enumerate(codes_NS.T, start=1):  # renumbered at each depth: codebook_size**s may not fit any integer
+        tuple_N, sizes = np.unique(tuple_N * codebook_size + codes_N, return_inverse=True, return_counts=True)[1:]
+        pairs = np.unique(np.stack([tuple_N, same_N]), axis=1)
+        contents = np.bincount(pairs[0], minlength=len(sizes))
+        found.append(
+            {
+                "tuples": len(sizes),
+                "used_frac": len(sizes) / float(codebook_size) ** depth,
+                "largest_size": int(sizes.max()),
+                "median_size": float(np.median(sizes)),
+                "collision_rate": float((sizes[tuple_N] > 1).mean()),
+                "different_content_rate": float((contents[tuple_N] > 1).mean()),
+                "gini": gini(sizes),
+                "perplexity": perplexity(sizes),
+            }
+        )
+    return found
+
+
+def perplexity(counts_K: NDArray[np.int64]) -> float:
+    """exp of the entropy of non-negative counts: as many codes, used evenly, would be as hard to guess."""
+    share = counts_K[counts_K > 0] / counts_K.sum()
+    return float(np.exp(-np.sum(share * np.log(share))))
 
 
 def gini(counts_K: NDArray[np.int64]) -> float:

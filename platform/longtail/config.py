@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from longtail.code_drift import CodeDriftSettings
 from longtail.codes import CodesSettings
 from longtail.collaborative import CollaborativeSettings
 from longtail.completion import CompletionSettings
@@ -59,6 +60,7 @@ class Config(Settings):
     item_z: ItemZSettings = ItemZSettings()
     user_spaces: UserSpacesSettings = UserSpacesSettings()
     codes: CodesSettings = CodesSettings()
+    code_drift: CodeDriftSettings = CodeDriftSettings()
     groups: GroupsSettings = GroupsSettings()
     completion: CompletionSettings = CompletionSettings()
     peers: PeersSettings = PeersSettings()

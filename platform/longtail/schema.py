@@ -156,6 +156,9 @@ def codes(key: pa.Schema, num_stages: int) -> pa.Schema:
 USER_KEY = pa.schema([pa.field("user_id", pa.string(), nullable=False), pa.field("as_of", TIMESTAMP, nullable=False)])
 ITEM_KEY = pa.schema([pa.field("item_id", pa.string(), nullable=False)])
 
+#: One row per item: with its code tuple the place names the item alone; empty where codes.item.num_places is 0.
+RESOLVED = ITEM_KEY.append(pa.field("place", pa.int32(), nullable=False))
+
 
 def check(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
     """`table` with exactly `schema`'s columns, in its order and types; raises ValueError that names what is missing and what is there."""
