@@ -2,7 +2,7 @@
 
 Reads logs (events, items) and item_vectors/vectors; writes for every item (item_id, vector) two tables, trained.parquet and frozen.parquet (the frozen vectors
 cut to the same width), each with its projection in a folder of that name; item_z makes z of them. The manifest's info has the pairs' counts, the losses,
-and Hit@k on later pairs for the trained, the frozen and the starting vectors and for popularity.
+and Hit@k on later pairs for the trained, the frozen and the starting vectors, and for popularity and co-occurrence.
 Run: python -m pipelines.item_encoder --config …
 """
 
@@ -24,10 +24,22 @@ from numpy.typing import NDArray
 from actors.images import ImageRows
 from longtail import schema
 from longtail.artifacts import Artifact, Draft
-from longtail.item_encoder import Contents, ItemEncoderSettings, check_pairs, hit_report, hits_by_count, hits_by_vector, later_queries
+from longtail.item_encoder import (
+    Contents,
+    ItemEncoderSettings,
+    check_pairs,
+    held_out,
+    hit_report,
+    hits_by_count,
+    hits_by_pair,
+    hits_by_vector,
+    later_queries,
+)
+from longtail.item_factors import fit_factors, item_factors
 from longtail.logs import LogsInfo
-from longtail.pairs import EVENT_KIND, Pairs, build_pairs, sample_pairs
+from longtail.pairs import EVENT_KIND, Pairs, balanced, build_pairs, sample_pairs
 from longtail.projection import ItemEncoder, Projection, ProjectionShape, compose, load_arrays, state_arrays, train_projection
+from longtail.settings import own_seed
 from longtail.vectors import VectorTable, fingerprints, to_arrow, to_numpy
 from pipelines import work
 from pipelines.embeddings import ITEM_VECTORS
@@ -139,21 +151,33 @@ def measure(
     trained_N: NDArray[np.bool_],
     counts_N: NDArray[np.int64],
     by_name: dict[str, Floats],
+    held_N: NDArray[np.bool_],
 ) -> dict[str, object]:
-    """Hit@k on pairs of the train window that the history window does not have."""
+    """Hit@k on pairs of the train window that the history window does not have.
+
+    Where items were held out, `among_held_out` has them alone as candidates: with all items, a space that merely put them apart from the others would gain.
+    """
     settings, info = context.config.item_encoder, LogsInfo.model_validate(context.inputs["logs"].info)
+    seed = own_seed(settings.seed, context.seed)
     kinds = sorted({EVENT_KIND[kind] for kind in settings.pairs})
-    later = build_pairs(read_events(context.inputs["logs"], kinds, info.history_end, info.train_end), item_ids, settings.rules(), context.seed)
+    later = build_pairs(read_events(context.inputs["logs"], kinds, info.history_end, info.train_end), item_ids, settings.rules(), seed)
     unseen = later.take(~np.isin(later.keys(len(item_ids)), history.keys(len(item_ids))))
-    query, target = later_queries(sample_pairs(unseen, settings.max_eval_pairs, context.seed), history, len(item_ids))
+    query, target = later_queries(sample_pairs(unseen, settings.max_eval_pairs, seed), history, len(item_ids))
     hits = {name: hits_by_vector(vectors, contents, query, target, settings.hit_k) for name, vectors in by_name.items()}
     hits["popularity"] = hits_by_count(counts_N, query, target, settings.hit_k)
-    return {"later_pairs": len(later), "unseen_pairs": len(unseen), **hit_report(hits, query, target, trained_N, settings.hit_k)}
+    hits["co_occurrence"] = hits_by_pair(history, counts_N, query, target, settings.hit_k)
+    report = hit_report(hits, query, target, trained_N, settings.hit_k, held_N if held_N.any() else None)
+    if held_N[target].any():
+        query, target = query[held_N[target]], target[held_N[target]]
+        among = {name: hits_by_vector(vectors, contents, query, target, settings.hit_k, held_N) for name, vectors in by_name.items()}
+        among["chance"] = np.minimum(settings.hit_k / (held_N.sum() - held_N[query]), 1.0)
+        report["among_held_out"] = {"queries": len(query), **{name: float(values.mean()) for name, values in among.items()}}
+    return {"later_pairs": len(later), "unseen_pairs": len(unseen), **report}
 
 
 def build(context: Context, draft: Draft) -> Result:
     """Pairs, training, z of every item, Hit@k."""
-    settings, seed = context.config.item_encoder, context.seed
+    settings, seed = context.config.item_encoder, own_seed(context.config.item_encoder.seed, context.seed)
     logs, source = context.inputs["logs"], context.inputs["item_vectors"]
     info = LogsInfo.model_validate(logs.info)
     table = VectorTable(source.fs, source.path("vectors.parquet"))
@@ -165,22 +189,28 @@ def build(context: Context, draft: Draft) -> Result:
 
     kinds = sorted({EVENT_KIND[kind] for kind in settings.pairs})
     events = read_events(logs, kinds, None, info.history_end)
+    held_N = held_out(len(contents.first_U), settings.held_out_frac, seed)[contents.content_N]
+    events = events.filter(pc.invert(pc.is_in(events["item_id"], value_set=item_ids.filter(pa.array(held_N)))))
     history = build_pairs(events, item_ids, settings.rules(), seed)
     different = contents.of_pairs(history)
     by_kind = {entry["values"]: entry["counts"] for entry in pc.value_counts(events["kind"]).to_pylist()}
     enough = check_pairs(settings, len(different), by_kind)
-    pairs = sample_pairs(different, settings.max_pairs, seed)
+    pairs = sample_pairs(balanced(different, len(contents.first_U), settings.balance), settings.max_pairs, seed)
 
     shape = ProjectionShape(text.shape[1], 0 if images is None else images.shape[1], settings.dim, settings.hidden_dim, settings.image_encoder, enough)
     inputs = compose(text[contents.first_U], None if images is None else images[contents.first_U], shape)
     start = Projection.start(shape, inputs, seed)
     logger.info("%d pairs of %d, %d distinct contents of %d items", len(pairs), len(history), len(inputs), len(item_ids))
     projection, losses = train(start, inputs, pairs, settings, seed, draft) if enough else (start, [])
+    if enough and settings.factor_dim:
+        factors, mass = item_factors(different, len(inputs), settings.factor_dim, seed)
+        projection = projection.beside(fit_factors(inputs, factors, mass, settings.kernel_width, settings.kernel_ridge, settings.max_landmarks, seed))
 
     z_of = {name: _written(draft, name, ItemEncoder(one), item_ids, text, images) for name, one in (("trained", projection), ("frozen", start))}
 
     trained_content = np.zeros(len(inputs), bool)
-    trained_content[np.concatenate([pairs.left_P, pairs.right_P])] = True
+    taught = different if settings.factor_dim else pairs  # factors are made of all pairs, before any are drawn
+    trained_content[np.concatenate([taught.left_P, taught.right_P])] = True
     known = pc.index_in(events["item_id"], value_set=item_ids).drop_null().to_numpy()
     norms = np.linalg.norm(frozen[contents.first_U], axis=1, keepdims=True)
     by_name = {
@@ -188,11 +218,12 @@ def build(context: Context, draft: Draft) -> Result:
         "start": z_of["frozen"][contents.first_U],
         "trained": z_of["trained"][contents.first_U],
     }
-    hits = measure(context, item_ids, contents, history, trained_content[contents.content_N], np.bincount(known, minlength=len(item_ids)), by_name)
+    hits = measure(context, item_ids, contents, history, trained_content[contents.content_N], np.bincount(known, minlength=len(item_ids)), by_name, held_N)
     report = {
         "projection": "trained" if enough else "frozen",
         "pairs": {"history": len(history), "different_contents": len(different), "trained": len(pairs), "dropped_events": dict(history.dropped)},
         "contents": len(inputs),
+        "held_out_items": int(held_N.sum()),
         "images": image_counts,
         "losses": losses,
         "hits": hits,
@@ -213,7 +244,7 @@ def _written(draft: Draft, name: str, encoder: ItemEncoder, item_ids: pa.Array, 
 
 ITEM_ENCODER = Stage(
     name="item_encoder",
-    version=1,
+    version=2,
     inputs=(LOGS, ITEM_VECTORS),
     settings=lambda config: config.item_encoder.key_fields(),
     build=build,

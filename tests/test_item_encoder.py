@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score
 
 from longtail.codes import CodebookSettings, LocalShards, encode, fit_codebook
-from longtail.item_encoder import Contents, ItemEncoderSettings, check_pairs, hit_report, hits_by_count, hits_by_vector, later_queries
+from longtail.item_encoder import (
+    Contents,
+    ItemEncoderSettings,
+    check_pairs,
+    held_out,
+    hit_report,
+    hits_by_count,
+    hits_by_pair,
+    hits_by_vector,
+    later_queries,
+)
 from longtail.pairs import PairRules, Pairs, build_pairs
 from longtail.projection import (
     ItemEncoder,
@@ -105,6 +115,60 @@ def test_popularity_hits_by_hand() -> None:
     np.testing.assert_allclose(hits_by_count(counts, query, target, 3), [1, 1, 1, 1, 1])
 
 
+def test_hits_among_some_candidates_equal_those_of_a_world_without_the_others() -> None:
+    rng = np.random.default_rng(2)
+    vectors = unit(rng.normal(size=(40, 4)))[rng.integers(0, 40, 90)]
+    candidate = rng.random(90) < 0.4
+    places = np.flatnonzero(candidate)
+    whole, part = Contents.of(fingerprints(vectors)), Contents.of(fingerprints(vectors[places]))
+    query, target = rng.integers(0, len(places), (2, 200))
+    query, target = query[query != target], target[query != target]
+    among = hits_by_vector(vectors[whole.first_U], whole, places[query], places[target], 7, candidate)
+    np.testing.assert_allclose(among, hits_by_vector(vectors[places][part.first_U], part, query, target, 7))
+    outside = np.flatnonzero(~candidate)[0]  # a query that is no candidate takes nobody's place
+    sure = hits_by_vector(vectors[whole.first_U], whole, np.full(len(places), outside), places, len(places), candidate)
+    np.testing.assert_array_equal(sure, 1)
+    assert hits_by_vector(vectors[whole.first_U], whole, np.full(len(places), outside), places, len(places) - 1, candidate).sum() == pytest.approx(
+        len(places) - 1
+    )
+
+
+def test_co_occurrence_hits_by_hand() -> None:
+    history, counts = Pairs(np.array([0, 0, 1]), np.array([1, 2, 2]), np.array([3.0, 1.0, 1.0])), np.array([9, 4, 4, 4, 1])
+    query, target = np.array([0, 0, 0, 0, 2, 3]), np.array([1, 2, 3, 4, 1, 2])
+    # From 0: 1, 2, then 3 (bought four times), then 4. From 2: 0 before 1, as often tied but oftener bought. From 3: 0, then 1 and 2 for two places.
+    np.testing.assert_allclose(hits_by_pair(history, counts, query, target, 1), [1, 0, 0, 0, 0, 0])
+    np.testing.assert_allclose(hits_by_pair(history, counts, query, target, 2), [1, 1, 0, 0, 1, 0.5])
+    np.testing.assert_allclose(hits_by_pair(history, counts, query, target, 3), [1, 1, 1, 0, 1, 1])
+
+
+def test_co_occurrence_hits_equal_a_full_sort() -> None:
+    rng = np.random.default_rng(3)
+    left, right = np.triu_indices(40, 1)
+    chosen = rng.permutation(len(left))[:200]
+    history, counts = Pairs(left[chosen], right[chosen], rng.integers(1, 4, 200).astype(float)), rng.integers(0, 5, 40)
+    weights = history.neighbours(40).toarray()
+    np.testing.assert_array_equal(weights, weights.T)
+    query, target = rng.integers(0, 40, (2, 300))
+    query, target = query[query != target], target[query != target]
+    slow = np.zeros(len(query))
+    for row, (q, t) in enumerate(zip(query, target, strict=True)):
+        rank = [(weights[q, item], counts[item]) for item in range(40) if item != q]
+        goal = (weights[q, t], counts[t])
+        slow[row] = np.clip((10 - sum(one > goal for one in rank)) / sum(one == goal for one in rank), 0, 1)
+    np.testing.assert_allclose(hits_by_pair(history, counts, query, target, 10), slow)
+
+
+def test_a_share_of_the_contents_is_held_out_and_another_seed_holds_out_others() -> None:
+    held = held_out(1000, 0.2, 7)
+    assert held.sum() == 200
+    np.testing.assert_array_equal(held, held_out(1000, 0.2, 7))
+    assert 10 < (held & held_out(1000, 0.2, 8)).sum() < 80
+    assert not held_out(1000, 0.0, 7).any()
+    with pytest.raises(ValueError, match="less than 1"):
+        ItemEncoderSettings(held_out_frac=1.0)
+
+
 def test_only_pairs_that_history_lacks_are_asked_for_in_both_directions() -> None:
     history = Pairs(np.array([0, 1]), np.array([1, 2]), np.ones(2))
     later = Pairs(np.array([0, 0, 1]), np.array([1, 3, 2]), np.ones(3))
@@ -117,6 +181,8 @@ def test_only_pairs_that_history_lacks_are_asked_for_in_both_directions() -> Non
         "hidden_target": {"queries": 1, "trained": 1.0},
         "hidden_query": {"queries": 1, "trained": 0.0},
     }
+    held = hit_report({"trained": np.array([1.0, 0.0])}, query, target, np.array([True, True, True, False]), 30, np.array([True, False, False, False]))
+    assert held == {**report, "held_out_target": {"queries": 1, "trained": 0.0}}
 
 
 def test_pairs_of_one_content_teach_nothing() -> None:
@@ -311,6 +377,25 @@ def test_the_stage_on_ray(ray_cluster: None, tmp_path: Path) -> None:
     assert two.info["pairs"] == info["pairs"]
     np.testing.assert_allclose(two.info["losses"], info["losses"], rtol=1e-4)
     np.testing.assert_allclose(to_numpy(two.read("trained")["vector"]), z, atol=1e-3)
+
+
+@pytest.mark.ray
+def test_held_out_items_leave_history_and_are_found_by_their_text(ray_cluster: None, tmp_path: Path) -> None:
+    found = []
+    for seed in (7, 8):
+        store = planted.open_store(tmp_path, f"seed {seed}")
+        settings = {**SETTINGS, "held_out_frac": 0.3, "min_pairs": 50, "hit_k": 20, "seed": seed}
+        with work.in_place():
+            found.append(planted.build(ITEM_ENCODER, [planted.logs(store), planted.item_vectors(store)], store, {"item_encoder": settings}).info)
+    info, other = found
+    assert info["held_out_items"] == 72
+    hits, among = info["hits"]["held_out_target"], info["hits"]["among_held_out"]
+    assert hits["queries"] == among["queries"] > 100
+    assert hits["co_occurrence"] == hits["popularity"] == 0  # nothing of theirs is in the history window
+    assert hits["trained"] > 1.5 * max(hits["start"], hits["frozen"])
+    assert among["trained"] > 1.3 * max(among["frozen"], among["chance"])
+    assert among["chance"] == pytest.approx(20 / 71.5, abs=0.01)
+    assert other["hits"]["held_out_target"] != hits
 
 
 @pytest.mark.ray

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from longtail import schema
-from longtail.pairs import PairRules, Pairs, build_pairs, sample_pairs
+from longtail.pairs import PairRules, Pairs, balanced, build_pairs, sample_pairs
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 Row = tuple[str, str, float, str, str | None]  # user, item, day, kind, request
@@ -130,6 +130,23 @@ def test_one_seed_gives_the_same_pairs() -> None:
     bounds = {"max_partners": 2, "max_users_per_pair": 2}
     assert pairs_of(rows, seed=1, **bounds) == pairs_of(rows, seed=1, **bounds)
     assert pairs_of(rows, seed=1, **bounds) != pairs_of(rows, seed=2, **bounds)
+
+
+def test_balanced_weights_by_hand() -> None:
+    pairs = Pairs(np.array([0, 0]), np.array([1, 2]), np.array([3.0, 1.0]))  # sums: 4, 3, 1
+    np.testing.assert_allclose(balanced(pairs, 4, 0.5).weight_P, [3 / 12**0.5, 1 / 4**0.5])
+    np.testing.assert_allclose(balanced(pairs, 4, 1.0).weight_P, [1 / 4, 1 / 4])
+    np.testing.assert_array_equal(balanced(pairs, 4, 0.0).weight_P, pairs.weight_P)
+
+
+def test_balance_keeps_a_popular_item_from_filling_the_draws() -> None:
+    rng = np.random.default_rng(0)
+    left, right = np.triu_indices(60, 1)
+    popular = np.exp(rng.normal(size=60))
+    pairs = Pairs(left, right, popular[left] * popular[right])
+    shares = [np.bincount(balanced(pairs, 60, power).left_P, balanced(pairs, 60, power).weight_P, 60) for power in (0.0, 0.5, 1.0)]
+    largest = [(share / share.sum()).max() for share in shares]
+    assert largest[0] > 1.5 * largest[1] > 1.5 * largest[2]
 
 
 def test_sampled_pairs_stand_for_all_of_them() -> None:

@@ -57,6 +57,11 @@ class Pairs:
         """One number per pair."""
         return self.left_P * num_items + self.right_P
 
+    def neighbours(self, num_items: int) -> sparse.csr_array:
+        """The weights as a symmetric matrix of items [N, N]."""
+        ends = np.concatenate([self.left_P, self.right_P]), np.concatenate([self.right_P, self.left_P])
+        return sparse.csr_array((np.tile(self.weight_P, 2), ends), shape=(num_items, num_items))
+
 
 def build_pairs(events: pa.Table, item_ids: pa.Array, rules: PairRules, seed: int) -> Pairs:
     """All pairs of the given events (user_id, ts, kind, item_id, request_id), as rows of `item_ids`.
@@ -101,6 +106,15 @@ def build_pairs(events: pa.Table, item_ids: pa.Array, rules: PairRules, seed: in
     if not any(len(pair) for pair, _ in records):
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), dropped)
     return _weigh(records, users, items, num_items, rules, rng, dropped)
+
+
+def balanced(pairs: Pairs, num_items: int, power: float) -> Pairs:
+    """The pairs with weights divided by (both items' sums of weights) ** power.
+
+    Drawn by weight alone (0), popular items fill the batches and what is learnt is who they are; at 1 an item's popularity hardly counts any more.
+    """
+    mass = np.bincount(pairs.left_P, pairs.weight_P, num_items) + np.bincount(pairs.right_P, pairs.weight_P, num_items)
+    return pairs.take(np.arange(len(pairs)), pairs.weight_P / (mass[pairs.left_P] * mass[pairs.right_P]) ** power)
 
 
 def sample_pairs(pairs: Pairs, max_pairs: int, seed: int) -> Pairs:

@@ -4,13 +4,15 @@ Reads frozen vectors and pairs in memory; writes projection.safetensors and proj
 
 z = normalise(P x + MLP(x)). P starts as the leading right singular vectors of the frozen vectors, the best copy of their inner products in `dim` numbers
 (Eckart–Young), and the MLP's last layer as zero: training starts from the frozen space and moves only where pairs say so, which items without pairs need.
-Letters: U contents, B pairs of a batch, T text width, M image width, I input width, D width of z.
+Behaviour factors that a kernel regression tells from x can stand beside it, with equal weight (longtail.item_factors; ours).
+Letters: U contents, B pairs of a batch, T text width, M image width, I input width, D width of z, L landmarks, F factors.
 """
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow.fs as pafs
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from longtail.item_encoder import ItemEncoderSettings
+from longtail.item_factors import FactorMap
 from longtail.pairs import Pairs
 
 logger = logging.getLogger(__name__)
@@ -40,11 +43,19 @@ class ProjectionShape:
     hidden_dim: int
     image_encoder: str | None
     trained: bool  # False: the starting projection, as few_pairs = "frozen" asks for
+    factor_dim: int = 0  # of `dim`, those that are behaviour factors
+    num_landmarks: int = 0
+    kernel_width: float = 1.0
 
     @property
     def input_dim(self) -> int:
         """Text, image, and one flag that says whether there is an image."""
         return self.text_dim + (self.image_dim + 1 if self.image_dim else 0)
+
+    @property
+    def own_dim(self) -> int:
+        """Width of what contrastive training makes."""
+        return self.dim - self.factor_dim
 
 
 def compose(text_NT: Floats, image_NM: Floats | None, shape: ProjectionShape) -> Floats:
@@ -73,14 +84,35 @@ class Projection(nn.Module):
     def __init__(self, shape: ProjectionShape) -> None:
         super().__init__()
         self.shape = shape
-        self.skip = nn.Linear(shape.input_dim, shape.dim, bias=False)
-        self.mlp = nn.Sequential(nn.Linear(shape.input_dim, shape.hidden_dim), nn.GELU(), nn.Linear(shape.hidden_dim, shape.dim)) if shape.hidden_dim else None
+        wide, own = shape.input_dim, shape.own_dim
+        self.skip = nn.Linear(wide, own, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(wide, shape.hidden_dim), nn.GELU(), nn.Linear(shape.hidden_dim, own)) if shape.hidden_dim else None
+        if shape.factor_dim:  # solved for, not trained
+            self.register_buffer("landmarks", torch.zeros(shape.num_landmarks, wide))
+            self.register_buffer("coefficients", torch.zeros(shape.num_landmarks, shape.factor_dim))
+            self.register_buffer("mean", torch.zeros(shape.factor_dim))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         z = self.skip(inputs)
         if self.mlp is not None:
             z = z + self.mlp(inputs)
-        return nn.functional.normalize(z, dim=-1)
+        z = nn.functional.normalize(z, dim=-1)
+        if not self.shape.factor_dim:
+            return z
+        landmarks, coefficients, mean = self.get_buffer("landmarks"), self.get_buffer("coefficients"), self.get_buffer("mean")
+        squares = inputs.square().sum(dim=1, keepdim=True) + landmarks.square().sum(dim=1) - 2 * inputs @ landmarks.T
+        factors = nn.functional.normalize(torch.exp(-squares.clamp(min=0) / self.shape.kernel_width) @ coefficients + mean, dim=-1)
+        both: torch.Tensor = torch.cat([z, factors], dim=-1) * math.sqrt(0.5)
+        return both
+
+    def beside(self, factors: FactorMap) -> "Projection":
+        """This projection with behaviour factors beside it."""
+        num_landmarks, factor_dim = factors.coefficients_LF.shape
+        dims = replace(self.shape, dim=self.shape.dim + factor_dim, factor_dim=factor_dim)
+        whole = Projection(replace(dims, num_landmarks=num_landmarks, kernel_width=factors.width))
+        solved = {"landmarks": factors.landmarks_LI, "coefficients": factors.coefficients_LF, "mean": factors.mean_F}
+        load_arrays(whole, {**state_arrays(self), **solved})
+        return whole
 
     @staticmethod
     def start(shape: ProjectionShape, inputs_UI: Floats, seed: int) -> "Projection":
@@ -94,7 +126,8 @@ class Projection(nn.Module):
             raise ValueError(f"item_encoder.dim = {shape.dim} must not exceed the frozen vectors' width, {width}. Lower item_encoder.dim.")
         generator = torch.Generator().manual_seed(seed)
         projection = Projection(shape)
-        rows = inputs_UI[np.sort(np.random.default_rng([seed, 3]).permutation(len(inputs_UI))[:_START_ROWS]), :width].astype(np.float64)
+        sample = inputs_UI[np.sort(np.random.default_rng([seed, 3]).permutation(len(inputs_UI))[:_START_ROWS])]
+        rows = sample[:, :width].astype(np.float64)
         _, vectors = np.linalg.eigh(rows.T @ rows)
         directions = vectors[:, ::-1][:, : shape.dim].T
         directions *= np.sign(directions[np.arange(shape.dim), np.abs(directions).argmax(axis=1)])[:, None]  # one of two signs, always the same
@@ -105,9 +138,10 @@ class Projection(nn.Module):
                 first, last = projection.mlp[0], projection.mlp[2]
                 assert isinstance(first, nn.Linear)
                 assert isinstance(last, nn.Linear)
-                bound = shape.input_dim**-0.5
-                first.weight.uniform_(-bound, bound, generator=generator)
-                first.bias.uniform_(-bound, bound, generator=generator)
+                # Unit vectors give torch's own start, made for inputs of unit variance, numbers of 0.03, where a GELU is a straight line: the MLP would be
+                # one more linear map. Weights of variance one and inputs taken from their mean put its units where they bend.
+                first.weight.normal_(generator=generator)
+                first.bias.normal_(generator=generator).sub_(first.weight @ torch.from_numpy(sample.mean(axis=0)))
                 last.weight.zero_()
                 last.bias.zero_()
         return projection
