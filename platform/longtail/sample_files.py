@@ -150,12 +150,26 @@ class SampleFiles:
             )
         return SampleFiles(fs, parts, spec, tuple(heads), {split: tuple(count) for split, count in counts.items()}, num_rows)
 
+    @staticmethod
+    def of_table(rows: pa.Table, spec: FeatureSpec, heads: Sequence[Head]) -> "SampleFiles":
+        """Rows in memory as one part, all of them to train on, whatever split they say.
+
+        Raises:
+            ValueError: none of them has a label for `heads`.
+        """
+        place = rows.column_names.index("split")
+        rows = rows.set_column(place, "split", pa.array(["train"] * len(rows), pa.string())).combine_chunks()
+        labelled = int(_has_label(rows, heads).sum())
+        if not labelled:
+            raise ValueError(f"none of {len(rows)} rows has a label for heads {list(heads)}. Bring rows of a longer time, or choose other heads.")
+        by_split = {"train": (labelled,), "validation": (0,), "test": (0,)}
+        return SampleFiles(pafs.LocalFileSystem(), ((),), spec, tuple(heads), by_split, len(rows), (rows,))
+
     def trained_rows(self) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
         """Distinct user rows and item rows of the training rows with a label."""
         users, items = [], []
-        for part in self.parts:
-            table = read_part(self.fs, part, [*LABEL_COLUMNS, "user_row", "item_row"])
-            table = self._pick(table, "train")
+        for index in range(len(self.parts)):
+            table = self._pick(self._read(index, [*LABEL_COLUMNS, "user_row", "item_row"]), "train")
             users.append(np.unique(table.column("user_row").to_numpy()))
             items.append(np.unique(table.column("item_row").to_numpy()))
         return np.unique(np.concatenate(users)), np.unique(np.concatenate(items))
@@ -167,7 +181,7 @@ class SampleFiles:
     def load(self, index: int, split: Split, extra: Sequence[str] = ()) -> pa.Table:
         """The labelled rows of one file and split, in file order, with the columns that a batch needs and `extra` ones."""
         columns = [*feature_columns(self.spec), *LABEL_COLUMNS, *extra]
-        return self._pick(self.kept[index].select(columns) if self.kept else read_part(self.fs, self.parts[index], columns), split)
+        return self._pick(self._read(index, columns), split)
 
     def first_batch(self) -> Batch:
         """Training rows of the first file that has any, to fit the normalisers on."""
@@ -193,6 +207,9 @@ class SampleFiles:
                     picked = permutation[start : start + batch_size]
                     first, last = workers.share(len(picked))
                     yield GlobalBatch(rows.rows(picked[first:last]), len(picked), first)
+
+    def _read(self, index: int, columns: Sequence[str]) -> pa.Table:
+        return self.kept[index].select(columns) if self.kept else read_part(self.fs, self.parts[index], columns)
 
     def _pick(self, table: pa.Table, split: Split) -> pa.Table:
         in_split = pc.equal(table.column("split"), split).to_numpy()

@@ -15,6 +15,7 @@ from torch.nn import functional
 from longtail.rankers.base import IndividualSide
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import Catalogue
+from longtail.rankers.kernels import SimilarityKernels
 from longtail.rankers.layers import Tower, masked_softmax
 from longtail.rankers.ranker import Ranker, RankerOutput
 from longtail.rankers.settings import SaviorRecSettings
@@ -57,7 +58,7 @@ class SaviorRec(Ranker):
 
     def __init__(self, spec: FeatureSpec, catalogue: Catalogue, settings: SaviorRecSettings) -> None:
         super().__init__(spec, catalogue, settings)
-        branches = settings.semantic_to_behaviour or settings.behaviour_to_semantic
+        branches = settings.semantic_to_behaviour or settings.behaviour_to_semantic or settings.similarity_kernels
         self.semantic = settings.semantic_vector or settings.alignment
         if branches and not self.semantic:
             raise ValueError(
@@ -69,14 +70,19 @@ class SaviorRec(Ranker):
         self.alignment = Alignment(catalogue.sizes.codes, dim) if settings.alignment else None
         self.semantic_to_behaviour = CrossAttention(SEMANTIC_SCALE) if settings.semantic_to_behaviour else None
         self.behaviour_to_semantic = CrossAttention(1.0) if settings.behaviour_to_semantic else None
+        self.kernels = SimilarityKernels() if settings.similarity_kernels else None
         self.project = nn.Linear(dim, settings.semantic_dim) if self.semantic else None
         in_dim = self.individual.out_dim + settings.semantic_dim * (int(self.semantic) + int(settings.behaviour_to_semantic))
-        in_dim += settings.id_dim * int(settings.semantic_to_behaviour)
+        in_dim += settings.id_dim * int(settings.semantic_to_behaviour) + (self.kernels.out_dim if self.kernels is not None else 0)
         self.tower = Tower(in_dim, settings.hidden_dims, settings.dropout)
         self.out = nn.Linear(self.tower.out_dim, len(self.heads))
 
     def fit_statistics(self, batch: Batch) -> None:
         self.individual.fit_statistics(batch)
+        if self.kernels is not None:
+            with torch.no_grad():
+                target_BD, history_BLD = self.aligned(batch.item_row_B), self.aligned(batch.history_BL)
+                self.kernels.fit(_similarities(target_BD, history_BLD), batch.history_days_BL, batch.history_BL > 0)
 
     def aligned(self, rows: torch.Tensor) -> torch.Tensor:
         """z~ = z + sum of A^l[c^l] of item rows, [.., D]; the codes' part alone where the frozen vector is switched off."""
@@ -99,8 +105,10 @@ class SaviorRec(Ranker):
             id_dim = self.settings.id_dim
             target_id_BI = functional.pad(view.target_BD[:, :id_dim], (0, view.target_BD.shape[1] - id_dim))
             mask_BL, items_BLI = view.history_mask_BL, view.history_BLD
-            if self.semantic_to_behaviour is not None or self.behaviour_to_semantic is not None:
+            if self.semantic_to_behaviour is not None or self.behaviour_to_semantic is not None or self.kernels is not None:
                 history_BLD = view.distinct.spread(self.aligned(view.distinct.rows_R), batch.history_BL)
+            if self.kernels is not None:
+                parts.append(self.kernels(_similarities(target_BD, history_BLD), batch.history_days_BL, mask_BL))
             if self.semantic_to_behaviour is not None:
                 pooled_BI, semantic_BL = self.semantic_to_behaviour(target_BD, history_BLD, items_BLI, mask_BL)
                 parts.append(pooled_BI[:, :id_dim])
@@ -114,6 +122,12 @@ class SaviorRec(Ranker):
             semantic_attention_BL=semantic_BL,
             behaviour_attention_BL=behaviour_BL,
         )
+
+
+def _similarities(target_BD: torch.Tensor, history_BLD: torch.Tensor) -> torch.Tensor:
+    """Cosines of aligned vectors [B, L]; what the alignment adds makes them longer or shorter than one."""
+    target, history = functional.normalize(target_BD, dim=1), functional.normalize(history_BLD, dim=2)
+    return torch.bmm(history, target.unsqueeze(2)).squeeze(2)
 
 
 def _zero_table(num: int, dim: int) -> nn.Embedding:

@@ -65,6 +65,7 @@ class SaviorRecSettings(TowerSettings):
     alignment: bool = Field(True, description="MBA: zero-initialised codebooks added to the frozen vector")
     semantic_to_behaviour: bool = Field(True, description="attention branch (a): semantic scores pool ID embeddings")
     behaviour_to_semantic: bool = Field(True, description="attention branch (b): ID scores pool semantic vectors")
+    similarity_kernels: bool = Field(False, description="how near the history lies to the item by the aligned vectors, as a differentiable histogram (ours)")
 
 
 class RankersSettings(Settings):
