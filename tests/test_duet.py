@@ -27,7 +27,7 @@ def test_it_shows_what_both_sides_show() -> None:
 
 
 def test_both_channels_see_the_items_vectors() -> None:
-    ranker, batch = make(similarity_tiers=True), WORLD.batch(32)
+    ranker, batch = make(similarity="tiers"), WORLD.batch(32)
     before = ranker(batch)
     with torch.no_grad():
         ranker.catalogue.vector_ND.copy_(ranker.catalogue.vector_ND.roll(7, dims=0))
@@ -37,10 +37,7 @@ def test_both_channels_see_the_items_vectors() -> None:
 
 
 def test_a_group_whose_items_are_like_the_target_shows_in_the_group_channel_alone() -> None:
-    ranker, batch = make(similarity_tiers=True, injection=False), WORLD.batch(32)
-    with torch.no_grad():
-        for layer in (ranker.group_tiers, ranker.semantics.tiers):
-            assert layer is not None
+    ranker, batch = make(similarity="tiers", injection=False), WORLD.batch(32)
     alike = batch.item_row_B.unsqueeze(1).expand_as(batch.group_history_BG).contiguous()
     changed = type(batch)(**{**vars(batch), "group_history_BG": alike})
     before, after = ranker(batch), ranker(changed)
@@ -75,7 +72,7 @@ def test_it_learns_a_taste_for_topics_that_only_vectors_show() -> None:
         catalogue = WORLD.catalogue(cold_from=2)
         if shuffled:
             catalogue.vector_ND[1:] = catalogue.vector_ND[1:][torch.randperm(WORLD.spec.num_items)]
-        ranker = Duet(WORLD.spec, catalogue, DuetSettings(similarity_tiers=True, alignment=False, heads=("outcome",)))
+        ranker = Duet(WORLD.spec, catalogue, DuetSettings(similarity="tiers", alignment=False, heads=("outcome",)))
         batch = WORLD.batch(2000)
         ranker.fit_statistics(batch)
         optimizer = torch.optim.Adam(ranker.parameters(), lr=0.01)

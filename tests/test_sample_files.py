@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
 from longtail.rankers.batch import Batch
-from longtail.sample_files import SampleFiles, feature_columns, read_part, side_by_side
+from longtail.sample_files import ALONE, SampleFiles, feature_columns, read_part, side_by_side
 from tests.ranker_data import World, by_stage, folders_of, scan, spec_of, write_parts, write_samples
 
 FS = pafs.LocalFileSystem()
@@ -104,3 +105,20 @@ def test_rows_of_a_part_that_was_cut_short_are_refused(tmp_path: Path) -> None:
     write_parts(tmp_path / "lent.parquet", [lent.slice(0, 29)])
     with pytest.raises(ValueError, match="different numbers of rows"):
         Batch.from_table(scan(tmp_path, WORLD.spec).load(0, "train"), WORLD.spec)
+
+
+def test_rows_in_memory_are_trained_on_whatever_split_they_say() -> None:
+    rows = pa.concat_tables([WORLD.rows(30), WORLD.rows(20, seed=2, split="test")])
+    files = SampleFiles.of_table(rows, WORLD.spec, ("outcome",))
+    assert files.labelled == {"train": (50,), "validation": (0,), "test": (0,)}
+    users, items = files.trained_rows()
+    assert set(np.flatnonzero(users)) == set(rows.column("user_row").to_pylist())
+    assert set(np.flatnonzero(items)) == set(rows.column("item_row").to_pylist())
+    assert users.sum() == items.sum() == 50
+    seen = [one for share in files.epoch(0, 16, 0, ALONE) for one in share.batch.user_stats_BU[:, 0].tolist()]
+    assert sorted(seen) == sorted(one[0] for one in rows.column("user_stats").to_pylist())
+
+
+def test_rows_in_memory_without_a_label_are_refused() -> None:
+    with pytest.raises(ValueError, match="none of 0 rows has a label"):
+        SampleFiles.of_table(WORLD.rows(5).slice(0, 0), WORLD.spec, ("outcome",))

@@ -74,9 +74,9 @@ def test_alignment_shrinks_codes_by_their_training_rows_and_its_rate() -> None:
     assert shrunk.squared() < plain.squared()
 
 
-@pytest.mark.parametrize("switch", ["similarity_tiers", "content_gate", "alignment_decay", "content_weight", "detached_pooling"])
+@pytest.mark.parametrize("switch", ["tiers", "kernels", "content_gate", "alignment_decay", "content_weight", "detached_pooling"])
 def test_each_switch_of_ours_trains_and_changes_the_scores(switch: str) -> None:
-    given: dict[str, Any] = {switch: 0.1 if "decay" in switch or "weight" in switch else True}
+    given: dict[str, Any] = {"similarity": switch} if switch in ("tiers", "kernels") else {switch: 0.1 if "decay" in switch or "weight" in switch else True}
     given |= {"content_gate": True} if switch == "content_weight" else {}
     batch, losses = WORLD.batch(64), []
     for settings in (SaviorRecSettings(content_gate="content_gate" in given and switch == "content_weight"), SaviorRecSettings(**given)):

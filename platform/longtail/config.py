@@ -12,6 +12,7 @@ from longtail.code_drift import CodeDriftSettings
 from longtail.codes import CodesSettings
 from longtail.collaborative import CollaborativeSettings
 from longtail.completion import CompletionSettings
+from longtail.continual_settings import ContinualSettings
 from longtail.embeddings import EmbeddingsSettings
 from longtail.evaluation import EvaluateSettings
 from longtail.groups import GroupsSettings
@@ -72,6 +73,7 @@ class Config(Settings):
     serve: ServeSettings = ServeSettings()
     sweep: SweepSettings = SweepSettings()
     study: StudySettings = StudySettings()
+    continual: ContinualSettings = ContinualSettings()
     tracking: TrackingSettings = TrackingSettings()
 
 

@@ -91,9 +91,15 @@ class LogsSettings(Settings):
         return self
 
     def key_fields(self) -> dict[str, Any]:
-        """The values that decide the stage's result; those of `truncate` and `cold_start` decide nothing while they are off."""
+        """The values that decide the stage's result; those of `truncate` and `cold_start` decide nothing while they are off.
+
+        The synthetic world's later settings stand in the key only where they change it, so that finished runs of older worlds are found again.
+        """
         off = {"truncate": self.truncate.users_frac == 0, "cold_start": self.cold_start.items_frac == 0}
-        return {name: value for name, value in super().key_fields().items() if not off.get(name, False)}
+        fields = {name: value for name, value in super().key_fields().items() if not off.get(name, False)}
+        before = SyntheticSettings().key_fields()
+        later = {name for name in ("drift", "launch_frac") if fields["synthetic"][name] == before[name]}
+        return fields | {"synthetic": {name: value for name, value in fields["synthetic"].items() if name not in later}}
 
 
 class LogsInfo(Settings):

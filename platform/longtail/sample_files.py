@@ -155,11 +155,26 @@ class SampleFiles:
             )
         return SampleFiles(fs, parts, spec, tuple(heads), {split: tuple(count) for split, count in counts.items()}, num_rows)
 
+    @staticmethod
+    def of_table(rows: pa.Table, spec: FeatureSpec, heads: Sequence[Head]) -> "SampleFiles":
+        """Rows in memory as one part, all of them to train on, whatever split they say.
+
+        Raises:
+            ValueError: none of them has a label for `heads`.
+        """
+        place = rows.column_names.index("split")
+        rows = rows.set_column(place, "split", pa.array(["train"] * len(rows), pa.string())).combine_chunks()
+        labelled = int(_has_label(rows, heads).sum())
+        if not labelled:
+            raise ValueError(f"none of {len(rows)} rows has a label for heads {list(heads)}. Bring rows of a longer time, or choose other heads.")
+        by_split: dict[str, tuple[int, ...]] = {"train": (labelled,), "validation": (0,), "test": (0,)}
+        return SampleFiles(pafs.LocalFileSystem(), ((),), spec, tuple(heads), by_split, len(rows), (rows,))
+
     def trained_rows(self) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
         """Of how many training rows with a label each user [M + 1] and each item [N + 1] is the user or the target."""
         users, items = np.zeros(self.spec.num_users + 1, np.int64), np.zeros(self.spec.num_items + 1, np.int64)
-        for part in self.parts:
-            table = self._pick(read_part(self.fs, part, [*LABEL_COLUMNS, "user_row", "item_row"]), "train")
+        for index in range(len(self.parts)):
+            table = self._pick(self._read(index, [*LABEL_COLUMNS, "user_row", "item_row"]), "train")
             users += np.bincount(table.column("user_row").to_numpy(), minlength=len(users))
             items += np.bincount(table.column("item_row").to_numpy(), minlength=len(items))
         return users, items
@@ -171,7 +186,7 @@ class SampleFiles:
     def load(self, index: int, split: Split, extra: Sequence[str] = ()) -> pa.Table:
         """The labelled rows of one file and split, in file order, with the columns that a batch needs and `extra` ones."""
         columns = [*feature_columns(self.spec), *LABEL_COLUMNS, *extra]
-        return self._pick(self.kept[index].select(columns) if self.kept else read_part(self.fs, self.parts[index], columns), split)
+        return self._pick(self._read(index, columns), split)
 
     def first_batch(self) -> Batch:
         """Training rows of the first file that has any, to fit the normalisers on."""
@@ -197,6 +212,9 @@ class SampleFiles:
                     picked = permutation[start : start + batch_size]
                     first, last = workers.share(len(picked))
                     yield GlobalBatch(rows.rows(picked[first:last]), len(picked), first)
+
+    def _read(self, index: int, columns: Sequence[str]) -> pa.Table:
+        return self.kept[index].select(columns) if self.kept else read_part(self.fs, self.parts[index], columns)
 
     def _pick(self, table: pa.Table, split: Split) -> pa.Table:
         in_split = pc.equal(table.column("split"), split).to_numpy()

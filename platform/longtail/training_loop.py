@@ -96,6 +96,7 @@ def train_ranker(
     wrap: Wrap | None = None,
     validate: Validate | None = None,
     resume: Path | None = None,
+    fitted: bool = False,
     on_epoch: Callable[[Metrics, TrainState], None] | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TrainState:
@@ -111,6 +112,7 @@ def train_ranker(
         wrap: distribution, DDP in the pipeline; None for one worker.
         validate: metrics of the ranker on the validation split, the same on every worker.
         resume: folder of a saved state.
+        fitted: the ranker was trained before and its normalisers stay as they are.
         on_epoch: called on every worker after every epoch.
         on_step: called with the step (from 1) and the global batch's mean loss, the same on every worker.
 
@@ -122,7 +124,7 @@ def train_ranker(
     if resume is not None:
         state.restore(resume)
         ranker.to(device)
-    else:
+    elif not fitted:
         ranker.fit_statistics(files.first_batch().to(device))
     module = ranker if wrap is None else wrap(ranker)
     num_steps = settings.epochs * files.steps_per_epoch(settings.batch_size)

@@ -16,7 +16,7 @@ from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.choirrec import Channels, ChoirRec
 from longtail.rankers.ranker import RankerOutput
-from longtail.rankers.semantics import Semantics, SimilarityTiers, similarities
+from longtail.rankers.semantics import Semantics, similarity_layer
 from longtail.rankers.settings import DuetSettings
 from longtail.samples import FeatureSpec
 
@@ -29,17 +29,17 @@ class Duet(ChoirRec):
 
     def __init__(self, spec: FeatureSpec, catalogue: Catalogue, settings: DuetSettings) -> None:
         semantics = Semantics(self.name, catalogue, settings, settings.id_dim)
-        tiers = SimilarityTiers() if settings.similarity_tiers and settings.group_sequence else None
-        group_dim = (settings.semantic_dim if semantics.project is not None else 0) + (tiers.out_dim if tiers is not None else 0)
+        similarity = similarity_layer(settings) if settings.group_sequence else None
+        group_dim = (settings.semantic_dim if semantics.project is not None else 0) + (similarity.out_dim if similarity is not None else 0)
         super().__init__(spec, catalogue, settings, beside=(semantics.out_dim, group_dim))
-        self.semantics, self.group_tiers = semantics, tiers
+        self.semantics, self.group_similarity = semantics, similarity
         self.group_project = nn.Linear(catalogue.sizes.vector_dim, settings.semantic_dim) if semantics.project is not None else None
 
     def fit_statistics(self, batch: Batch) -> None:
         super().fit_statistics(batch)
         self.semantics.fit_statistics(self.catalogue, batch)
-        if self.group_tiers is not None:
-            self.group_tiers.fit(self._group_similarities(batch), batch.group_weight_BG, batch.group_history_BG > 0)
+        if self.group_similarity is not None:
+            self.group_similarity.fit(*self._near_group(batch))
 
     def channels(self, batch: Batch, hidden_B2: torch.Tensor | None) -> Channels:
         sequences = [batch.group_history_BG] if self.settings.group_sequence else []
@@ -47,8 +47,8 @@ class Duet(ChoirRec):
         semantic, group = self.semantics(self.catalogue, view, batch), [self.group(view, batch)]
         if self.group_project is not None:
             group.append(self.group_project(self.semantics.aligned(self.catalogue, batch.item_row_B)))
-        if self.group_tiers is not None:
-            group.append(self.group_tiers(self._group_similarities(batch), batch.group_weight_BG, batch.group_history_BG > 0))
+        if self.group_similarity is not None:
+            group.append(self.group_similarity(*self._near_group(batch)))
         shown = {
             "attention_BL": view.attention_BL,
             "semantic_attention_BL": semantic.semantic_attention_BL,
@@ -56,8 +56,8 @@ class Duet(ChoirRec):
         }
         return Channels(torch.cat([view.x_BF, semantic.x_BF], dim=1), torch.cat(group, dim=1), shown)
 
-    def _group_similarities(self, batch: Batch) -> torch.Tensor:
-        return similarities(self.catalogue, batch.item_row_B, batch.group_history_BG)
+    def _near_group(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.semantics.near(self.catalogue, batch.item_row_B, batch.group_history_BG, batch.group_weight_BG)
 
     def loss(self, batch: Batch, output: RankerOutput) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         total, parts = super().loss(batch, output)

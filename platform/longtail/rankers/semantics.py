@@ -14,7 +14,8 @@ from torch.nn import functional
 from longtail.rankers.base import IndividualView
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import Catalogue
-from longtail.rankers.layers import ItemEmbedding, Normaliser, masked_softmax
+from longtail.rankers.kernels import SimilarityKernels
+from longtail.rankers.layers import DistinctRows, ItemEmbedding, Normaliser, masked_softmax
 from longtail.rankers.settings import SemanticSettings
 
 TIER_QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995)  # of the similarities between training targets and their histories
@@ -150,24 +151,37 @@ class Semantics(nn.Module):
         super().__init__()
         self.settings, self.id_dim = settings, id_dim
         semantic = settings.semantic_vector or settings.alignment
-        if (settings.semantic_to_behaviour or settings.behaviour_to_semantic or settings.content_gate) and not semantic:
+        needs = settings.semantic_to_behaviour or settings.behaviour_to_semantic or settings.content_gate or settings.similarity == "kernels"
+        if needs and not semantic:
             raise ValueError(
-                f"rankers.{name}: semantic_vector = false and alignment = false leave no semantic space, and the attention between the spaces and the content "
-                "gate need one. Set semantic_to_behaviour, behaviour_to_semantic and content_gate to false too, or keep one of the first two."
+                f"rankers.{name}: semantic_vector = false and alignment = false leave no semantic space, and the attention between the spaces, the "
+                "content gate and similarity kernels need one. Switch these off too, or keep one of the first two."
             )
         dim = catalogue.sizes.vector_dim
         self.alignment = Alignment(catalogue, settings) if settings.alignment else None
         self.gate = ContentGate(dim, id_dim) if settings.content_gate else None
-        self.tiers = SimilarityTiers() if settings.similarity_tiers else None
+        self.similarity = similarity_layer(settings)
         self.semantic_to_behaviour = CrossAttention(SEMANTIC_SCALE) if settings.semantic_to_behaviour else None
         self.behaviour_to_semantic = CrossAttention(1.0) if settings.behaviour_to_semantic else None
         self.project = nn.Linear(dim, settings.semantic_dim) if semantic else None
         self.out_dim = settings.semantic_dim * (int(semantic) + int(settings.behaviour_to_semantic))
-        self.out_dim += id_dim * int(settings.semantic_to_behaviour) + (self.tiers.out_dim if self.tiers is not None else 0)
+        self.out_dim += id_dim * int(settings.semantic_to_behaviour) + (self.similarity.out_dim if self.similarity is not None else 0)
 
     def fit_statistics(self, catalogue: Catalogue, batch: Batch) -> None:
-        if self.tiers is not None:
-            self.tiers.fit(similarities(catalogue, batch.item_row_B, batch.history_BL), 1 / (1 + batch.history_days_BL), batch.history_BL > 0)
+        if self.similarity is not None:
+            self.similarity.fit(*self.near(catalogue, batch.item_row_B, batch.history_BL, 1 / (1 + batch.history_days_BL)))
+
+    def near(
+        self, catalogue: Catalogue, target_B: torch.Tensor, sequence_BL: torch.Tensor, worth_BL: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the similarity layer takes: cosines of targets to each item of a sequence, by item rows, the places' worth, and where there is an item."""
+        distinct = DistinctRows.of(len(catalogue.item_id_N), [sequence_BL])
+        if self.settings.similarity == "kernels":
+            vectors_RD, target_BD = self.aligned(catalogue, distinct.rows_R), self.aligned(catalogue, target_B)
+            vectors_RD, target_BD = functional.normalize(vectors_RD, dim=1), functional.normalize(target_BD, dim=1)
+        else:
+            vectors_RD, target_BD = catalogue.vector_ND[distinct.rows_R], catalogue.vector_ND[target_B]
+        return torch.bmm(distinct.spread(vectors_RD, sequence_BL), target_BD.unsqueeze(2)).squeeze(2), worth_BL, sequence_BL > 0
 
     def aligned(self, catalogue: Catalogue, rows: torch.Tensor) -> torch.Tensor:
         """z~ = z + sum of A^l[c^l] of item rows, [.., D]; the codes' part alone where the frozen vector is switched off."""
@@ -190,9 +204,8 @@ class Semantics(nn.Module):
     def forward(self, catalogue: Catalogue, view: IndividualView, batch: Batch) -> SemanticView:
         """Features beside those of the individual side."""
         parts = []
-        if self.tiers is not None:
-            near_BL = similarities(catalogue, batch.item_row_B, batch.history_BL)
-            parts.append(self.tiers(near_BL, 1 / (1 + batch.history_days_BL), view.history_mask_BL))
+        if self.similarity is not None:
+            parts.append(self.similarity(*self.near(catalogue, batch.item_row_B, batch.history_BL, 1 / (1 + batch.history_days_BL))))
         semantic_BL = behaviour_BL = None
         if self.project is not None:
             target_BD = self.aligned(catalogue, batch.item_row_B)
@@ -230,10 +243,9 @@ class Semantics(nn.Module):
         return pulled
 
 
-def similarities(catalogue: Catalogue, target_B: torch.Tensor, sequence_BL: torch.Tensor) -> torch.Tensor:
-    """Of target items to each item of a sequence, by item rows and frozen vectors [B, L]."""
-    vector_ND = catalogue.vector_ND
-    return torch.bmm(vector_ND[sequence_BL], vector_ND[target_B].unsqueeze(2)).squeeze(2)
+def similarity_layer(settings: SemanticSettings) -> SimilarityTiers | SimilarityKernels | None:
+    """The layer that turns similarities into features."""
+    return {"none": lambda: None, "tiers": SimilarityTiers, "kernels": SimilarityKernels}[settings.similarity]()
 
 
 def _zero_table(num: int, dim: int) -> nn.Embedding:

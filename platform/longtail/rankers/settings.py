@@ -70,8 +70,10 @@ class SemanticSettings(Settings):
     alignment: bool = Field(True, description="MBA: zero-initialised codebooks added to the frozen vector")
     semantic_to_behaviour: bool = Field(True, description="attention branch (a): semantic scores pool ID embeddings")
     behaviour_to_semantic: bool = Field(True, description="attention branch (b): ID scores pool semantic vectors")
-    similarity_tiers: bool = Field(
-        False, description="how much of the history is how near to the item by the frozen vectors: counts and recency by tier, straight into the tower (ours)"
+    similarity: Literal["none", "tiers", "kernels"] = Field(
+        "none",
+        description="how much of the history is how near to the item, straight into the tower (ours): tiers, by the frozen vectors | kernels, by the aligned "
+        "ones, which learn from it",
     )
     content_gate: bool = Field(False, description="an item's ID embedding gives way to its content, the less the more training rows it has (ours)")
     content_weight: float = Field(0.0, ge=0, description="of the pull of content towards the ID embeddings of items with many rows; needs content_gate (ours)")

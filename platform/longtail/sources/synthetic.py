@@ -6,21 +6,23 @@
 - Whether an impression is clicked, and a click bought, depends on taste (topic) and on the item's own appeal; nothing else.
 - Searches speak the words of a topic that the user likes. Two of three categorical attributes follow the group for some users, and are often missing.
 - Quiet users come rarely, busy ones often. Cold items are first shown in the test window.
+- With `drift`, titles speak of themes below the topics, and themes change topics as time goes by (longtail.sources.drift).
 
-Letters: U users, I items, T topics, G groups, S sessions, X impressions.
+Letters: U users, I items, T topics, H themes, G groups, S sessions, X impressions.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtail import schema
 from longtail.labels import Labels
 from longtail.negatives import Negatives
 from longtail.settings import Settings
+from longtail.sources.drift import Drift, DriftSettings
 from longtail.sources.raw import RawLogs
 from longtail.times import DAY_US
 from longtail.windows import SplitSettings, Windows
@@ -87,9 +89,17 @@ class SyntheticSettings(Settings):
     topics_per_group: int = Field(2, ge=1, description="topics that all members of a group like")
     num_days: int = Field(120, ge=10)
     cold_item_frac: float = Field(0.2, ge=0, lt=1, description="items first shown in the test window")
+    launch_frac: float = Field(0.5, gt=0, le=1, description="first share of the test window, by time, in which they are launched one by one")
     quiet_user_frac: float = Field(0.5, ge=0, le=1)
     sessions_per_user: float = Field(20.0, gt=0, description="mean over all users")
     impressions_per_session: int = Field(8, ge=1)
+    drift: DriftSettings = DriftSettings()
+
+    @model_validator(mode="after")
+    def _shared_where_it_drifts(self) -> Self:
+        if self.tastes == "own" and not self.drift.is_off:
+            raise ValueError('tastes = "own" knows no topics, and drift moves themes between topics: set tastes = "shared", or leave out drift')
+        return self
 
 
 def build(settings: SyntheticSettings, split: SplitSettings, seed: int) -> RawLogs:
@@ -104,18 +114,20 @@ def build(settings: SyntheticSettings, split: SplitSettings, seed: int) -> RawLo
             "a user likes one topic beside the group's, and must dislike some. Raise num_topics."
         )
     rng = np.random.default_rng([seed, 0x5E7])
-    words = _topic_words(settings.num_topics, rng)
+    words = _theme_words(settings.num_topics * settings.drift.themes_per_topic, rng)
     group_U = rng.permutation(np.arange(settings.num_users) % settings.num_groups)
     likes_UT = _tastes(settings, group_U, rng)
-    topic_I = rng.permutation(np.arange(settings.num_items) % settings.num_topics)
+    theme_I = rng.permutation(np.arange(settings.num_items) % len(words))
     cold_I = rng.permutation(settings.num_items) < round(settings.cold_item_frac * settings.num_items)
     user_S, time_S = _sessions(settings, rng)
+    drift = Drift.of(settings.drift, settings.num_topics, Windows.of(time_S, split), seed)
     launch_I = _launches(settings, split, cold_I, time_S, rng)
     appeal_I = np.exp(rng.normal(0, 0.25, settings.num_items))
     session_X, item_X = _impressions(settings, time_S, launch_I, cold_I, rng)
     time_X = time_S[session_X] + rng.integers(1, 30, len(session_X)) * 1_000_000
     user_X = user_S[session_X]
-    liked_X = likes_UT[user_X, topic_I[item_X]] if settings.tastes == "shared" else _own_likes(settings, seed)[user_X, item_X]
+    shared = settings.tastes == "shared"
+    liked_X = likes_UT[user_X, drift.topics(theme_I[item_X], time_X)] if shared else _own_likes(settings, seed)[user_X, item_X]
     clicked_X = rng.random(len(item_X)) < np.minimum(np.where(liked_X, CLICK_LIKED, CLICK_OTHER) * appeal_I[item_X], 0.95)
     bought_X = clicked_X & (rng.random(len(item_X)) < np.where(liked_X, BUY_LIKED, BUY_OTHER))
     click_time_X = time_X + rng.integers(5, 300, len(item_X)) * 1_000_000
@@ -128,16 +140,18 @@ def build(settings: SyntheticSettings, split: SplitSettings, seed: int) -> RawLo
         ("click", user_S[session_X[clicked_X]], item_X[clicked_X], click_time_X[clicked_X], session_X[clicked_X]),
         ("purchase", user_S[session_X[bought_X]], item_X[bought_X], buy_time_X[bought_X], session_X[bought_X]),
     ]
-    queries = _queries(user_S[searched_S], likes_UT, words, rng)
+    queries = _queries(user_S[searched_S], time_S[searched_S], likes_UT, drift, words, rng)
     user_ids, item_ids = _ids("u", settings.num_users), _ids("i", settings.num_items)
     events = _events(blocks, queries, price_I, user_ids, item_ids)
     truth = {
         "truth_users": pa.table({"user_id": user_ids, "user_group": pa.array(group_U.astype(np.int32))}),
-        "truth_items": pa.table({"item_id": item_ids, "item_topic": pa.array(topic_I.astype(np.int32)), "cold": pa.array(cold_I)}),
+        "truth_items": pa.table({"item_id": item_ids, "item_topic": pa.array(drift.topic_MH[0, theme_I].astype(np.int32)), "cold": pa.array(cold_I)}),
     }
+    if not settings.drift.is_off:
+        truth["truth_items"] = _with_themes(truth["truth_items"], theme_I, drift)
     return RawLogs(
         users=_users(user_ids, group_U, settings, rng),
-        items=_items(item_ids, topic_I, price_I, launch_I, cold_I, words, rng),
+        items=_items(item_ids, theme_I, price_I, launch_I, cold_I, words, rng),
         events=events,
         labels=Labels(exposure="impression", outcome="click", conversion="purchase"),
         negatives=Negatives(),
@@ -152,10 +166,10 @@ def _ids(prefix: str, count: int) -> pa.Array:
     return pa.array([f"{prefix}{row:0{len(str(count))}d}" for row in range(count)])
 
 
-def _topic_words(num_topics: int, rng: np.random.Generator) -> list[list[str]]:
-    """Six words for each topic: real ones for the first topics, made-up ones beyond."""
-    words = [topic.split() for topic in TOPICS[:num_topics]]
-    while len(words) < num_topics:
+def _theme_words(num_themes: int, rng: np.random.Generator) -> list[list[str]]:
+    """Six words for each theme: real ones for the first themes, made-up ones beyond."""
+    words = [theme.split() for theme in TOPICS[:num_themes]]
+    while len(words) < num_themes:
         words.append(["".join(rng.choice(SYLLABLES, 3)) for _ in range(6)])
     return words
 
@@ -199,13 +213,13 @@ def _sessions(settings: SyntheticSettings, rng: np.random.Generator) -> tuple[In
 
 
 def _launches(settings: SyntheticSettings, split: SplitSettings, cold_I: Bools, time_S: Ints, rng: np.random.Generator) -> Ints:
-    """When each item goes on sale: before the logs begin, or in the first half of the test window."""
+    """When each item goes on sale: before the logs begin, or in the first share of the test window."""
     launch = np.full(settings.num_items, START_US - 365 * DAY_US, np.int64)
     if cold_I.any():
         windows = Windows.of(time_S, split)
         # Purchases trail the last session by hours and move the shares' boundary with them: a day's margin keeps the launches in the test window.
         earliest = windows.train_end + min(DAY_US, (windows.end - windows.train_end) // 10)
-        launch[cold_I] = earliest + rng.integers(0, max((windows.end - earliest) // 2, 1), int(cold_I.sum()))
+        launch[cold_I] = earliest + rng.integers(0, max(int((windows.end - earliest) * settings.launch_frac), 1), int(cold_I.sum()))
     return launch
 
 
@@ -225,12 +239,25 @@ def _impressions(settings: SyntheticSettings, time_S: Ints, launch_I: Ints, cold
     return session[first], item[first]
 
 
-def _queries(user: Ints, likes_UT: Bools, words: list[list[str]], rng: np.random.Generator) -> list[str]:
-    """One query per search: two words of a topic that the user likes."""
+def _queries(user: Ints, time: Ints, likes_UT: Bools, drift: Drift, words: list[list[str]], rng: np.random.Generator) -> list[str]:
+    """One query per search: two words of a theme that the user likes by then."""
     score = np.where(likes_UT[user], rng.random((len(user), likes_UT.shape[1])), -1.0)
     topic = score.argmax(1)
     first, second = rng.integers(0, 3, len(user)), rng.integers(3, 6, len(user))
-    return [f"{words[t][a]} {words[t][b]}" for t, a, b in zip(topic, first, second, strict=True)]
+    theme = topic
+    if len(words) > likes_UT.shape[1] or len(drift.since_M) > 1:
+        themes = np.arange(len(words))
+        belongs = drift.topics(np.tile(themes, len(user)), np.repeat(time, len(words))).reshape(len(user), -1) == topic[:, None]
+        theme = np.where(belongs, rng.random(belongs.shape), -1.0).argmax(1)
+    return [f"{words[t][a]} {words[t][b]}" for t, a, b in zip(theme, first, second, strict=True)]
+
+
+def _with_themes(items: pa.Table, theme_I: Ints, drift: Drift) -> pa.Table:
+    """The items' truth with their themes, and their topics at all moments beside the moments: null is the beginning."""
+    since = pa.array([None, *drift.since_M[1:].tolist()], pa.timestamp("us")).cast(schema.TIMESTAMP)
+    topics = pa.FixedSizeListArray.from_arrays(pa.array(drift.topic_MH[:, theme_I].T.reshape(-1).astype(np.int32)), len(since))
+    moments = pa.FixedSizeListArray.from_arrays(pa.concat_arrays([since] * len(theme_I)), len(since))
+    return items.append_column("item_theme", pa.array(theme_I.astype(np.int32))).append_column("topics", topics).append_column("topics_since", moments)
 
 
 def _events(blocks: list[Block], queries: list[str], price_I: Floats, user_ids: pa.Array, item_ids: pa.Array) -> pa.Table:
@@ -279,13 +306,13 @@ def _users(user_ids: pa.Array, group_U: Ints, settings: SyntheticSettings, rng: 
     )
 
 
-def _items(item_ids: pa.Array, topic_I: Ints, price_I: Floats, launch_I: Ints, cold_I: Bools, words: list[list[str]], rng: np.random.Generator) -> pa.Table:
-    """Titles speak of the topic in three of its six words; category and brand say nothing about it."""
-    count = len(topic_I)
+def _items(item_ids: pa.Array, theme_I: Ints, price_I: Floats, launch_I: Ints, cold_I: Bools, words: list[list[str]], rng: np.random.Generator) -> pa.Table:
+    """Titles speak of the theme in three of its six words; category and brand say nothing about it."""
+    count = len(theme_I)
     picked = rng.random((count, 6)).argsort(1)[:, :3]
     style, form = rng.integers(0, len(STYLES), count), rng.integers(0, len(FORMS), count)
     titles = [
-        f"{STYLES[s]} {' '.join(words[topic][place] for place in places)} {FORMS[f]}" for s, f, topic, places in zip(style, form, topic_I, picked, strict=True)
+        f"{STYLES[s]} {' '.join(words[theme][place] for place in places)} {FORMS[f]}" for s, f, theme, places in zip(style, form, theme_I, picked, strict=True)
     ]
     root, leaf, brand = rng.integers(0, CATEGORIES, count), rng.integers(0, LEAVES, count), rng.integers(0, BRANDS, count)
     return pa.table(
