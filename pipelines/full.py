@@ -1,8 +1,8 @@
 """The whole line, from logs to the evaluation report; this page is the table of contents.
 
-     logs ─┬─► profiles ─► user_vectors ─► user_spaces ─► user_codes ─► groups, peers ─────────────────► lent ┐
-           ├─► item_texts ─► item_vectors ─► item_encoder ─► item_z ─► item_codes ┐                           ├─► base, choirrec, saviorrec ─► evaluation
-           └─► collaborative ─────────────────────────────────────────────────────┴─► samples ────────────────┘
+     logs ─┬─► profiles ─► user_vectors ─► user_spaces ─► user_codes ─► groups, peers ──────────► lent ┐
+           ├─► item_texts ─► item_vectors ─► item_encoder ─► item_z ─► item_codes ─► matches ──────────┼─► base, choirrec, saviorrec, duet ─► evaluation
+           └─► collaborative ─► samples ───────────────────────────────────────────────────────────────┘
 
 Run: python -m pipelines.full --config my.toml. Finished stages are skipped; an interrupted one is redone. Last stdout line: one JSON object.
 """

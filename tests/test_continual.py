@@ -126,7 +126,7 @@ def test_an_update_changes_its_parts_and_nothing_else(weeks: Weeks, parts: tuple
 
 def test_a_part_that_is_switched_off_is_refused() -> None:
     ranker = make(alignment=False)
-    with pytest.raises(ValueError, match=r"no parameters \['alignment.'\]"), trained_alone(ranker, CODEBOOKS):
+    with pytest.raises(ValueError, match=r"no parameters \['semantics.alignment.'\]"), trained_alone(ranker, CODEBOOKS):
         pass
 
 
@@ -167,9 +167,9 @@ def test_dealt_codes_keep_what_was_learnt_and_their_numbers() -> None:
         for table in ranker.semantics.alignment.parameters():  # type: ignore[union-attr]
             table[1:].normal_()
     rows = torch.arange(WORLD.spec.num_items + 1)
-    aligned, codes = ranker.aligned(rows), ranker.catalogue.codes_NS.clone()
+    aligned, codes = ranker.semantics.aligned(ranker.catalogue, rows), ranker.catalogue.codes_NS.clone()
     deal_codes(ranker, seed=1)
-    torch.testing.assert_close(ranker.aligned(rows), aligned)
+    torch.testing.assert_close(ranker.semantics.aligned(ranker.catalogue, rows), aligned)
     dealt = ranker.catalogue.codes_NS
     assert dealt[0].tolist() == [0, 0]
     assert sorted(map(tuple, dealt.tolist())) == sorted(map(tuple, codes.tolist()))

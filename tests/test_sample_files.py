@@ -45,7 +45,7 @@ def test_unequal_rows_are_refused(tmp_path: Path) -> None:
 def test_parts_lie_side_by_side_by_name(tmp_path: Path) -> None:
     for folder in ("samples.parquet", "lent.parquet"):
         write_parts(tmp_path / folder, [pa.table({"a": [1]})] * 2)
-    samples, lent = folders_of(tmp_path)
+    samples, _, lent = folders_of(tmp_path)
     names = ("part-00000.parquet", "part-00001.parquet")
     assert side_by_side(FS, [samples, lent]) == tuple((f"{samples}/{name}", f"{lent}/{name}") for name in names)
     assert side_by_side(FS, [lent]) == tuple((f"{lent}/{name}",) for name in names)
@@ -53,7 +53,8 @@ def test_parts_lie_side_by_side_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lent", [1, 3])
 def test_different_parts_are_refused(tmp_path: Path, lent: int) -> None:
-    write_parts(tmp_path / "samples.parquet", [pa.table({"a": [1]})] * 2)
+    for name in ("samples", "matches"):
+        write_parts(tmp_path / f"{name}.parquet", [pa.table({"a": [1]})] * 2)
     write_parts(tmp_path / "lent.parquet", [pa.table({"c": [1]})] * lent)
     with pytest.raises(ValueError, match=rf"lent\.parquet and .*samples\.parquet hold different parts: {lent} and 2\. Build them again"):
         scan(tmp_path, WORLD.spec)
@@ -63,8 +64,8 @@ def test_different_parts_are_refused(tmp_path: Path, lent: int) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    write_parts(tmp_path / "samples.parquet", [pa.table({"a": [1]})])
-    write_parts(tmp_path / "lent.parquet", [])
+    for name, parts in (("samples", [pa.table({"a": [1]})]), ("matches", [pa.table({"a": [1]})]), ("lent", [])):
+        write_parts(tmp_path / f"{name}.parquet", parts)
     with pytest.raises(ValueError, match=r"no Parquet file under .*lent\.parquet"):
         side_by_side(FS, folders_of(tmp_path))
 
@@ -92,7 +93,7 @@ def test_columns_of_width_zero_are_not_asked_for() -> None:
 def test_samples_of_another_config_are_refused(tmp_path: Path) -> None:
     """Built without peers, read by a ranker that asks for them; and the other way round nothing is missed."""
     folder = write_samples(tmp_path, [World.of(spec_of()).rows(30)])
-    with pytest.raises(ValueError, match=r"lack \['peer_stats', 'collaborative_stats'\]"):
+    with pytest.raises(ValueError, match=r"lack \['collaborative_stats', 'peer_stats'\]"):
         scan(folder, WORLD.spec).first_batch()
     rich = write_samples(tmp_path / "rich", [WORLD.rows(30)])
     assert scan(rich, spec_of()).first_batch().peer_stats_BP.shape == (30, 0)

@@ -35,6 +35,7 @@ class Duet(ChoirRec):
         self.semantics, self.group_similarity = semantics, similarity
         self.group_project = nn.Linear(catalogue.sizes.vector_dim, settings.semantic_dim) if semantics.project is not None else None
 
+    @torch.no_grad()
     def fit_statistics(self, batch: Batch) -> None:
         super().fit_statistics(batch)
         self.semantics.fit_statistics(self.catalogue, batch)

@@ -167,6 +167,7 @@ class Semantics(nn.Module):
         self.out_dim = settings.semantic_dim * (int(semantic) + int(settings.behaviour_to_semantic))
         self.out_dim += id_dim * int(settings.semantic_to_behaviour) + (self.similarity.out_dim if self.similarity is not None else 0)
 
+    @torch.no_grad()
     def fit_statistics(self, catalogue: Catalogue, batch: Batch) -> None:
         if self.similarity is not None:
             self.similarity.fit(*self.near(catalogue, batch.item_row_B, batch.history_BL, 1 / (1 + batch.history_days_BL)))
