@@ -1,7 +1,7 @@
 """Encoder study: Hit@k of items that the item encoder never met in a pair, several data sets, arms and draws of who is held out.
 
 Reads the configs' logs and item_vectors (built where they are missing) and trains an item encoder for each data set, arm and seed, two arms at a time on two
-CPUs; finished ones are found again. Writes saviorrec_encoder.md into `--results`.
+CPUs; finished ones are found again. Writes a page of Markdown.
 Run: python -m pipelines.encoder_study --config pipelines/configs/movielens_1m.toml --config pipelines/configs/online_retail.toml
 Last stdout line: one JSON object.
 """
@@ -75,7 +75,8 @@ def page(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], seeds: 
     """The results as Markdown."""
     parts = [
         f"# SaviorEnc: Hit@{k} on later pairs",
-        f"{os.cpu_count()} CPUs, {time.strftime('%Y-%m')}, commit {commit}, {minutes:.1f} minutes. Command: `{command}`",
+        f"{os.cpu_count()} CPUs, {time.strftime('%Y-%m')}, commit {commit}; {minutes:.1f} minutes, in which encoders that were finished before took none. "
+        f"Command: `{command}`",
         f"A random {HELD_OUT_FRAC:.0%} of the contents (items of one text) are held out: all their events leave the history window before pairs are made. "
         "Queries are pairs of the train window that the history window lacks, in both directions, drawn by weight. `frozen` is the text vectors themselves, "
         "`start` the projection before training, `popularity` the items with most history events, `co_occurrence` those that history ties most to the query, "
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--config", action="append", required=True, help="a data set's TOML file; may be repeated")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value", help="override one setting in all of them")
     parser.add_argument("--runs", default="runs/encoder_study", help="folder of the artifacts, one below it for each data set")
-    parser.add_argument("--results", default="results", help="folder of the page")
+    parser.add_argument("--page", default="results/saviorrec_encoder.md", help="where the results go")
     parser.add_argument("--arms", nargs="+", default=["default", "without_factors", "natural"], choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[11, 12, 13, 14, 15])
     with clear_errors():
@@ -108,7 +109,7 @@ def main() -> None:
                 found |= study([path], [own, *args.overrides], args.arms, args.seeds)
         command = shlex.join(["python", "-m", "pipelines.encoder_study", *sys.argv[1:]])
         k = next(iter(next(iter(found.values())).values()))[0]["k"]
-        target = Path(args.results) / "saviorrec_encoder.md"
+        target = Path(args.page)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page(found, args.seeds, k, commit, command, (time.monotonic() - started) / 60))
         headline = {
