@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Config, Sto
     config, store = borrowing_world.publish(
         tmp_path_factory.mktemp("world"),
         train={"batch_size": 32, "epochs": 1},
-        rankers={"saviorrec": {"id_dim": 4, "hidden_dims": [8], "attention_dims": [8], "similarity_kernels": True}},
+        rankers={"saviorrec": {"id_dim": 4, "hidden_dims": [8], "attention_dims": [8], "similarity": "kernels"}},
         continual={"num_weeks": 2, "seeds": [7], "codebooks": ONE_EPOCH, "everything": ONE_EPOCH, "leave_out": ["mba_temperature"], "bootstrap_rounds": 50},
     )
     yield config, store, built_here(ALIGNMENT, config, store)

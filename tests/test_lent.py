@@ -180,7 +180,8 @@ def test_the_stage_writes_a_part_for_each_part_of_the_samples(tmp_path: Path) ->
     assert spec == feature_spec(state.entities, settings, has_conversion=False)
     assert (spec.peer_stats, spec.collaborative_stats) == (PEER_STATS, ("ease", "svd"))
     assert artifact.manifest["rows"] == {"in": 120, "out": 120, "dropped": {}}
-    assert Batch.from_table(read_part(store.fs, parts[0], [*feature_columns(spec), "outcome"]), spec).peer_stats_BP.shape == (70, 5)
+    alone = spec.model_copy(update={"match_stats": ()})
+    assert Batch.from_table(read_part(store.fs, parts[0], [*feature_columns(alone), "outcome"]), alone).peer_stats_BP.shape == (70, 5)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,8 @@ def test_the_stage_writes_a_part_for_each_part_of_the_samples(tmp_path: Path) ->
         ({"peers": {"form": "none"}}, True),
         ({"peers": {"prior_users": 3.0}}, True),
         ({"user_spaces": {"shuffled": True}}, True),
-        ({"samples": {"cluster_depth": 1}}, False),
+        ({"samples": {"cluster_depth": 1}}, True),
+        ({"samples": {"snapshot_days": 3}}, False),
         ({"collaborative": {"scores": ["svd"]}}, False),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from longtail import schema
 from longtail.codes import encode
 from longtail.entities import Entities, Vocabulary
-from longtail.feature_state import lent_rows, own_rows
+from longtail.feature_state import lent_rows, match_rows, own_rows
 from longtail.features import CROSS_STATS, ITEM_STATS
 from longtail.matches import MATCH_STATS
 from longtail.rankers.batch import Batch
@@ -60,8 +60,9 @@ def test_features_and_scores_are_those_of_the_training_samples(ranker: RequestRa
             "conversion": pa.nulls(len(rows), pa.int8()),
         }
     )
-    own, lent = own_rows(ranker.state.own, examples), lent_rows(ranker.state.lent, examples)
-    samples = pa.table({name: part.column(name) for part in (own, lent) for name in part.column_names})
+    state = ranker.state
+    parts = own_rows(state.own, examples), match_rows(state.matches, examples), lent_rows(state.lent, examples)
+    samples = pa.table({name: part.column(name) for part in parts for name in part.column_names})
     spec = ranker.state.spec
     for place, (user, now) in enumerate(asked):
         trained, served = Batch.from_table(samples.slice(place * len(ITEMS), len(ITEMS)), spec), ranker.batch(question(user, now=now))

@@ -16,6 +16,7 @@ from pipelines.collaborative import COLLABORATIVE
 from pipelines.groups import GROUPS
 from pipelines.lent import LENT
 from pipelines.logs import LOGS
+from pipelines.matches import MATCHES
 from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
 from pipelines.stage import ensure, find
@@ -44,15 +45,15 @@ def test_serving_computes_what_the_stages_wrote(tmp_path: Path) -> None:
     """With peers, scores, several spaces and two snapshots."""
     settings, store = borrowing_world.publish(tmp_path)
     with work.in_place():
-        lent = ensure(LENT, settings, store, build_inputs=True).artifact
+        lent, matches = (ensure(stage, settings, store, build_inputs=True).artifact for stage in (LENT, MATCHES))
     samples, state = find(SAMPLES, settings, store), load(settings, store)
     assert samples is not None
     assert state.lent.lifts is not None
     assert state.own.collaborative is not None
     asked = pa.concat_tables(borrowing_world.examples())
     served = Batch.from_table(state.features(small_features.Rows.of(asked, state.entities)), state.spec)
-    own, borrowed = samples.read("samples"), lent.read("lent")
-    written = Batch.from_table(pa.table({name: table.column(name) for table in (own, borrowed) for name in table.column_names}), state.spec)
+    tables = samples.read("samples"), matches.read("matches"), lent.read("lent")
+    written = Batch.from_table(pa.table({name: table.column(name) for table in tables for name in table.column_names}), state.spec)
     for name in vars(served):
         if name not in ("outcome_B", "conversion_B"):
             np.testing.assert_array_equal(getattr(served, name).numpy(), getattr(written, name).numpy(), name)

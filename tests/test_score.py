@@ -87,7 +87,7 @@ def test_predictions_are_the_rankers_own(name: str, world: World, tmp_path: Path
         assert mine["example_id"].to_pylist() == rows["example_id"].filter(pa.array(kept)).to_pylist()
         for column in ("num_purchases", "item_events", "item_age_days"):
             assert mine[column].to_pylist() == rows[column].filter(pa.array(kept)).to_pylist()
-    assert (predictions["alpha_fusion"].null_count == 0) == (name == "choirrec")
+    assert (predictions["alpha_fusion"].null_count == 0) == (name in ("choirrec", "duet"))
 
 
 def test_a_file_scored_again_gives_the_same_part(world: World, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_circles_are_refused(arms: dict[str, Any], circle: str) -> None:
         ({"seeds": []}, "at least 1 item"),
         ({"against": []}, "at least 1 item"),
         ({"name": "My study"}, "pattern"),
-        ({"arms": section()["arms"] | {"full": {"ranker": "duet"}}}, "'base', 'choirrec' or 'saviorrec'"),
+        ({"arms": section()["arms"] | {"full": {"ranker": "trio"}}}, "'base', 'choirrec', 'saviorrec' or 'duet'"),
     ],
 )
 def test_what_does_not_exist_or_is_named_twice_is_refused(changes: dict[str, Any], said: str) -> None:
@@ -144,8 +144,8 @@ def test_the_short_form_runs_headline_arms_alone_with_the_first_seeds() -> None:
 
 
 def test_a_seed_decides_weights_and_where_an_arm_borrows_how_groups_are_made() -> None:
-    assert seeded(("a.b=1",), 5, borrows=False) == ("a.b=1", "train.seed=5")
-    assert seeded((), 5, borrows=True) == ("train.seed=5", "codes.user.seed=5", "user_spaces.seed=5", "peers.seed=5")
+    assert seeded(("a.b=1",), 5, borrows=False) == ("a.b=1", "train.seed=5", "item_z.seed=5")
+    assert seeded((), 5, borrows=True) == ("train.seed=5", "item_z.seed=5", "codes.user.seed=5", "user_spaces.seed=5", "peers.seed=5")
 
 
 def seeds_of(config: Config) -> list[int | None]:

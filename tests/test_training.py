@@ -146,7 +146,7 @@ def test_training_learns_and_keeps_the_best_epoch(files: SampleFiles, tmp_path: 
         validate=lambda ranker: {"auc": next(scores)},
         on_epoch=lambda metrics, state: kept.update({metrics["epoch"]: {name: value.clone() for name, value in state.ranker.state_dict().items()}}),
     )
-    assert state.metrics[-1]["train/loss"] < state.metrics[0]["train/loss"] < math.log(2) + 0.05
+    assert state.metrics[-1]["train/loss"] < state.metrics[0]["train/loss"] < math.log(2) + 0.1
     assert state.best_epoch == 2
     state.save_best(tmp_path / "best")
     loaded = load_ranker(tmp_path / "best").state_dict()
