@@ -24,6 +24,7 @@ from torch import nn
 
 from longtail.item_encoder import ItemEncoderSettings
 from longtail.item_factors import FactorMap
+from longtail.item_z import side_by_side
 from longtail.pairs import Pairs
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class ItemEncoder:
             rows = slice(start, start + _PROJECT_ROWS)
             inputs = compose(text_vectors[rows], None if image_vectors is None else image_vectors[rows], self.shapes[0])
             parts = [projection(torch.from_numpy(np.ascontiguousarray(inputs))).numpy() for projection in self._projections]
-            out[rows] = np.concatenate(parts, axis=1) / np.sqrt(len(parts))
+            out[rows] = side_by_side(parts)
         return out
 
     def files(self) -> dict[str, bytes]:

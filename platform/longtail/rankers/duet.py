@@ -61,6 +61,4 @@ class Duet(ChoirRec):
         return self.semantics.near(self.catalogue, batch.item_row_B, batch.group_history_BG, batch.group_weight_BG)
 
     def loss(self, batch: Batch, output: RankerOutput) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        total, parts = super().loss(batch, output)
-        penalties = self.semantics.penalties(self.catalogue, self.individual.items, batch)
-        return total + sum(penalties.values()), {**parts, **{name: value.detach() for name, value in penalties.items()}}
+        return self.semantics.penalised(*super().loss(batch, output), self.catalogue, self.individual.items, batch)

@@ -226,6 +226,13 @@ class Semantics(nn.Module):
         x_BF = torch.cat(parts, dim=1) if parts else view.x_BF[:, :0]
         return SemanticView(x_BF, semantic_BL, behaviour_BL)
 
+    def penalised(
+        self, total: torch.Tensor, parts: dict[str, torch.Tensor], catalogue: Catalogue, items: ItemEmbedding, batch: Batch
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """A loss and its parts with what the settings add to them."""
+        penalties = self.penalties(catalogue, items, batch)
+        return total + sum(penalties.values()), {**parts, **{name: value.detach() for name, value in penalties.items()}}
+
     def penalties(self, catalogue: Catalogue, items: ItemEmbedding, batch: Batch) -> dict[str, torch.Tensor]:
         """What the settings add to the loss, summed over rows and weighted, by name."""
         settings, found = self.settings, {}
