@@ -14,25 +14,31 @@ import pyarrow.compute as pc
 
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config
+from longtail.rankers.heads import has_label
+from longtail.rankers.settings import Head
 from longtail.run_state import load_behaviour, load_entities, logs_info
-from longtail.sample_files import Split
+from longtail.sample_files import LABEL_COLUMNS, Split
 from longtail.study import Seed, StudySettings
 from longtail.study_page import markdown, page
-from longtail.study_results import Measured, Metric, StudyResults, compare, measured
+from longtail.study_results import Arms, Measured, Metric, StudyResults, compare, measured
 from longtail.study_rows import WindowRows, item_rows, window_rows
 from longtail.times import to_us
 from pipelines.logs import LOGS
 from pipelines.samples import SAMPLES
 from pipelines.stage import ensure, kept
 from pipelines.study_arms import arm_config, worlds
+from pipelines.trial import score_column
 
 
-def rows_of(config: Config, store: Store, split: Split, metric: Metric) -> WindowRows:
-    """The rows and slices of one window of a data set."""
+def rows_of(config: Config, store: Store, split: Split, metric: Metric, head: Head = "outcome") -> WindowRows:
+    """The rows and slices of one window of a data set, as far as they have a label for a head."""
     logs, samples = ensure(LOGS, config, store).artifact, ensure(SAMPLES, config, store).artifact
     info, bins = logs_info(logs), config.samples.numeric_bins
-    table = samples.read("samples", ["example_id", "user_id", "item_id", "split", "outcome", "item_age_days"])
+    table = samples.read("samples", ["example_id", "user_id", "item_id", *LABEL_COLUMNS, "item_age_days"])
     table = table.filter(pc.equal(table.column("split"), split))
+    conversion = pc.fill_null(table.column("conversion"), -1)
+    label = table.column("outcome") if head == "outcome" else conversion
+    table = table.append_column("label", label).filter(pa.array(has_label([head], table.column("outcome").to_numpy(), conversion.to_numpy())))
     opens = to_us(info.train_end if split == "test" else info.validation_start)
     known = table, load_entities(logs, bins), load_behaviour(logs, bins), opens
     if metric == "auc":
@@ -41,7 +47,7 @@ def rows_of(config: Config, store: Store, split: Split, metric: Metric) -> Windo
 
 
 def measure(
-    rows_of_world: Mapping[Seed | None, WindowRows], trials: Mapping[str, Mapping[Seed, Artifact]], split: Split, metric: Metric
+    rows_of_world: Mapping[Seed | None, WindowRows], trials: Mapping[str, Mapping[Seed, Artifact]], split: Split, metric: Metric, head: Head = "outcome"
 ) -> dict[str, dict[Seed, dict[str, Measured]]]:
     """By arm, seed and slice, what the window's scores come to; arms without scores there are left out.
 
@@ -50,6 +56,7 @@ def measure(
         trials: by arm and seed.
         split: the window.
         metric: what to measure.
+        head: whose scores; a trial without them is left out.
 
     Raises:
         ValueError: a trial's scores are not those of the rows.
@@ -57,18 +64,18 @@ def measure(
     found: dict[str, dict[Seed, dict[str, Measured]]] = {}
     for arm, by_seed in trials.items():
         for seed, artifact in by_seed.items():
-            if split in artifact.info["splits"]:
+            if split in artifact.info["splits"] and head in artifact.info["heads"]:
                 rows = rows_of_world[seed if seed in rows_of_world else None]
                 order = pa.array(rows.example_id_N)
                 scores = artifact.read("scores")
                 scores = scores.filter(pc.equal(scores.column("split"), split))
                 place = pc.index_in(order, value_set=scores.column("example_id").combine_chunks())
-                if place.null_count or len(scores) != len(order):
+                if place.null_count or (head == "outcome" and len(scores) != len(order)):
                     raise ValueError(
                         f"{arm}, seed {seed}: {artifact.root} has {len(scores)} scores of the {split} window for {len(order)} rows, and none for "
                         f"{place.null_count} of them. Remove that folder's parent and run the study again: the trial is made anew."
                     )
-                found.setdefault(arm, {})[seed] = measured(rows, scores.column("score").take(place).to_numpy(), metric)
+                found.setdefault(arm, {})[seed] = measured(rows, scores.column(score_column(head)).take(place).to_numpy(), metric)
     return found
 
 
@@ -78,11 +85,13 @@ def results(
     """What the study found on one data set; `commit` is the code's when it began."""
     config_of = {world: arm_config(study, dataset, None, world, config) for world in worlds(study, dataset)}
     shared = next(iter(config_of.values()))
-    compared = {}
-    windows: tuple[Split, ...] = ("validation", "test")
-    for split in windows:
-        rows = {world: rows_of(of_world, store, split, study.metric) for world, of_world in config_of.items()}
-        compared[split] = compare(measure(rows, trials, split, study.metric), study.against_of, study.metric, study.bootstrap_rounds)
+
+    def compared(split: Split, head: Head) -> Arms:
+        rows = {world: rows_of(of_world, store, split, study.metric, head) for world, of_world in config_of.items()}
+        return compare(measure(rows, trials, split, study.metric, head), study.against_of, study.metric, study.bootstrap_rounds)
+
+    every = [head for of_arm in trials.values() for artifact in of_arm.values() for head in artifact.info["heads"]]
+    further = {head: compared("test", head) for head in dict.fromkeys(every) if head != "outcome"}
     seconds = {arm: sum(float(one.info["seconds"]) for one in of_arm.values()) / len(of_arm) for arm, of_arm in trials.items()}
     parameters = {arm: next(iter(of_arm.values())).info["parameters"] for arm, of_arm in trials.items()}
     info = logs_info(ensure(LOGS, shared, store).artifact)
@@ -98,8 +107,9 @@ def results(
         headline=study.datasets[dataset].headline.model_dump(),
         window="test",
         metric=study.metric,
-        arms=compared["test"],
-        validation=compared["validation"],
+        arms=compared("test", "outcome"),
+        validation=compared("validation", "outcome"),
+        heads=further or None,
         notes={
             **notes,
             **done,

@@ -1,7 +1,8 @@
 """A trial of a study: one ranker trained in one process, and its scores of the validation and test rows, as an artifact that is found again.
 
-Reads what pipelines.train reads; writes trials/<key>/scores.parquet (example_id, split, score). What its samples are made of is built in this process too
-where it is missing (pipelines.work), so that hundreds of trials fill a machine without starting hundreds of processes.
+Reads what pipelines.train reads; writes trials/<key>/scores.parquet (example_id, split, score: the outcome's logit, and score_<head> of each further head).
+What its samples are made of is built in this process too where it is missing (pipelines.work), so that hundreds of trials fill a machine without starting
+hundreds of processes.
 """
 
 import time
@@ -28,7 +29,7 @@ from pipelines import work
 from pipelines.stage import Context, Result, Stage, ensure
 from pipelines.train import RANKER_STAGES, TrainJob
 
-TRIAL_VERSION = 2
+TRIAL_VERSION = 3
 
 Logits = npt.NDArray[np.float32]
 
@@ -73,16 +74,16 @@ def _build(context: Context, draft: Draft, ranker: str, splits: Sequence[Split])
 
     def validate(ranker: Ranker) -> Metrics:
         scored = validation.scored(ranker)
-        by_epoch.append(scored["logit"][:, 0])
+        by_epoch.append(scored["logit"])
         return validation.measure(scored, ranker.heads)
 
     there = [split for split, rows in job.files.labelled.items() if any(rows)]
     state = train_ranker(made, job.files, config.train, seed=job.seed, validate=validate if "validation" in there else None)
     made.load_state_dict(state.best_weights)
     logits = {split: by_epoch[state.best_epoch - 1] if split == "validation" else _logits(job, made, split) for split in splits if split in there}
-    scores = pa.concat_tables([_scores(job, split, logits_N) for split, logits_N in logits.items()])
+    scores = pa.concat_tables([_scores(job, split, logits_NH) for split, logits_NH in logits.items()])
     draft.write("scores", scores)
-    info = {"parameters": made.num_parameters(), "best_epoch": state.best_epoch, "epochs": state.metrics, "splits": list(splits)}
+    info = {"parameters": made.num_parameters(), "best_epoch": state.best_epoch, "epochs": state.metrics, "splits": list(splits), "heads": list(made.heads)}
     return Result(len(scores), len(scores), info={**info, "seconds": round(time.monotonic() - started, 2)})
 
 
@@ -104,16 +105,24 @@ def _in_memory(samples: Artifact, beside: Sequence[Artifact]) -> tuple[pa.Table,
 
 
 def _logits(job: TrainJob, ranker: Ranker, split: Split) -> Logits:
-    """Of the primary head, for the rows of `split` in the files' order."""
+    """Of every head [N, H], for the rows of `split` in the files' order."""
     parts = [Batch.from_table(job.files.load(part, split), job.files.spec) for part, rows in enumerate(job.files.labelled[split]) if rows]
-    return np.concatenate([predict_rows(ranker, rows).logits_BH[:, 0].numpy() for rows in parts])
+    return np.concatenate([predict_rows(ranker, rows).logits_BH.numpy() for rows in parts])
 
 
-def _scores(job: TrainJob, split: Split, logits_N: Logits) -> pa.Table:
+def score_column(head: str) -> str:
+    """Where a head's scores stand; the outcome's are plainly the score."""
+    return "score" if head == "outcome" else f"score_{head}"
+
+
+def _scores(job: TrainJob, split: Split, logits_NH: Logits) -> pa.Table:
     """The scores of the rows of `split`, which are in the files' order."""
-    if not np.isfinite(logits_N).all():
-        raise ValueError(f"{job.name}: {int((~np.isfinite(logits_N)).sum())} of {len(logits_N)} scores are not finite. Lower train.learning_rate.")
+    if not np.isfinite(logits_NH).all():
+        raise ValueError(f"{job.name}: {int((~np.isfinite(logits_NH)).sum())} of {logits_NH.size} scores are not finite. Lower train.learning_rate.")
     examples = pa.concat_tables(
         [job.files.load(part, split, ["example_id"]).select(["example_id"]) for part, rows in enumerate(job.files.labelled[split]) if rows]
     )
-    return examples.append_column("split", pa.array([split] * len(examples))).append_column("score", pa.array(logits_N.astype(np.float32)))
+    examples = examples.append_column("split", pa.array([split] * len(examples)))
+    for place, head in enumerate(job.files.heads):
+        examples = examples.append_column(score_column(head), pa.array(logits_NH[:, place].astype(np.float32)))
+    return examples

@@ -6,6 +6,7 @@ Reads a StudyResults; writes text.
 from collections.abc import Sequence
 from html import escape
 
+from longtail.evaluation import DEFINITIONS
 from longtail.report_page import STYLE, document, figure, section
 from longtail.report_plots import GRID, INK, MUTED, ZERO, Canvas, Scale, span
 from longtail.study import StudySettings
@@ -25,6 +26,11 @@ SEEDS_BELOW = 7  # pixels under the interval
 GOOD, BAD, PLAIN = "#0f766e", "#b91c1c", "#475569"
 
 UNITS = {"gauc": " %", "auc": ""}
+BESIDE = {"gauc": "GAUC", "log_loss": "log loss", "calibration_ratio": "predicted / happened", "calibration_error": "calibration error"}
+BESIDE_SAID = (
+    "Means over seeds. GAUC: of each user's own rows in the slice, weighted by them. Predicted / happened: the sum of the probabilities over the number of "
+    "positives. Calibration error: what ten bins of equally many rows are off by, on average."
+)
 
 
 def markdown(found: StudyResults, study: StudySettings) -> str:
@@ -58,6 +64,11 @@ def markdown(found: StudyResults, study: StudySettings) -> str:
             cells = [relative(found.arms[arm][name].vs[other], found.arms[other][name]) if name in found.arms[arm] else "" for name in names]
             lines.append(f"| `{arm}` | `{other}` | " + " | ".join(cells) + " |")
     lines += ["", "## Validation window: what choices were made on", "", *_table(found.validation, names, " | ".join(names), study.against[0])]
+    for head, arms in (found.heads or {}).items():
+        lines += ["", f"## Test window, head `{head}`: {metric} over `{study.against[0]}`", "", f"{DEFINITIONS[head]}.", ""]
+        there = [name for name in names if name in arms.get(study.headline_arms[0], {})]
+        lines += _table(arms, there, " | ".join(f"{name} ({arms[study.headline_arms[0]][name].users:,} users)" for name in there), study.against[0])
+    lines += _beside_lines(found, study)
     lines += ["", "## All slices, headline arms", ""]
     every = list(found.arms.get(study.headline_arms[0], {}))
     lines += ["| slice | rule | users | " + " | ".join(study.headline_arms) + " |", "|---|---|---|" + "---|" * len(study.headline_arms)]
@@ -69,6 +80,22 @@ def markdown(found: StudyResults, study: StudySettings) -> str:
     assert isinstance(meanings, dict)
     lines += ["", "## Arms", "", "| arm | what it is |", "|---|---|", *(f"| `{arm}` | {meanings.get(arm, '')} |" for arm in found.validation)]
     return "\n".join(lines) + "\n"
+
+
+def _beside_lines(found: StudyResults, study: StudySettings) -> list[str]:
+    """Tables of what was measured beside the metric, a head each."""
+    lines = []
+    for head, arms in {"outcome": found.arms, **(found.heads or {})}.items():
+        rows = [
+            f"| `{arm}` | {name} | " + " | ".join(f"{one.beside[key]:.4f}" if key in one.beside else "" for key in BESIDE) + " |"
+            for arm in study.headline_arms
+            for name, one in arms.get(arm, {}).items()
+            if one.beside is not None and name in SHOWN[found.metric]
+        ]
+        if rows:
+            title = f"## Test window, head `{head}`: beside {found.metric.upper()}, headline arms"
+            lines += ["", title, "", BESIDE_SAID, "", "| arm | slice | " + " | ".join(BESIDE.values()) + " |", "|---|---|---|---|---|---|", *rows]
+    return lines
 
 
 def headline_sentence(found: StudyResults) -> str:
@@ -178,6 +205,10 @@ def page(found: StudyResults, study: StudySettings) -> str:
         parts.append(_figures(found, pairs, slices, f"Over {other}", other, f"{said} it, 95 % intervals over seeds and users; a dot for each seed."))
     pairs = [(arm, other, f"{arm} over {other}") for arm, other in pairs_of(found.arms, study)]
     parts.append(_figures(found, pairs, slices, "Further pairs", "the other", f"{said} the second arm of each pair."))
+    for head, arms in (found.heads or {}).items():
+        of_head = found.model_copy(update={"arms": arms})
+        pairs = [(arm, study.against[0], arm) for arm in arms]
+        parts.append(_figures(of_head, pairs, slices, f"Head {head}, over {study.against[0]}", study.against[0], f"{DEFINITIONS[head]}; {said} it."))
     every = list(found.arms.get(study.headline_arms[0], {}))
     parts.append(
         section(

@@ -8,14 +8,14 @@ Letters: N rows, U users, S seeds, R rounds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import PlainSerializer, model_validator
 
 from longtail.hashing import stable_uint64
-from longtail.metrics import Floats, Ints, user_aucs
+from longtail.metrics import Floats, Ints, calibration, log_loss, user_aucs
 from longtail.paired import resampled
 from longtail.settings import Settings
 from longtail.study_rows import Bools, Labels, WindowRows
@@ -48,6 +48,7 @@ class ArmOnSlice(Settings):
     rows: int  # of all the slice's users
     users: int
     vs: dict[str, Difference]
+    beside: dict[str, Rounded] | None = None  # further measures, means over seeds: gauc, log_loss, calibration_ratio, calibration_error
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -80,6 +81,7 @@ class StudyResults(Settings):
     metric: Metric = "gauc"
     arms: Arms
     validation: Arms
+    heads: dict[str, Arms] | None = None  # what else the rankers predict, on the test window
     notes: dict[str, object]
 
 
@@ -90,6 +92,7 @@ class Measured:
     value_U: Floats
     weight_U: Floats  # 0 for a user who is not seen
     rows: int
+    beside: Mapping[str, float] = field(default_factory=dict)  # further measures of the slice; nan where one has no value
 
     @property
     def mean(self) -> float:
@@ -132,7 +135,20 @@ def _auc(label_N: Labels, score_N: Floats, user_N: Ints, which_N: Bools, num_use
     auc = float(placement[label].mean())
     influence_U = np.bincount(user, (placement - auc) / np.where(label, positives, negatives), num_users)
     weight_U = (np.bincount(user, minlength=num_users) > 0).astype(np.float64)
-    return Measured(np.where(weight_U > 0, auc + weight_U.sum() * influence_U, 0), weight_U, len(label))
+    value_U = np.where(weight_U > 0, auc + weight_U.sum() * influence_U, 0)
+    return Measured(value_U, weight_U, len(label), _beside(label, score, user))
+
+
+def _beside(label: Bools, score: Floats, user: Ints) -> dict[str, float]:
+    """What AUC does not see: the order within each user's rows, and whether probabilities are as large as what happens."""
+    probability = 1 / (1 + np.exp(-score.astype(np.float64)))
+    calibrated = calibration(label, probability)
+    return {
+        "gauc": user_aucs(label, score, user).gauc,
+        "log_loss": log_loss(label, probability),
+        "calibration_ratio": calibrated.ratio,
+        "calibration_error": calibrated.error,
+    }
 
 
 def compare(arms: Mapping[str, Mapping[int, Mapping[str, Measured]]], against: Callable[[str], Sequence[str]], metric: Metric, rounds: int) -> Arms:
@@ -166,8 +182,15 @@ def compare(arms: Mapping[str, Mapping[int, Mapping[str, Measured]]], against: C
                 rows=round(np.mean([one.rows for one in of_arm.values()])),
                 users=round(np.mean([np.count_nonzero(one.weight_U) for one in of_arm.values()])),
                 vs=differences,
+                beside=_means([one.beside for one in of_arm.values()]),
             )
     return found
+
+
+def _means(of_seeds: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    """Means over seeds of the measures that have a value; None where there is none."""
+    values = {name: [one[name] for one in of_seeds if not np.isnan(one[name])] for name in of_seeds[0]}
+    return {name: float(np.mean(known)) for name, known in values.items() if known} or None
 
 
 def _resampled(name: str, num: int, rounds: int) -> Floats:

@@ -50,6 +50,10 @@ ITEM_RULES = {
     "natural_cold": f"items with fewer than {COLD_EVENTS} that nobody made cold (logs.cold_start)",
     "new_items": f"items first seen less than {NEW_DAYS} days before the row",
     "popular_items": f"items first seen more than {OLD_DAYS} days before the row",
+    "quiet_cold": f"the half of the window's users with the fewest events before it opened, on items with fewer than {COLD_EVENTS}",
+    "quiet_warm": f"the same users on items with at least {COLD_EVENTS}",
+    "busy_cold": f"the other users on items with fewer than {COLD_EVENTS}",
+    "busy_warm": f"the other users on items with at least {COLD_EVENTS}",
 }
 
 #: By metric: GAUC is of users, and sliced by them; AUC is over all rows, and sliced by item.
@@ -74,51 +78,63 @@ def order_counts(behaviour: Behaviour, num_users: int, before: int) -> Ints:
     return np.bincount(pairs[0], minlength=num_users + 1).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class WindowUsers:
+    """The users of a window by what they had done before it opened."""
+
+    user_N: Ints  # user row of each row
+    place_N: Ints  # each row's user among the window's
+    users_U: Ints
+    ids: pa.Array  # [U]
+    events_U: Ints
+    rank_U: npt.NDArray[np.float64]  # share of the window's users with fewer events
+
+    @staticmethod
+    def of(samples: pa.Table, entities: Entities, past: Behaviour) -> "WindowUsers":
+        user_N = entities.users.encode(samples.column("user_id")).astype(np.int64)
+        users_U, place_N = np.unique(user_N, return_inverse=True)
+        events_U = np.bincount(past.user_row_E, minlength=len(entities.users) + 1)[users_U]
+        ids = entities.users.values.take(pa.array(np.maximum(users_U - 1, 0)))
+        ties_U = np.array([stable_uint64(one) for one in ids.to_pylist()], np.uint64)
+        rank_U = rank_within(np.zeros(len(users_U), np.int64), events_U, ties_U) / max(len(users_U), 1)
+        return WindowUsers(user_N, place_N.reshape(-1), users_U, ids, events_U, rank_U)
+
+
 def window_rows(samples: pa.Table, entities: Entities, behaviour: Behaviour, opens: int, truncated: pa.Array | None) -> WindowRows:
     """The rows of a window that opens at `opens`.
 
     Args:
-        samples: example_id, user_id and outcome of the window's rows, in the order in which scores come.
+        samples: example_id, user_id and label of the window's rows, in the order in which scores come.
         truncated: user_ids of the truncated users, None where the world is whole.
     """
-    user_N = entities.users.encode(samples.column("user_id")).astype(np.int64)
-    users_U, place_N = np.unique(user_N, return_inverse=True)
-    place_N = place_N.reshape(-1)
-    num_users = len(entities.users)
-    events_U = np.bincount(behaviour.before(opens).user_row_E, minlength=num_users + 1)[users_U]
-    orders_U = order_counts(behaviour, num_users, opens)[users_U]
-    ids = entities.users.values.take(pa.array(np.maximum(users_U - 1, 0)))
-    rank_U = rank_within(np.zeros(len(users_U), np.int64), events_U, np.array([stable_uint64(one) for one in ids.to_pylist()], np.uint64)) / max(
-        len(users_U), 1
-    )
-    by_user: dict[str, Bools] = {"all": np.ones(len(users_U), bool)}
-    by_user |= {name: (rank_U >= low) & (rank_U < high) for name, (low, high) in SHARES.items()}
+    users = WindowUsers.of(samples, entities, behaviour.before(opens))
+    orders_U = order_counts(behaviour, len(entities.users), opens)[users.users_U]
+    by_user: dict[str, Bools] = {"all": np.ones(len(users.users_U), bool)}
+    by_user |= {name: (users.rank_U >= low) & (users.rank_U < high) for name, (low, high) in SHARES.items()}
     if truncated is not None:
-        by_user["truncated"] = pc.is_in(ids, value_set=truncated).to_numpy(zero_copy_only=False)
-    by_user |= {"no_history": events_U == 0, "orders_1": orders_U == 1, "orders_1_3": (orders_U >= 1) & (orders_U <= 3)}
+        by_user["truncated"] = pc.is_in(users.ids, value_set=truncated).to_numpy(zero_copy_only=False)
+    by_user |= {"no_history": users.events_U == 0, "orders_1": orders_U == 1, "orders_1_3": (orders_U >= 1) & (orders_U <= 3)}
     if entities.attributes:
-        by_user["missing_attributes"] = (entities.attribute_codes_MA[users_U] == 0).any(axis=1)
-    by_user |= {f"decile_{number + 1}": np.floor(rank_U * 10).astype(np.int64) == number for number in range(10)}
-    return WindowRows(
-        samples.column("example_id").to_numpy(),
-        user_N,
-        samples.column("outcome").to_numpy().astype(np.int8),
-        {name: which_U[place_N] for name, which_U in by_user.items()},
-    )
+        by_user["missing_attributes"] = (entities.attribute_codes_MA[users.users_U] == 0).any(axis=1)
+    by_user |= {f"decile_{number + 1}": np.floor(users.rank_U * 10).astype(np.int64) == number for number in range(10)}
+    return _rows(samples, users, {name: which_U[users.place_N] for name, which_U in by_user.items()})
 
 
 def item_rows(samples: pa.Table, entities: Entities, behaviour: Behaviour, opens: int, made_cold: pa.Array | None) -> WindowRows:
     """The rows of a window that opens at `opens`, sliced by item.
 
     Args:
-        samples: example_id, user_id, item_id, outcome and item_age_days of the window's rows, in the order in which scores come.
+        samples: example_id, user_id, item_id, label and item_age_days of the window's rows, in the order in which scores come.
         made_cold: item_ids of the items that were made cold, None where none was.
     """
+    past = behaviour.before(opens)
     item_N = entities.items.encode(samples.column("item_id")).astype(np.int64)
-    events_N = np.bincount(behaviour.before(opens).item_row_E, minlength=len(entities.items) + 1)[item_N]
+    events_N = np.bincount(past.item_row_E, minlength=len(entities.items) + 1)[item_N]
     age_N = pc.fill_null(samples.column("item_age_days"), float("nan")).to_numpy()
     cold_N = events_N < COLD_EVENTS
     natural_N = cold_N if made_cold is None else cold_N & ~pc.is_in(samples.column("item_id"), value_set=made_cold).to_numpy()
+    users = WindowUsers.of(samples, entities, past)
+    quiet_N = (users.rank_U < SHARES["low50"][1])[users.place_N]
     slices = {
         "all": np.ones(len(item_N), bool),
         "zero_shot": events_N == 0,
@@ -129,6 +145,13 @@ def item_rows(samples: pa.Table, entities: Entities, behaviour: Behaviour, opens
         "natural_cold": natural_N,
         "new_items": age_N < NEW_DAYS,
         "popular_items": age_N > OLD_DAYS,
+        "quiet_cold": quiet_N & cold_N,
+        "quiet_warm": quiet_N & ~cold_N,
+        "busy_cold": ~quiet_N & cold_N,
+        "busy_warm": ~quiet_N & ~cold_N,
     }
-    users = entities.users.encode(samples.column("user_id")).astype(np.int64)
-    return WindowRows(samples.column("example_id").to_numpy(), users, samples.column("outcome").to_numpy().astype(np.int8), slices)
+    return _rows(samples, users, slices)
+
+
+def _rows(samples: pa.Table, users: WindowUsers, slices: Mapping[str, Bools]) -> WindowRows:
+    return WindowRows(samples.column("example_id").to_numpy(), users.user_N, samples.column("label").to_numpy().astype(np.int8), slices)

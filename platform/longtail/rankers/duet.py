@@ -15,8 +15,9 @@ from torch import nn
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.choirrec import Channels, ChoirRec
+from longtail.rankers.layers import DistinctRows
 from longtail.rankers.ranker import RankerOutput
-from longtail.rankers.semantics import Semantics, similarity_layer
+from longtail.rankers.semantics import Semantics, SemanticSpace, similarity_layer
 from longtail.rankers.settings import DuetSettings
 from longtail.samples import FeatureSpec
 
@@ -40,16 +41,18 @@ class Duet(ChoirRec):
         super().fit_statistics(batch)
         self.semantics.fit_statistics(self.catalogue, batch)
         if self.group_similarity is not None:
-            self.group_similarity.fit(*self._near_group(batch))
+            distinct = DistinctRows.of(len(self.catalogue.item_id_N), [batch.group_history_BG])
+            self.group_similarity.fit(*self._near_group(self.semantics.space(self.catalogue, distinct, batch), batch))
 
     def channels(self, batch: Batch, hidden_B2: torch.Tensor | None) -> Channels:
         sequences = [batch.group_history_BG] if self.settings.group_sequence else []
         view = self.individual(self.catalogue, batch, hidden_B2, sequences, mix=partial(self.semantics.mixed, self.catalogue))
-        semantic, group = self.semantics(self.catalogue, view, batch), [self.group(view, batch)]
+        space = self.semantics.space(self.catalogue, view.distinct, batch)
+        semantic, group = self.semantics(self.catalogue, space, view, batch), [self.group(view, batch)]
         if self.group_project is not None:
-            group.append(self.group_project(self.semantics.aligned(self.catalogue, batch.item_row_B)))
+            group.append(self.group_project(space.target_BD))
         if self.group_similarity is not None:
-            group.append(self.group_similarity(*self._near_group(batch)))
+            group.append(self.group_similarity(*self._near_group(space, batch)))
         shown = {
             "attention_BL": view.attention_BL,
             "semantic_attention_BL": semantic.semantic_attention_BL,
@@ -57,8 +60,8 @@ class Duet(ChoirRec):
         }
         return Channels(torch.cat([view.x_BF, semantic.x_BF], dim=1), torch.cat(group, dim=1), shown)
 
-    def _near_group(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.semantics.near(self.catalogue, batch.item_row_B, batch.group_history_BG, batch.group_weight_BG)
+    def _near_group(self, space: SemanticSpace, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.semantics.near(self.catalogue, space, batch, batch.group_history_BG, batch.group_weight_BG)
 
     def loss(self, batch: Batch, output: RankerOutput) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self.semantics.penalised(*super().loss(batch, output), self.catalogue, self.individual.items, batch)

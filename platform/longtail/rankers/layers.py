@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,6 +54,39 @@ class ItemEmbedding(nn.Module):
         return torch.cat(parts, dim=-1)
 
 
+class SequenceDots(torch.autograd.Function):
+    """Products of each row's vector [B, W] with the table rows [R, W] that its places [B, L] name, [B, L].
+
+    The rows are never written down place by place: [B, L, W] and its gradient cost many times what the products do. A weighted sum of table rows
+    (torch's embedding bag) does all three: its derivative by the weights is the products themselves, and their derivatives are such sums.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values_RW: torch.Tensor, place_BL: torch.Tensor, target_BW: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(values_RW, place_BL, target_BW)
+        with torch.enable_grad():
+            weights_BL = values_RW.new_zeros(place_BL.shape).requires_grad_()
+            sums_BW = functional.embedding_bag(place_BL, values_RW.detach(), mode="sum", per_sample_weights=weights_BL)
+            (dots_BL,) = torch.autograd.grad(sums_BW, weights_BL, target_BW.detach())
+        return dots_BL
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
+        (gradient_BL,) = gradients
+        values_RW, place_BL, target_BW = ctx.saved_tensors
+        of_values, of_target = None, None
+        if ctx.needs_input_grad[0]:
+            place_P = place_BL.reshape(-1)
+            order_P = torch.argsort(place_P, stable=True)
+            ends_R = torch.bincount(place_P, minlength=len(values_RW)).cumsum(0)
+            starts_R = torch.cat([ends_R.new_zeros(1), ends_R[:-1]])
+            row_P = order_P // place_BL.shape[1]
+            of_values = functional.embedding_bag(row_P, target_BW, starts_R, mode="sum", per_sample_weights=gradient_BL.reshape(-1)[order_P])
+        if ctx.needs_input_grad[2]:
+            of_target = functional.embedding_bag(place_BL, values_RW, mode="sum", per_sample_weights=gradient_BL.contiguous())
+        return of_values, None, of_target
+
+
 @dataclass(frozen=True)
 class DistinctRows:
     """The distinct item rows of a batch's sequences, padding first.
@@ -79,6 +113,15 @@ class DistinctRows:
     def spread(self, values_RW: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Values [.., W] of item rows [..]; padding passes no gradient."""
         return functional.embedding(self.place_N[rows], values_RW, padding_idx=0)
+
+    def dots(self, values_RW: torch.Tensor, rows_BL: torch.Tensor, target_BW: torch.Tensor) -> torch.Tensor:
+        """Products of each row's target with the values of its sequence of item rows, [B, L]."""
+        dots_BL: torch.Tensor = SequenceDots.apply(values_RW, self.place_N[rows_BL], target_BW)  # type: ignore[no-untyped-call]
+        return dots_BL
+
+    def pooled(self, values_RW: torch.Tensor, rows_BL: torch.Tensor, weights_BL: torch.Tensor) -> torch.Tensor:
+        """Sums of the values of each row's sequence of item rows, weighted, [B, W]."""
+        return functional.embedding_bag(self.place_N[rows_BL], values_RW, mode="sum", per_sample_weights=weights_BL)
 
 
 def target_id_index(index: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:

@@ -20,6 +20,7 @@ from longtail.rankers.settings import SemanticSettings
 
 TIER_QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995)  # of the similarities between training targets and their histories
 GATE_ROWS = 20.0  # training rows at which ID and content weigh the same, before the gate has learnt
+SAME = 1e-5  # similarities closer than this are a tie: items of one text have products that differ by rounding, which must not decide a count
 SEMANTIC_SCALE = 10.0  # scores of unit vectors lie in [-1, 1]: without a temperature their softmax starts near uniform
 
 
@@ -84,7 +85,7 @@ class SimilarityTiers(nn.Module):
         return normalised
 
     def _raw(self, scores_BL: torch.Tensor, worth_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
-        above_TBL = (scores_BL.unsqueeze(0) >= self.threshold_T[:, None, None]) & mask_BL
+        above_TBL = (scores_BL.unsqueeze(0) >= self.threshold_T[:, None, None] - SAME) & mask_BL
         counts_BT = above_TBL.sum(dim=2).T.float().log1p()
         best_BT = (above_TBL * worth_BL).amax(dim=2).T
         greatest_B = scores_BL.masked_fill(~mask_BL, 0.0).amax(dim=1)
@@ -118,17 +119,35 @@ class ContentGate(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """One direction of the bi-directional target attention: scores from one space pool the history's vectors in the other."""
+    """One direction of the bi-directional target attention: scores from one space weigh the history for the other."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(scale).log())  # the inverse of a learned temperature
 
-    def forward(self, target_BK: torch.Tensor, history_BLK: torch.Tensor, values_BLV: torch.Tensor, mask_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pooled values [B, V] and weights [B, L] of softmax(scale * target . history)."""
-        scores_BL = torch.bmm(history_BLK, target_BK.unsqueeze(2)).squeeze(2) * self.log_scale.exp()
-        weights_BL = masked_softmax(scores_BL, mask_BL)
-        return torch.bmm(weights_BL.unsqueeze(1), values_BLV).squeeze(1), weights_BL
+    def forward(self, scores_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        """Weights [B, L] of softmax(scale * scores)."""
+        return masked_softmax(scores_BL * self.log_scale.exp(), mask_BL)
+
+
+@dataclass(frozen=True)
+class SemanticSpace:
+    """z~ of a batch's targets and of the distinct items of its sequences."""
+
+    distinct: DistinctRows
+    vector_RD: torch.Tensor
+    target_BD: torch.Tensor
+
+    def dots(self, sequence_BL: torch.Tensor) -> torch.Tensor:
+        """z~_target . z~ of each item of a sequence, [B, L]."""
+        return self.distinct.dots(self.vector_RD, sequence_BL, self.target_BD)
+
+    def cosines(self, sequence_BL: torch.Tensor, dots_BL: torch.Tensor) -> torch.Tensor:
+        """The same of vectors of length one; 0 where there is no vector."""
+        length_R1 = torch.linalg.vector_norm(self.vector_RD, dim=1, keepdim=True)
+        length_B1 = torch.linalg.vector_norm(self.target_BD, dim=1, keepdim=True)
+        cosines_BL: torch.Tensor = dots_BL / (length_B1 * self.distinct.spread(length_R1, sequence_BL).squeeze(2)).clamp(min=1e-12)
+        return cosines_BL
 
 
 @dataclass(frozen=True)
@@ -170,28 +189,37 @@ class Semantics(nn.Module):
     @torch.no_grad()
     def fit_statistics(self, catalogue: Catalogue, batch: Batch) -> None:
         if self.similarity is not None:
-            self.similarity.fit(*self.near(catalogue, batch.item_row_B, batch.history_BL, 1 / (1 + batch.history_days_BL)))
+            space = self.space(catalogue, DistinctRows.of(len(catalogue.item_id_N), [batch.history_BL]), batch)
+            self.similarity.fit(*self.near(catalogue, space, batch, batch.history_BL, recency(batch)))
+
+    def space(self, catalogue: Catalogue, distinct: DistinctRows, batch: Batch) -> SemanticSpace:
+        """The batch's items as the semantic side knows them."""
+        return SemanticSpace(distinct, self.aligned(catalogue, distinct.rows_R), self.aligned(catalogue, batch.item_row_B))
 
     def near(
-        self, catalogue: Catalogue, target_B: torch.Tensor, sequence_BL: torch.Tensor, worth_BL: torch.Tensor
+        self,
+        catalogue: Catalogue,
+        space: SemanticSpace,
+        batch: Batch,
+        sequence_BL: torch.Tensor,
+        worth_BL: torch.Tensor,
+        dots_BL: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the similarity layer takes: cosines of targets to each item of a sequence, by item rows, the places' worth, and where there is an item."""
-        distinct = DistinctRows.of(len(catalogue.item_id_N), [sequence_BL])
-        if self.settings.similarity == "kernels":
-            vectors_RD, target_BD = self.aligned(catalogue, distinct.rows_R), self.aligned(catalogue, target_B)
-            vectors_RD, target_BD = functional.normalize(vectors_RD, dim=1), functional.normalize(target_BD, dim=1)
-        else:
-            vectors_RD, target_BD = catalogue.vector_ND[distinct.rows_R], catalogue.vector_ND[target_B]
-        return torch.bmm(distinct.spread(vectors_RD, sequence_BL), target_BD.unsqueeze(2)).squeeze(2), worth_BL, sequence_BL > 0
+        """What the similarity layer takes: cosines of targets to each item of a sequence, by item rows, the places' worth, and where there is an item.
+
+        `dots_BL` are the space's products with the sequence, where they are there already.
+        """
+        if self.settings.similarity == "tiers":
+            frozen = SemanticSpace(space.distinct, catalogue.vector_ND[space.distinct.rows_R], catalogue.vector_ND[batch.item_row_B])
+            return frozen.dots(sequence_BL), worth_BL, sequence_BL > 0
+        return space.cosines(sequence_BL, space.dots(sequence_BL) if dots_BL is None else dots_BL), worth_BL, sequence_BL > 0
 
     def aligned(self, catalogue: Catalogue, rows: torch.Tensor) -> torch.Tensor:
-        """z~ = z + sum of A^l[c^l] of item rows, [.., D]; the codes' part alone where the frozen vector is switched off."""
-        drift: torch.Tensor | None = self.alignment(catalogue.codes_NS[rows]) if self.alignment is not None else None
-        if not self.settings.semantic_vector:
-            assert drift is not None
-            return drift
-        vectors = catalogue.vector_ND[rows]
-        return vectors if drift is None else vectors + drift
+        """z~ = z + sum of A^l[c^l] of item rows, [.., D]; the codes' part alone where the frozen vector is switched off, z where there are no codes either."""
+        if self.alignment is None:
+            return catalogue.vector_ND[rows]
+        drift: torch.Tensor = self.alignment(catalogue.codes_NS[rows])
+        return catalogue.vector_ND[rows] + drift if self.settings.semantic_vector else drift
 
     def mixed(self, catalogue: Catalogue, vectors: torch.Tensor, rows: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
         """Items' vectors with their ID part mixed with content, by item rows; where `hidden`, as if they had no training row. As they are without the gate."""
@@ -202,27 +230,29 @@ class Semantics(nn.Module):
         mixed = self.gate(vectors, self.aligned(catalogue, rows), trained if hidden is None else trained.masked_fill(hidden, 0.0))
         return torch.where(known, mixed, vectors)
 
-    def forward(self, catalogue: Catalogue, view: IndividualView, batch: Batch) -> SemanticView:
-        """Features beside those of the individual side."""
+    def forward(self, catalogue: Catalogue, space: SemanticSpace, view: IndividualView, batch: Batch) -> SemanticView:
+        """Features beside those of the individual side; `space` is the batch's."""
         parts = []
+        mask_BL, semantic_BL, behaviour_BL = view.history_mask_BL, None, None
+        needs_dots = self.semantic_to_behaviour is not None or self.settings.similarity == "kernels"
+        dots_BL = space.dots(batch.history_BL) if needs_dots else None
         if self.similarity is not None:
-            parts.append(self.similarity(*self.near(catalogue, batch.item_row_B, batch.history_BL, 1 / (1 + batch.history_days_BL))))
-        semantic_BL = behaviour_BL = None
+            parts.append(self.similarity(*self.near(catalogue, space, batch, batch.history_BL, recency(batch), dots_BL)))
         if self.project is not None:
-            target_BD = self.aligned(catalogue, batch.item_row_B)
-            parts.append(self.project(target_BD))
+            parts.append(self.project(space.target_BD))
+        if self.semantic_to_behaviour is not None:
+            assert dots_BL is not None
+            semantic_BL = self.semantic_to_behaviour(dots_BL, mask_BL)
+            items_BLI = view.history_BLD.detach() if self.settings.detached_pooling else view.history_BLD
+            parts.append(torch.bmm(semantic_BL.unsqueeze(1), items_BLI).squeeze(1)[:, : self.id_dim])
+        if self.behaviour_to_semantic is not None:
+            assert self.project is not None
             # The ID part of an item's vector comes first. Padding the target with zeros instead of slicing the history keeps [B, L, ..] in one piece.
             target_id_BI = functional.pad(view.target_BD[:, : self.id_dim], (0, view.target_BD.shape[1] - self.id_dim))
-            mask_BL, items_BLI = view.history_mask_BL, view.history_BLD
-            if self.semantic_to_behaviour is not None or self.behaviour_to_semantic is not None:
-                history_BLD = view.distinct.spread(self.aligned(catalogue, view.distinct.rows_R), batch.history_BL)
-            if self.semantic_to_behaviour is not None:
-                pooled_BLI = items_BLI.detach() if self.settings.detached_pooling else items_BLI
-                pooled_BI, semantic_BL = self.semantic_to_behaviour(target_BD, history_BLD, pooled_BLI, mask_BL)
-                parts.append(pooled_BI[:, : self.id_dim])
-            if self.behaviour_to_semantic is not None:
-                pooled_BD, behaviour_BL = self.behaviour_to_semantic(target_id_BI, items_BLI, history_BLD, mask_BL)
-                parts.append(self.project(pooled_BD))
+            behaviour_BL = self.behaviour_to_semantic(torch.bmm(view.history_BLD, target_id_BI.unsqueeze(2)).squeeze(2), mask_BL)
+            # Pooling and projecting are linear: projected first, each item once, what is pooled is narrow.
+            projected_RK = functional.linear(space.vector_RD, self.project.weight)
+            parts.append(space.distinct.pooled(projected_RK, batch.history_BL, behaviour_BL) + self.project.bias)
         x_BF = torch.cat(parts, dim=1) if parts else view.x_BF[:, :0]
         return SemanticView(x_BF, semantic_BL, behaviour_BL)
 
@@ -249,6 +279,11 @@ class Semantics(nn.Module):
         gap_B = (self.gate.project(self.aligned(catalogue, rows_B)) - ids_BI).square().sum(dim=1)
         pulled: torch.Tensor = ((1 - self.gate.content_share(catalogue.rows_N[rows_B])).detach() * gap_B).sum()
         return pulled
+
+
+def recency(batch: Batch) -> torch.Tensor:
+    """What a place in a history is worth [B, L]: 1 for today, the less the longer ago."""
+    return 1 / (1 + batch.history_days_BL)
 
 
 def similarity_layer(settings: SemanticSettings) -> SimilarityTiers | SimilarityKernels | None:
