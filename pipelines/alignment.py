@@ -35,10 +35,14 @@ from longtail.times import to_us
 from longtail.training_loop import train_ranker
 from pipelines import work
 from pipelines.cluster import ray_session
+from pipelines.embeddings import ITEM_VECTORS
+from pipelines.lent import LENT
 from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, kept, open_store
 from pipelines.train import RANKER_STAGES, TrainJob
+from pipelines.trial import built_here
 
 RANKER = "saviorrec"
+INPUTS = tuple(stage for stage in RANKER_STAGES[RANKER].inputs if stage is not LENT)  # nothing here borrows
 RETRAINED = "a ranker trained anew on everything up to the week, new IDs included; the item encoder stays"
 COLUMNS = ("example_id", "user_id", "item_id", "ts")
 
@@ -46,6 +50,8 @@ COLUMNS = ("example_id", "user_id", "item_id", "ts")
 def _job(context: Context) -> TrainJob:
     """The training of SaviorRec, of the outcome alone."""
     config = context.config
+    if config.rankers.saviorrec.peer_stats:
+        raise ValueError("rankers.saviorrec.peer_stats = true: what peers lend is no part of the drift study. Leave it out.")
     settings = config.rankers.saviorrec.model_copy(update={"heads": ("outcome",)})
     config = config.model_copy(update={"rankers": config.rankers.model_copy(update={RANKER: settings})})
     return TrainJob.of(config, context.inputs, RANKER, context.seed)
@@ -110,7 +116,7 @@ def _settings(config: Config) -> dict[str, Any]:
     return {"ranker_version": trained.version, **trained.settings(config), "continual": config.continual.key_fields()}
 
 
-ALIGNMENT = Stage("alignment", 1, RANKER_STAGES[RANKER].inputs, _settings, _build, "pipelines.alignment")
+ALIGNMENT = Stage("alignment", 1, INPUTS, _settings, _build, "pipelines.alignment")
 
 
 def seeded(config: Config, seed: int) -> Config:
@@ -151,18 +157,16 @@ def results(config: Config, store: Store, made: Mapping[int, Artifact], notes: d
 
 
 def _built(config: Config, store: Store, cwd: str) -> Artifact:
-    with work.started_in(cwd), work.in_place():
-        return ensure(ALIGNMENT, config, store).artifact
+    with work.started_in(cwd):
+        return built_here(ALIGNMENT, config, store)
 
 
 def run(config: Config, store: Store) -> dict[int, Artifact]:
-    """Every seed's scores: worlds one after the other, then a Ray task for each seed."""
+    """Every seed's scores: the worlds' texts one after the other, since embedding takes the CPUs itself, then a Ray task for each seed."""
     seeds, task = config.continual.seeds, ray.remote(num_cpus=1, max_retries=2)(_built)
     with work.in_place():
         for seed in seeds:
-            for stage in ALIGNMENT.inputs:
-                ensure(stage, seeded(config, seed), store, build_inputs=True)
-            print(f"seed {seed}: the world is there", file=sys.stderr, flush=True)
+            ensure(ITEM_VECTORS, seeded(config, seed), store, build_inputs=True)
     limit = config.continual.num_parallel or int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     found: dict[int, Artifact] = {}
     for first in range(0, len(seeds), limit):

@@ -79,10 +79,12 @@ def run_all(runs: Sequence[Run], store_of: Mapping[str, Store], num_parallel: in
         for run in runs:
             if stage in line(run.stage):
                 variants.setdefault((run.dataset, provenance(stage, run.config)[stage.name]), run)
-        jobs = [(run, stage) for run in variants.values()]
-        failed = [result for _, result in _each(jobs, store_of, num_parallel) if isinstance(result, str)]
-        if jobs:
-            progress.say(f"{stage.name}: {len(jobs)} variants")
+        planned = [(run, stage) for run in variants.values() if _is_plan(stage, run.config)]
+        jobs = [(run, stage) for run in variants.values() if not _is_plan(stage, run.config)]
+        ended = (*_each(planned, store_of, 1, num_cpus=0), *_each(jobs, store_of, num_parallel))
+        failed = [result for _, result in ended if isinstance(result, str)]
+        if variants:
+            progress.say(f"{stage.name}: {len(variants)} variants")
         if failed:
             logger.warning("%d variants of %s failed, their trials will say so: %s", len(failed), stage.name, failed[0])
     found: dict[str, dict[str, dict[Seed, Artifact]]] = {}
@@ -102,9 +104,14 @@ def run_all(runs: Sequence[Run], store_of: Mapping[str, Store], num_parallel: in
     return found
 
 
-def _each(jobs: Sequence[tuple[Run, Stage]], store_of: Mapping[str, Store], num_parallel: int) -> Iterator[tuple[Run, Artifact | str]]:
-    """Each run with the artifact of its stage, or why it failed, as they end; at most `num_parallel` at a time, with a CPU each."""
-    task: Any = ray.remote(num_cpus=1, max_retries=2)(_built)
+def _is_plan(stage: Stage, config: Config) -> bool:
+    """Whether a stage is a Ray Data plan: it takes the CPUs itself, and two of them in tasks that hold these would wait for each other for ever."""
+    return stage in (ITEM_VECTORS, USER_VECTORS) or (stage is ITEM_ENCODER and config.item_encoder.image_encoder is not None)
+
+
+def _each(jobs: Sequence[tuple[Run, Stage]], store_of: Mapping[str, Store], num_parallel: int, num_cpus: int = 1) -> Iterator[tuple[Run, Artifact | str]]:
+    """Each run with the artifact of its stage, or why it failed, as they end; at most `num_parallel` at a time, with `num_cpus` each."""
+    task: Any = ray.remote(num_cpus=num_cpus, max_retries=2)(_built)
     cwd, waiting = os.getcwd(), list(reversed(jobs))
     pending: dict[Any, Run] = {}
     while waiting or pending:

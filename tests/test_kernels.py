@@ -10,7 +10,7 @@ from longtail.rankers.factory import build_ranker
 from longtail.rankers.kernels import CENTRES, WIDTH, SimilarityKernels
 from longtail.rankers.ranker import predict_rows
 from longtail.rankers.saviorrec import SaviorRec
-from longtail.rankers.settings import RankersSettings
+from longtail.rankers.settings import DuetSettings, RankersSettings, SaviorRecSettings
 from tests.ranker_data import World, spec_of
 
 WORLD = World.of(spec_of())
@@ -68,5 +68,6 @@ def test_kernels_need_a_semantic_space() -> None:
         make(semantic_vector=False, alignment=False, semantic_to_behaviour=False, behaviour_to_semantic=False)
 
 
-def test_they_are_off_by_default() -> None:
+def test_they_are_the_default_and_can_be_switched_off() -> None:
+    assert SaviorRecSettings().similarity == DuetSettings().similarity == "kernels"
     assert not [name for name in make(similarity="none").state_dict() if "similarity" in name]

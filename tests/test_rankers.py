@@ -79,6 +79,29 @@ def test_distinct_rows_spread_equals_direct_lookup_with_gradient() -> None:
     torch.testing.assert_close(by_distinct, direct)
 
 
+def test_products_and_pooled_sums_are_those_of_rows_written_down_with_their_gradients() -> None:
+    """Padding, an item that comes twice in a sequence, a table row that nobody names."""
+    torch.manual_seed(3)
+    rows = torch.tensor([[3, 3, 0, 7], [7, 19, 3, 0], [0, 0, 0, 0]])
+    distinct = DistinctRows.of(20, [rows, torch.tensor([11])])
+    table = torch.randn(len(distinct.rows_R), 6, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    written = table[distinct.place_N[rows]]
+    pairs = [
+        (distinct.dots(table, rows, target), torch.bmm(written, target.unsqueeze(2)).squeeze(2), (table, target)),
+        (distinct.pooled(table, rows, weights), torch.bmm(weights.unsqueeze(1), written).squeeze(1), (table, weights)),
+    ]
+    for found, slow, inputs in pairs:
+        torch.testing.assert_close(found, slow)
+        upstream = torch.randn_like(slow)
+        by_bags, by_rows = (torch.autograd.grad((one * upstream).sum(), inputs, retain_graph=True) for one in (found, slow))
+        for one, other in zip(by_bags, by_rows, strict=True):
+            torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(distinct.dots(table, rows, target), pairs[0][1])
+
+
 def test_normaliser_is_fixed_clips_and_takes_unknown_as_the_mean() -> None:
     layer = Normaliser(2)
     layer.fit(torch.tensor([[1.0, 5.0], [3.0, 5.0], [math.nan, 5.0]]))
@@ -224,7 +247,9 @@ def test_contradicting_switches_are_refused() -> None:
     with pytest.raises(ValueError, match="hidden_dims"):
         make("choirrec", hidden_dims=(16,))
     make("choirrec", hidden_dims=(16,), injection=False)
-    make("saviorrec", semantic_vector=False, alignment=False, semantic_to_behaviour=False, behaviour_to_semantic=False)
+    off = {"semantic_vector": False, "alignment": False, "semantic_to_behaviour": False, "behaviour_to_semantic": False}
+    for similarity in ("none", "tiers"):
+        make("saviorrec", **off, similarity=similarity)
 
 
 def test_group_id_fusion_by_hand() -> None:

@@ -79,7 +79,8 @@ def test_each_switch_of_ours_trains_and_changes_the_scores(switch: str) -> None:
     given: dict[str, Any] = {"similarity": switch} if switch in ("tiers", "kernels") else {switch: 0.1 if "decay" in switch or "weight" in switch else True}
     given |= {"content_gate": True} if switch == "content_weight" else {}
     batch, losses = WORLD.batch(64), []
-    for settings in (SaviorRecSettings(content_gate="content_gate" in given and switch == "content_weight"), SaviorRecSettings(**given)):
+    plain: dict[str, Any] = {"content_gate": switch == "content_weight", "similarity": "none" if "similarity" in given else "kernels"}
+    for settings in (SaviorRecSettings(**plain), SaviorRecSettings(**given)):
         torch.manual_seed(3)
         ranker = SaviorRec(WORLD.spec, WORLD.catalogue(), settings)
         ranker.fit_statistics(batch)

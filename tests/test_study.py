@@ -310,6 +310,10 @@ hidden_dims = [16, 8]
 heads = ["outcome"]
 id_dim = 4
 hidden_dims = [16, 8]
+[rankers.saviorrec]
+heads = ["outcome"]
+id_dim = 4
+hidden_dims = [16, 8]
 """
 
 STUDY = """
@@ -451,44 +455,68 @@ backend = "none"
 name = "tiny"
 metric = "auc"
 seeds = [1, 2]
-headline_arms = ["base", "full", "plain"]
-against = ["base", "plain"]
+headline_arms = ["base", "full", "shuffled"]
+against = ["base", "shuffled"]
 bootstrap_rounds = 50
 results = "{results}"
-common = ['rankers.saviorrec.heads=["outcome"]', 'peers.form=none']
+common = ['rankers.saviorrec.heads=["outcome", "conversion"]', 'rankers.base.heads=["outcome", "conversion"]', "train.optimizer=adam", "train.epochs=4",
+  "train.learning_rate=0.01", "train.batch_size=256", "logs.synthetic.num_users=300", "logs.synthetic.sessions_per_user=20.0"]
 [study.datasets.world]
 config = "{config}"
 set = ["logs.cold_start.items_frac=0.4", "logs.cold_start.min_events=10", "logs.cold_start.keep=[[0, 0], [1, 5]]"]
 seeded = ["logs.cold_start.seed"]
-headline = {{ arm = "full", slice = "zero_shot", base = "base", control = "plain" }}
+headline = {{ arm = "full", slice = "zero_shot", base = "base", control = "shuffled" }}
 [study.arms.base]
 ranker = "base"
+set = ["rankers.base.match_counts=categories"]
 [study.arms.full]
 ranker = "saviorrec"
-[study.arms.plain]
+set = ["rankers.saviorrec.match_counts=categories"]
+[study.arms.shuffled]
+like = "full"
 ranker = "saviorrec"
-set = ["rankers.saviorrec.alignment=false"]
+set = ["item_z.control=shuffled"]
 """
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_study_in_auc_with_a_world_for_each_seed(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """SaviorRec's study at its smallest: worlds made cold, two heads, and semantics that help with items that nobody has met, if they are the right ones."""
     path = write_study(tmp_path)
     path.write_text(COLD_STUDY.format(uri=tmp_path / "runs", results=tmp_path / "results", config=tmp_path / "world.toml"))
     assert run_study(path, capsys, monkeypatch)["trials"] == 6
     raw = json.loads((tmp_path / "results" / "tiny_world.json").read_text())
-    assert set(raw["arms"]["full"]["all"]) == {"auc", "sd", "rows", "users", "vs"}
+    assert set(raw["arms"]["full"]["all"]) == {"auc", "sd", "rows", "users", "vs", "beside"}
     found = StudyResults.model_validate(raw)
     assert (found.metric, found.seeds) == ("auc", (1, 2))
-    assert {"all", "zero_shot", "cold_1_5", "cold_lt100"} <= set(found.arms["full"])
+    assert {"all", "zero_shot", "cold_1_5", "cold_lt100", "quiet_cold", "busy_cold"} <= set(found.arms["full"])
     assert len(list((tmp_path / "runs" / "world" / "logs").iterdir())) == 2
     for slices in found.arms.values():
         assert slices["zero_shot"].rows < slices["cold_lt100"].rows <= slices["all"].rows
         assert all(len(gap.per_seed) == 2 for name in ("all", "zero_shot") for gap in slices[name].vs.values())
+
+    unseen = {arm: slices["zero_shot"] for arm, slices in found.arms.items()}
+    assert min(unseen["full"].vs["shuffled"].per_seed) > 0.02, "titles tell topics, and topics what somebody likes"
+    assert min(unseen["full"].vs["base"].per_seed) > 0.02
+    assert abs(unseen["shuffled"].vs["base"].mean) < unseen["full"].vs["base"].mean, "of the wrong items they tell nothing"
+
+    assert found.heads is not None
+    assert list(found.heads) == ["conversion"]
+    conversion = found.heads["conversion"]["full"]["all"]
+    assert conversion.rows == found.arms["full"]["all"].rows
+    assert conversion.auc != found.arms["full"]["all"].auc
+    for arms in (found.arms, found.heads["conversion"]):
+        beside = arms["full"]["all"].beside
+        assert beside is not None
+        assert 0.3 < beside["gauc"] < 0.95
+        assert 0.5 < beside["calibration_ratio"] < 2, "probabilities are about as large as what happens"
+
     page = (tmp_path / "results" / "tiny_world.html").read_text()
     assert "points of AUC" in page
     assert "items with no event before the window opened" in page
+    text = (tmp_path / "results" / "tiny_world.md").read_text()
+    assert "## Test window, head `conversion`" in text
+    assert "calibration error" in text

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from longtail.metrics import calibration, gauc, log_loss
 from longtail.paired import paired_differences
 from longtail.study import StudySettings
 from longtail.study_page import headline_sentence, intervals, markdown, page, relative
@@ -383,3 +384,24 @@ def test_an_arm_is_measured_in_one_metric() -> None:
     for values in ({}, {"gauc": 0.5, "auc": 0.5}):
         with pytest.raises(ValidationError, match="one metric"):
             ArmOnSlice.model_validate({**values, "sd": 0, "rows": 1, "users": 1, "vs": {}})
+
+
+def test_what_is_measured_beside_auc_is_that_of_the_slices_rows() -> None:
+    """GAUC, log loss and calibration of each slice by their own functions, means over seeds; in GAUC's studies there is nothing beside."""
+    plain = rows_of(40, 8, seed=5)
+    odd = np.arange(len(plain.user_N)) % 2 == 1
+    rows = rows_of(40, 8, 5, {"all": np.ones(len(odd), bool), "odd": odd, "positives": plain.label_N == 1})
+    scores: Scores = {"base": scores_of(rows, 0.5, (1, 2), 1)}
+    found = compared(rows, scores, metric="auc")["base"]
+    assert set(found) == {"all", "odd"}
+    for name, which in (("all", rows.slices["all"]), ("odd", odd)):
+        beside = found[name].beside
+        assert beside is not None
+        label, user = rows.label_N[which], rows.user_N[which]
+        given = [scores["base"][seed][which] for seed in (1, 2)]
+        chances = [1 / (1 + np.exp(-one)) for one in given]
+        assert beside["gauc"] == pytest.approx(np.mean([gauc(label, one, user) for one in given]))
+        assert beside["log_loss"] == pytest.approx(np.mean([log_loss(label, one) for one in chances]))
+        assert beside["calibration_ratio"] == pytest.approx(np.mean([one.sum() / label.sum() for one in chances]))
+        assert beside["calibration_error"] == pytest.approx(np.mean([calibration(label, one).error for one in chances]))
+    assert compared(rows, scores)["base"]["all"].beside is None

@@ -15,7 +15,7 @@ A, B, C, D = 1, 2, 3, 4
 
 
 def window(users: list[str], opens: float, events: list[tuple[str, str, float, str]] | None = None, truncated: list[str] | None = None) -> WindowRows:
-    samples = pa.table({"example_id": np.arange(len(users)) + 100, "user_id": users, "outcome": pa.array([row % 2 for row in range(len(users))], pa.int8())})
+    samples = pa.table({"example_id": np.arange(len(users)) + 100, "user_id": users, "label": pa.array([row % 2 for row in range(len(users))], pa.int8())})
     given = None if truncated is None else pa.array(truncated, pa.string())
     return window_rows(samples, small_world.entities(), small_world.behaviour(events), small_world.us(opens), given)
 
@@ -75,7 +75,7 @@ def test_later_events_and_labels_move_nobody() -> None:
 
 def test_without_attributes_none_is_missing() -> None:
     entities = Entities.build(small_world.USERS.select(["user_id"]), small_world.ITEMS, planted_artifacts.INFO, 3)
-    samples = pa.table({"example_id": [0], "user_id": ["a"], "outcome": pa.array([1], pa.int8())})
+    samples = pa.table({"example_id": [0], "user_id": ["a"], "label": pa.array([1], pa.int8())})
     rows = window_rows(samples, entities, small_world.behaviour(), small_world.us(14), None)
     assert "missing_attributes" not in rows.slices
 
@@ -94,7 +94,7 @@ def test_shares_and_deciles_agree_with_a_slow_ranking(seed: int) -> None:
     entities = Entities.build(pa.table({"user_id": names}), small_world.ITEMS, planted_artifacts.INFO, 3)
     behaviour = Behaviour.build(small_world.events(events), entities, ("click", "purchase"))
     users = [str(user) for user in rng.choice(names, 200)]
-    samples = pa.table({"example_id": np.arange(200), "user_id": users, "outcome": pa.array(rng.integers(0, 2, 200).astype(np.int8))})
+    samples = pa.table({"example_id": np.arange(200), "user_id": users, "label": pa.array(rng.integers(0, 2, 200).astype(np.int8))})
     rows = window_rows(samples, entities, behaviour, small_world.us(14), pa.array(names[:5], schema.USERS.field("user_id").type))
     present = sorted(set(users), key=lambda user: (counts[user], stable_uint64(user)))
     for name, (low, high) in SHARES.items():
@@ -114,7 +114,7 @@ def items_window(pairs: list[tuple[str, str]], opens: float, ages: list[float | 
     columns = {
         "user_id": [user for user, _ in pairs],
         "item_id": [item for _, item in pairs],
-        "outcome": pa.array([row % 2 for row in range(len(pairs))], pa.int8()),
+        "label": pa.array([row % 2 for row in range(len(pairs))], pa.int8()),
     }
     samples = pa.table({"example_id": np.arange(len(pairs)), **columns, "item_age_days": pa.array(ages, pa.float32())})
     given = None if made_cold is None else pa.array(made_cold, pa.string())
@@ -135,6 +135,8 @@ def test_slices_of_items_by_hand() -> None:
     assert found["natural_cold"] == [1, 2, 3]
     assert (found["new_items"], found["popular_items"]) == ([0], [2])
     assert rows.user_N.tolist() == [A, B, C, A]
+    # a had four events, b and c two: with ranks 0, 1/3 and 2/3 the latter are the lower half
+    assert (found["quiet_cold"], found["busy_cold"], found["quiet_warm"], found["busy_warm"]) == ([1, 2], [0, 3], [], [])
     early = items_window(pairs, 0.5, [None] * 4)
     assert early.slices["zero_shot"].all(), "what comes later is not known"
     assert early.slices["natural_cold"].all()

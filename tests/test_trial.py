@@ -153,4 +153,11 @@ def test_a_head_other_than_the_outcome_is_refused_with_the_remedy(tmp_path: Path
     with pytest.raises(ValueError, match=r"rankers\.choirrec\.heads = \['cvr'\] .* Set rankers\.choirrec\.heads=\[\"outcome\"\]"):
         trial(config, store, "choirrec", BOTH)
     chosen = changed(config, rankers={"choirrec": RANKERS["choirrec"] | {"heads": ["outcome"]}})
-    assert len(trial(chosen, store, "choirrec", BOTH).read("scores")) > 0
+    one = trial(chosen, store, "choirrec", BOTH)
+    assert one.read("scores").column_names == ["example_id", "split", "score"]
+    both = changed(config, rankers={"choirrec": RANKERS["choirrec"] | {"heads": ["outcome", "conversion"]}})
+    two = trial(both, store, "choirrec", BOTH)
+    assert (one.info["heads"], two.info["heads"]) == (["outcome"], ["outcome", "conversion"])
+    scored = two.read("scores")
+    assert scored.column_names == ["example_id", "split", "score", "score_conversion"]
+    assert scored["score"] != scored["score_conversion"]

@@ -23,7 +23,7 @@ class ItemZSettings(Settings):
     """The `item_z` stage; spaces = ["trained"] is the paper's shape."""
 
     spaces: tuple[Space, ...] = Field(
-        ("trained",),
+        ("trained", "frozen"),
         min_length=1,
         description="trained: by behaviour pairs (SaviorEnc) | frozen: the encoder's vectors as they came, cut to the same width; several stand side by side",
     )

@@ -71,7 +71,7 @@ class SemanticSettings(Settings):
     semantic_to_behaviour: bool = Field(True, description="attention branch (a): semantic scores pool ID embeddings")
     behaviour_to_semantic: bool = Field(True, description="attention branch (b): ID scores pool semantic vectors")
     similarity: Literal["none", "tiers", "kernels"] = Field(
-        "none",
+        "kernels",
         description="how much of the history is how near to the item, straight into the tower (ours): tiers, by the frozen vectors | kernels, by the aligned "
         "ones, which learn from it",
     )
