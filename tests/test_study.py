@@ -459,8 +459,8 @@ headline_arms = ["base", "full", "shuffled"]
 against = ["base", "shuffled"]
 bootstrap_rounds = 50
 results = "{results}"
-common = ['rankers.saviorrec.heads=["outcome", "conversion"]', 'rankers.base.heads=["outcome", "conversion"]', "train.optimizer=adam", "train.epochs=4",
-  "train.learning_rate=0.01", "train.batch_size=256", "logs.synthetic.num_users=300", "logs.synthetic.sessions_per_user=20.0"]
+common = ['rankers.saviorrec.heads=["outcome", "conversion"]', 'rankers.base.heads=["outcome", "conversion"]', "train.optimizer=adam", "train.epochs=3",
+  "train.learning_rate=0.01", "train.batch_size=64", "logs.synthetic.tastes=shared", "logs.synthetic.sessions_per_user=20.0"]
 [study.datasets.world]
 config = "{config}"
 set = ["logs.cold_start.items_frac=0.4", "logs.cold_start.min_events=10", "logs.cold_start.keep=[[0, 0], [1, 5]]"]

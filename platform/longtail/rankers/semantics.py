@@ -30,27 +30,31 @@ class Alignment(nn.Module):
     Departs from SaviorRec where the settings say so: a code that few training rows have moves its items less, and all may learn more slowly.
     """
 
-    weight_K: torch.Tensor  # of each code, stage after stage
+    weight_K: torch.Tensor  # of each code, stage after stage; 0 of "no code"
+    offset_S: torch.Tensor
 
     def __init__(self, catalogue: Catalogue, settings: SemanticSettings) -> None:
         super().__init__()
-        self.sizes = list(catalogue.sizes.codes)
-        self.codebooks = nn.ModuleList(_zero_table(size, catalogue.sizes.vector_dim) for size in self.sizes)
-        support = torch.cat([torch.zeros(size).index_add_(0, codes_N, catalogue.rows_N) for size, codes_N in zip(self.sizes, catalogue.codes_NS.T)])
+        sizes = list(catalogue.sizes.codes)
+        self.codebooks = nn.ModuleList(_zero_table(size, catalogue.sizes.vector_dim) for size in sizes)
+        offset_S = torch.tensor([sum(sizes[:stage]) for stage in range(len(sizes))])
+        support = torch.cat([torch.zeros(size).index_add_(0, codes_N, catalogue.rows_N) for size, codes_N in zip(sizes, catalogue.codes_NS.T)])
         shrunk = support / (support + settings.alignment_shrinkage) if settings.alignment_shrinkage else torch.ones_like(support)
+        shrunk[offset_S] = 0.0
         self.register_buffer("weight_K", shrunk.nan_to_num(0.0) * settings.alignment_rate)
+        self.register_buffer("offset_S", offset_S, persistent=False)
 
-    def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        """Sum over the stages of A^l[c^l], [.., D], from codes plus one [.., S]; 0 (no code) adds nothing."""
-        weights = torch.split(self.weight_K, self.sizes)
-        moved = [codebook(codes[..., stage]) * weights[stage][codes[..., stage]].unsqueeze(-1) for stage, codebook in enumerate(self.codebooks)]
-        return torch.stack(moved).sum(dim=0)
+    def forward(self, codes_RS: torch.Tensor) -> torch.Tensor:
+        """Sum over the stages of A^l[c^l], [R, D], from codes plus one [R, S]; 0 (no code) adds nothing and learns nothing."""
+        place_RS = codes_RS + self.offset_S
+        return functional.embedding_bag(place_RS, self._table(), mode="sum", per_sample_weights=self.weight_K[place_RS])
 
     def squared(self) -> torch.Tensor:
         """Sum of the squares of what the codes add."""
-        weights = torch.split(self.weight_K, self.sizes)
-        tables = [table * weight.unsqueeze(1) for table, weight in zip(self.parameters(), weights)]
-        return torch.cat(tables).square().sum()
+        return (self._table() * self.weight_K.unsqueeze(1)).square().sum()
+
+    def _table(self) -> torch.Tensor:
+        return torch.cat(list(self.parameters()))
 
 
 class SimilarityTiers(nn.Module):
