@@ -1,7 +1,7 @@
 """Alignment: behaviour drifts under a frozen item encoder for some weeks after the train window, and SaviorRec's codebooks alone are trained on.
 
-Reads what pipelines.train reads, of a world of its own for each seed; writes alignment/<key>/scores.parquet (example_id, week, and a column of scores for each
-arm) and results/saviorrec_alignment.json and .md. Each week is scored before anything is trained on it.
+Reads what pipelines.train reads, without what is lent, of a world of its own for each seed; writes alignment/<key>/scores.parquet (example_id, week, and a
+column of scores for each arm) and results/saviorrec_alignment.json and .md. Each week is scored before anything is trained on it.
 Run: python -m pipelines.alignment --config pipelines/configs/synthetic_drift.toml
 Last stdout line: one JSON object.
 """
@@ -35,11 +35,10 @@ from longtail.times import to_us
 from longtail.training_loop import train_ranker
 from pipelines import work
 from pipelines.cluster import ray_session
-from pipelines.embeddings import ITEM_VECTORS
 from pipelines.lent import LENT
-from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, kept, open_store
+from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, kept, line, open_store
 from pipelines.train import RANKER_STAGES, TrainJob
-from pipelines.trial import built_here
+from pipelines.trial import built_here, is_plan
 
 RANKER = "saviorrec"
 INPUTS = tuple(stage for stage in RANKER_STAGES[RANKER].inputs if stage is not LENT)  # nothing here borrows
@@ -50,8 +49,6 @@ COLUMNS = ("example_id", "user_id", "item_id", "ts")
 def _job(context: Context) -> TrainJob:
     """The training of SaviorRec, of the outcome alone."""
     config = context.config
-    if config.rankers.saviorrec.peer_stats:
-        raise ValueError("rankers.saviorrec.peer_stats = true: what peers lend is no part of the drift study. Leave it out.")
     settings = config.rankers.saviorrec.model_copy(update={"heads": ("outcome",)})
     config = config.model_copy(update={"rankers": config.rankers.model_copy(update={RANKER: settings})})
     return TrainJob.of(config, context.inputs, RANKER, context.seed)
@@ -166,7 +163,9 @@ def run(config: Config, store: Store) -> dict[int, Artifact]:
     seeds, task = config.continual.seeds, ray.remote(num_cpus=1, max_retries=2)(_built)
     with work.in_place():
         for seed in seeds:
-            ensure(ITEM_VECTORS, seeded(config, seed), store, build_inputs=True)
+            for stage in line(ALIGNMENT):
+                if is_plan(stage, config):
+                    ensure(stage, seeded(config, seed), store, build_inputs=True)
     limit = config.continual.num_parallel or int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     found: dict[int, Artifact] = {}
     for first in range(0, len(seeds), limit):
@@ -181,6 +180,8 @@ def main() -> None:
     with clear_errors():
         args = arguments(__doc__ or "")
         config = config_from(args)
+        if config.rankers.saviorrec.peer_stats:
+            raise ValueError("rankers.saviorrec.peer_stats = true: what peers lend is no part of the study of drift. Leave it out.")
         started, commit = time.monotonic(), source_commit()
         folder = Path(kept("continual.results", config.continual.results))
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Item encoder: SaviorEnc, a projection over the items' frozen vectors, trained with Ray Train on behaviour pairs of the history window.
 
 Reads logs (events, items) and item_vectors/vectors; writes for every item (item_id, vector) two tables, trained.parquet and frozen.parquet (the frozen vectors
-cut to the same width), each with its projection in a folder of that name; item_z makes z of them. The manifest's info has the pairs' counts, the losses,
+cut to item_encoder.dim), each with its projection in a folder of that name; item_z makes z of them. The manifest's info has the pairs' counts, the losses,
 and Hit@k on later pairs for the trained, the frozen and the starting vectors, and for popularity and co-occurrence.
 Run: python -m pipelines.item_encoder --config …
 """

@@ -44,7 +44,7 @@ from pipelines.samples import SAMPLES
 from pipelines.stage import Stage, arguments, clear_errors, config_from, ensure, line, open_store, provenance
 from pipelines.study_arms import Run, arm_config, check, runs_of, there, worlds
 from pipelines.study_measures import earlier_openings, files_of, results, results_folder, write
-from pipelines.trial import built_here
+from pipelines.trial import built_here, is_plan
 from pipelines.user_spaces import USER_SPACES
 from pipelines.work import started_in
 
@@ -71,7 +71,7 @@ def run_all(runs: Sequence[Run], store_of: Mapping[str, Store], num_parallel: in
     """Every trial's artifact by data set, arm and seed; what several of them are made of is built once, before them.
 
     Raises:
-        ValueError: trials failed; after the others are done, so that the next attempt finds them.
+        ValueError: a Ray Data plan failed; or trials did, after the others are done, so that the next attempt finds them.
     """
     progress.say(f"{len(runs)} trials, {num_parallel} at a time")
     for stage in VARIED:
@@ -79,10 +79,12 @@ def run_all(runs: Sequence[Run], store_of: Mapping[str, Store], num_parallel: in
         for run in runs:
             if stage in line(run.stage):
                 variants.setdefault((run.dataset, provenance(stage, run.config)[stage.name]), run)
-        planned = [(run, stage) for run in variants.values() if _is_plan(stage, run.config)]
-        jobs = [(run, stage) for run in variants.values() if not _is_plan(stage, run.config)]
-        ended = (*_each(planned, store_of, 1, num_cpus=0), *_each(jobs, store_of, num_parallel))
-        failed = [result for _, result in ended if isinstance(result, str)]
+        planned = [(run, stage) for run in variants.values() if is_plan(stage, run.config)]
+        jobs = [(run, stage) for run in variants.values() if not is_plan(stage, run.config)]
+        for run, result in _each(planned, store_of, 1, num_cpus=0):
+            if isinstance(result, str):  # later stages would start the plan again, several at a time
+                raise ValueError(f"{stage.name} of {run.dataset}: {result}\nMend the cause and run the study again: it goes on.")
+        failed = [result for _, result in _each(jobs, store_of, num_parallel) if isinstance(result, str)]
         if variants:
             progress.say(f"{stage.name}: {len(variants)} variants")
         if failed:
@@ -102,11 +104,6 @@ def run_all(runs: Sequence[Run], store_of: Mapping[str, Store], num_parallel: in
     for run in runs:
         found.setdefault(run.dataset, {}).setdefault(run.arm, {})[run.seed] = done[run.dataset, run.arm, run.seed]
     return found
-
-
-def _is_plan(stage: Stage, config: Config) -> bool:
-    """Whether a stage is a Ray Data plan: it takes the CPUs itself, and two of them in tasks that hold these would wait for each other for ever."""
-    return stage in (ITEM_VECTORS, USER_VECTORS) or (stage is ITEM_ENCODER and config.item_encoder.image_encoder is not None)
 
 
 def _each(jobs: Sequence[tuple[Run, Stage]], store_of: Mapping[str, Store], num_parallel: int, num_cpus: int = 1) -> Iterator[tuple[Run, Artifact | str]]:

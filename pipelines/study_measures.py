@@ -37,13 +37,15 @@ def rows_of(config: Config, store: Store, split: Split, metric: Metric, head: He
     table = samples.read("samples", ["example_id", "user_id", "item_id", *LABEL_COLUMNS, "item_age_days"])
     table = table.filter(pc.equal(table.column("split"), split))
     conversion = pc.fill_null(table.column("conversion"), -1)
-    label = table.column("outcome") if head == "outcome" else conversion
-    table = table.append_column("label", label).filter(pa.array(has_label([head], table.column("outcome").to_numpy(), conversion.to_numpy())))
+    table = table.append_column("label", table.column("outcome") if head == "outcome" else conversion)
+    labelled_N = has_label([head], table.column("outcome").to_numpy(), conversion.to_numpy())
     opens = to_us(info.train_end if split == "test" else info.validation_start)
     known = table, load_entities(logs, bins), load_behaviour(logs, bins), opens
     if metric == "auc":
-        return item_rows(*known, logs.read("cold_items", ["item_id"]).column("item_id").combine_chunks() if info.num_cold else None)
-    return window_rows(*known, logs.read("truncated", ["user_id"]).column("user_id").combine_chunks() if info.num_truncated else None)
+        rows = item_rows(*known, logs.read("cold_items", ["item_id"]).column("item_id").combine_chunks() if info.num_cold else None)
+    else:
+        rows = window_rows(*known, logs.read("truncated", ["user_id"]).column("user_id").combine_chunks() if info.num_truncated else None)
+    return rows.where(labelled_N)
 
 
 def measure(

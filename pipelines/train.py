@@ -262,7 +262,7 @@ def _settings(config: Config, *, name: str) -> Mapping[str, Any]:
 RANKER_STAGES: dict[str, Stage] = {
     name: Stage(
         name=name,
-        version=3,
+        version=4,
         inputs=(LOGS, ITEM_Z, ITEM_CODES, SAMPLES, MATCHES, LENT),
         settings=partial(_settings, name=name),
         build=partial(build, name=name),

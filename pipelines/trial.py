@@ -26,6 +26,8 @@ from longtail.settings import own_seed
 from longtail.training_loop import Metrics, train_ranker
 from longtail.validation import Validation
 from pipelines import work
+from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
+from pipelines.item_encoder import ITEM_ENCODER
 from pipelines.stage import Context, Result, Stage, ensure
 from pipelines.train import RANKER_STAGES, TrainJob
 
@@ -46,6 +48,11 @@ def trial_stage(ranker: str, splits: tuple[Split, ...], unread: Sequence[Stage] 
         return {"name": ranker, "ranker_version": trained.version, "splits": list(splits), **trained.settings(config)}
 
     return Stage("trials", TRIAL_VERSION, inputs, settings, partial(_build, ranker=ranker, splits=splits), "pipelines.study")
+
+
+def is_plan(stage: Stage, config: Config) -> bool:
+    """Whether a stage is a Ray Data plan: it takes the CPUs itself, and two of them in tasks that hold these would wait for each other for ever."""
+    return stage in (ITEM_VECTORS, USER_VECTORS) or (stage is ITEM_ENCODER and config.item_encoder.image_encoder is not None)
 
 
 def built_here(stage: Stage, config: Config, store: Store) -> Artifact:

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from longtail.rankers.factory import build_ranker
 from longtail.rankers.kernels import CENTRES, WIDTH, SimilarityKernels
+from longtail.rankers.layers import DistinctRows
 from longtail.rankers.ranker import predict_rows
 from longtail.rankers.saviorrec import SaviorRec
 from longtail.rankers.settings import DuetSettings, RankersSettings, SaviorRecSettings
@@ -63,9 +65,26 @@ def test_codebooks_move_the_kernels_alone() -> None:
     assert (predict_rows(ranker, batch).logits_BH - before).abs().max() > 1e-4
 
 
-def test_kernels_need_a_semantic_space() -> None:
-    with pytest.raises(ValueError, match="semantic_vector = false and alignment = false"):
-        make(semantic_vector=False, alignment=False, semantic_to_behaviour=False, behaviour_to_semantic=False)
+def test_kernels_need_vectors() -> None:
+    for alignment in (True, False):
+        with pytest.raises(ValueError, match=r'similarity = "kernels" compares items by their vectors .* Set similarity = "none" or "tiers"'):
+            make(semantic_vector=False, alignment=alignment, semantic_to_behaviour=False, behaviour_to_semantic=False)
+
+
+def test_cosines_are_those_of_vectors_of_length_one_and_0_without_a_vector() -> None:
+    ranker, batch = make(), WORLD.batch(50)
+    assert ranker.semantics.alignment is not None
+    with torch.no_grad():
+        ranker.semantics.alignment.codebooks[0].weight[1:].normal_()  # type: ignore[index,operator]
+        ranker.catalogue.vector_ND[5] = 0
+        ranker.catalogue.codes_NS[5] = 0
+    batch.history_BL[0, 0] = 5
+    space = ranker.semantics.space(ranker.catalogue, DistinctRows.of(len(ranker.catalogue.item_id_N), [batch.history_BL]), batch)
+    found = space.cosines(batch.history_BL, space.dots(batch.history_BL))
+    vectors, target = (ranker.semantics.aligned(ranker.catalogue, rows) for rows in (batch.history_BL.reshape(-1), batch.item_row_B))
+    slow = functional.normalize(vectors.reshape(*batch.history_BL.shape, -1), dim=2) @ functional.normalize(target, dim=1).unsqueeze(2)
+    torch.testing.assert_close(found, slow.squeeze(2))
+    assert found[0, 0] == 0
 
 
 def test_they_are_the_default_and_can_be_switched_off() -> None:

@@ -26,6 +26,29 @@ def test_match_counts_choose_among_the_user_by_item_statistics() -> None:
     assert counts_codes == {"none": False, "categories": False, "codes": True}
 
 
+def test_a_tie_that_rounding_would_decide_is_one() -> None:
+    tiers = SimilarityTiers()
+    tiers.threshold_T.fill_(1.0)
+    got = tiers._raw(torch.tensor([[1 - 1e-7, 1 - 1e-3]]), torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(got[0, :7], torch.ones(7).log1p())
+
+
+def test_what_is_pooled_narrow_is_what_would_be_projected_after() -> None:
+    """Branch (b) with its bias, an empty history too."""
+    torch.manual_seed(5)
+    ranker, batch = SaviorRec(WORLD.spec, WORLD.catalogue(), SaviorRecSettings(similarity="none")), WORLD.batch(40)
+    batch.history_BL[0] = 0
+    ranker.fit_statistics(batch)
+    semantics = ranker.semantics
+    view = ranker.individual(ranker.catalogue, batch, None)
+    found = semantics(semantics.space(ranker.catalogue, view.distinct, batch), view, batch)
+    assert semantics.project is not None
+    assert found.behaviour_attention_BL is not None
+    history_BLD = semantics.aligned(ranker.catalogue, batch.history_BL.reshape(-1)).reshape(*batch.history_BL.shape, -1)
+    slow = semantics.project(torch.bmm(found.behaviour_attention_BL.unsqueeze(1), history_BLD).squeeze(1))
+    torch.testing.assert_close(found.x_BF[:, -slow.shape[1] :], slow)
+
+
 def test_similarity_tiers_count_what_lies_above_their_thresholds() -> None:
     tiers = SimilarityTiers()
     tiers.threshold_T.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9]))
@@ -81,9 +104,17 @@ def test_each_switch_of_ours_trains_and_changes_the_scores(switch: str) -> None:
     given |= {"content_gate": True} if switch == "content_weight" else {}
     batch, losses = WORLD.batch(64), []
     plain: dict[str, Any] = {"content_gate": switch == "content_weight", "similarity": "none" if "similarity" in given else "kernels"}
+    torch.manual_seed(3)
+    first = SaviorRec(WORLD.spec, WORLD.catalogue(), SaviorRecSettings(**plain))
     for settings in (SaviorRecSettings(**plain), SaviorRecSettings(**given)):
-        torch.manual_seed(3)
         ranker = SaviorRec(WORLD.spec, WORLD.catalogue(), settings)
+        shared = {name: value for name, value in first.state_dict().items() if name in ranker.state_dict() and value.shape == ranker.state_dict()[name].shape}
+        ranker.load_state_dict(shared, strict=False)  # else they would differ by their draws
+        with torch.no_grad():
+            wide = ranker.tower.layers[0].weight
+            narrow = first.tower.layers[0].weight
+            wide[:, : ranker.individual.out_dim] = narrow[:, : first.individual.out_dim]  # type: ignore[index]
+            wide[:, ranker.individual.out_dim :] = 0.01  # type: ignore[index]
         ranker.fit_statistics(batch)
         optimizer = torch.optim.Adam(ranker.parameters(), lr=0.05)
         for _ in range(3):

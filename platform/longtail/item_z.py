@@ -20,12 +20,12 @@ Space = Literal["trained", "frozen"]
 
 
 class ItemZSettings(Settings):
-    """The `item_z` stage; spaces = ["trained"] is the paper's shape."""
+    """The `item_z` stage; spaces = ["trained"], with item_encoder.factor_dim = 0, is the paper's shape."""
 
     spaces: tuple[Space, ...] = Field(
         ("trained", "frozen"),
         min_length=1,
-        description="trained: by behaviour pairs (SaviorEnc) | frozen: the encoder's vectors as they came, cut to the same width; several stand side by side",
+        description="trained: by behaviour pairs (SaviorEnc) | frozen: the text encoder's vectors, cut to item_encoder.dim; several stand side by side",
     )
     control: Literal["none", "shuffled", "random"] = Field(
         "none", description="shuffled: dealt out to the wrong items | random: drawn anew, equal contents too | what semantics are worth is what is lost"

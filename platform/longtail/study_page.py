@@ -16,12 +16,14 @@ from longtail.training import FEW_STEPS
 
 FAR = 2.0  # times nearly all the others
 FEW_USERS, FEW_SEEDS, FEW_ARMS = 50, 3, 4
-#: The slices that have columns in the .md and figures on the page, beside the headline's.
+#: The slices that have columns in the .md, beside the headline's.
 SHOWN = {
     "gauc": ("all", "low20", "truncated", "orders_1", "orders_1_3", "no_history", "high20"),
     "auc": ("all", "zero_shot", "cold_1_5", "cold_6_20", "cold_lt100", "warm", "natural_cold", "new_items", "popular_items"),
 }
+#: The slices that have figures on the page, beside the headline's.
 DRAWN = {"gauc": ("all", "low20", "no_history", "high20"), "auc": ("all", "cold_lt100", "zero_shot", "warm")}
+QUARTERS = ("quiet_cold", "quiet_warm", "busy_cold", "busy_warm")
 SEEDS_BELOW = 7  # pixels under the interval
 GOOD, BAD, PLAIN = "#0f766e", "#b91c1c", "#475569"
 
@@ -54,7 +56,7 @@ def markdown(found: StudyResults, study: StudySettings) -> str:
         "",
         *(f"- {line}" for line in cautions(found, study)),
     ]
-    names = [name for name in SHOWN[found.metric] if name in found.arms.get(study.headline_arms[0], {})]
+    names = [name for name in shown(found) if name in found.arms.get(study.headline_arms[0], {})]
     heads = " | ".join(f"{name} ({found.arms[study.headline_arms[0]][name].users:,} users)" for name in names)
     for other in study.against:
         lines += ["", f"## Test window: {metric} over `{other}`", "", *_table(found.arms, names, heads, other)]
@@ -82,6 +84,16 @@ def markdown(found: StudyResults, study: StudySettings) -> str:
     return "\n".join(lines) + "\n"
 
 
+def shown(found: StudyResults) -> tuple[str, ...]:
+    """The slices that have columns: the headline's among them, and with one of quiet or busy users on cold or warm items all four of these."""
+    return tuple(dict.fromkeys((*SHOWN[found.metric], *of_headline(found))))
+
+
+def of_headline(found: StudyResults) -> tuple[str, ...]:
+    """The headline's slice, or the four that it is one of."""
+    return QUARTERS if found.headline["slice"] in QUARTERS else (found.headline["slice"],)
+
+
 def _beside_lines(found: StudyResults, study: StudySettings) -> list[str]:
     """Tables of what was measured beside the metric, a head each."""
     lines = []
@@ -90,7 +102,7 @@ def _beside_lines(found: StudyResults, study: StudySettings) -> list[str]:
             f"| `{arm}` | {name} | " + " | ".join(f"{one.beside[key]:.4f}" if key in one.beside else "" for key in BESIDE) + " |"
             for arm in study.headline_arms
             for name, one in arms.get(arm, {}).items()
-            if one.beside is not None and name in SHOWN[found.metric]
+            if one.beside is not None and name in shown(found)
         ]
         if rows:
             title = f"## Test window, head `{head}`: beside {found.metric.upper()}, headline arms"
@@ -199,7 +211,7 @@ def page(found: StudyResults, study: StudySettings) -> str:
     )
     said = "GAUC relative to" if found.metric == "gauc" else "points of AUC over"
     parts = [lead]
-    slices = [name for name in (found.headline["slice"], *DRAWN[found.metric]) if name in found.arms.get(study.headline_arms[0], {})]
+    slices = [name for name in (*of_headline(found), *DRAWN[found.metric]) if name in found.arms.get(study.headline_arms[0], {})]
     for other in study.against:
         pairs = [(arm, other, arm) for arm in found.arms]
         parts.append(_figures(found, pairs, slices, f"Over {other}", other, f"{said} it, 95 % intervals over seeds and users; a dot for each seed."))

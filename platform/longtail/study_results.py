@@ -40,7 +40,7 @@ class Difference(Settings):
 
 
 class ArmOnSlice(Settings):
-    """One arm on one slice, in one metric; `users` are those whom it sees: for GAUC, users with both classes."""
+    """One arm on one slice, compared in one metric; `users` are those whom it sees: for GAUC, users with both classes."""
 
     gauc: Rounded | None = None
     auc: Rounded | None = None

@@ -69,6 +69,11 @@ class WindowRows:
     label_N: Labels
     slices: Mapping[str, Bools]  # by name, over rows
 
+    def where(self, kept_N: Bools) -> "WindowRows":
+        """Some of the rows; who is in a slice stays as it was."""
+        slices = {name: which_N[kept_N] for name, which_N in self.slices.items()}
+        return WindowRows(self.example_id_N[kept_N], self.user_N[kept_N], self.label_N[kept_N], slices)
+
 
 def order_counts(behaviour: Behaviour, num_users: int, before: int) -> Ints:
     """How many orders [num_users + 1] each user had placed: their distinct times of an event of the strongest kind (of any, where there is no such event)."""
@@ -87,7 +92,7 @@ class WindowUsers:
     users_U: Ints
     ids: pa.Array  # [U]
     events_U: Ints
-    rank_U: npt.NDArray[np.float64]  # share of the window's users with fewer events
+    rank_U: npt.NDArray[np.float64]  # share of the window's users that come before, by events, equals by a hash of the id
 
     @staticmethod
     def of(samples: pa.Table, entities: Entities, past: Behaviour) -> "WindowUsers":

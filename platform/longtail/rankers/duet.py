@@ -48,7 +48,7 @@ class Duet(ChoirRec):
         sequences = [batch.group_history_BG] if self.settings.group_sequence else []
         view = self.individual(self.catalogue, batch, hidden_B2, sequences, mix=partial(self.semantics.mixed, self.catalogue))
         space = self.semantics.space(self.catalogue, view.distinct, batch)
-        semantic, group = self.semantics(self.catalogue, space, view, batch), [self.group(view, batch)]
+        semantic, group = self.semantics(space, view, batch), [self.group(view, batch)]
         if self.group_project is not None:
             group.append(self.group_project(space.target_BD))
         if self.group_similarity is not None:
@@ -61,7 +61,7 @@ class Duet(ChoirRec):
         return Channels(torch.cat([view.x_BF, semantic.x_BF], dim=1), torch.cat(group, dim=1), shown)
 
     def _near_group(self, space: SemanticSpace, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.semantics.near(self.catalogue, space, batch, batch.group_history_BG, batch.group_weight_BG)
+        return self.semantics.near(space, batch.group_history_BG, batch.group_weight_BG)
 
     def loss(self, batch: Batch, output: RankerOutput) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self.semantics.penalised(*super().loss(batch, output), self.catalogue, self.individual.items, batch)

@@ -1,6 +1,7 @@
 """Layers that the rankers share: item embeddings, DIN's target attention, feed-forward towers, fixed normalisation.
 
-Letters: B rows, L history length, D item width, N item rows, R distinct item rows of a batch, K attention width, W any width, A attributes.
+Letters: B rows, L history length, D item width, N item rows, R distinct item rows of a batch, P places of all sequences, K attention width, W any width,
+A attributes.
 """
 
 import math
@@ -64,7 +65,7 @@ class SequenceDots(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values_RW: torch.Tensor, place_BL: torch.Tensor, target_BW: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(values_RW, place_BL, target_BW)
-        with torch.enable_grad():
+        with torch.enable_grad():  # not within torch.inference_mode, which would refuse it
             weights_BL = values_RW.new_zeros(place_BL.shape).requires_grad_()
             sums_BW = functional.embedding_bag(place_BL, values_RW.detach(), mode="sum", per_sample_weights=weights_BL)
             (dots_BL,) = torch.autograd.grad(sums_BW, weights_BL, target_BW.detach())

@@ -38,7 +38,7 @@ class SaviorRec(Ranker):
 
     def forward(self, batch: Batch, hidden_B2: torch.Tensor | None = None) -> RankerOutput:
         view = self.individual(self.catalogue, batch, hidden_B2, mix=partial(self.semantics.mixed, self.catalogue))
-        semantic = self.semantics(self.catalogue, self.semantics.space(self.catalogue, view.distinct, batch), view, batch)
+        semantic = self.semantics(self.semantics.space(self.catalogue, view.distinct, batch), view, batch)
         return RankerOutput(
             self.out(self.tower(torch.cat([view.x_BF, semantic.x_BF], dim=1))),
             self.heads,

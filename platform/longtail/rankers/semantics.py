@@ -1,8 +1,9 @@
 """The item side of SaviorRec (arXiv 2508.01375), and what is ours beside it: what a ranker knows of items by their frozen vectors and codes.
 
-Top to bottom: MBA (modal-behaviour alignment), similarity tiers, the gate between ID and content, bi-directional target attention, all of them together.
+Top to bottom: MBA (modal-behaviour alignment), similarity tiers (kernels have a room of their own, longtail.rankers.kernels), the gate between ID and content,
+bi-directional target attention, all of them together.
 
-Letters: B rows, L history length, D semantic width, I item width, S code stages, K codes of all stages, T tiers.
+Letters: B rows, R distinct items of a batch, L history length, D semantic width, W semantic_dim, I item width, S code stages, K codes of all stages, T tiers.
 """
 
 from dataclasses import dataclass
@@ -138,6 +139,8 @@ class CrossAttention(nn.Module):
 class SemanticSpace:
     """z~ of a batch's targets and of the distinct items of its sequences."""
 
+    catalogue: Catalogue
+    item_row_B: torch.Tensor
     distinct: DistinctRows
     vector_RD: torch.Tensor
     target_BD: torch.Tensor
@@ -153,6 +156,11 @@ class SemanticSpace:
         cosines_BL: torch.Tensor = dots_BL / (length_B1 * self.distinct.spread(length_R1, sequence_BL).squeeze(2)).clamp(min=1e-12)
         return cosines_BL
 
+    def frozen_dots(self, sequence_BL: torch.Tensor) -> torch.Tensor:
+        """`dots` of z, as nothing has moved it."""
+        frozen_ND = self.catalogue.vector_ND
+        return self.distinct.dots(frozen_ND[self.distinct.rows_R], sequence_BL, frozen_ND[self.item_row_B])
+
 
 @dataclass(frozen=True)
 class SemanticView:
@@ -164,21 +172,26 @@ class SemanticView:
 
 
 class Semantics(nn.Module):
-    """The aligned vector, histories pooled across the two spaces, similarity tiers.
+    """The aligned vector, histories pooled across the two spaces, similarity kernels or tiers.
 
     Raises:
-        ValueError: the attention between the spaces is on, and there is no semantic space.
+        ValueError: the attention between the spaces is on, and there is no semantic space; or kernels without vectors.
     """
 
     def __init__(self, name: str, catalogue: Catalogue, settings: SemanticSettings, id_dim: int) -> None:
         super().__init__()
         self.settings, self.id_dim = settings, id_dim
         semantic = settings.semantic_vector or settings.alignment
-        needs = settings.semantic_to_behaviour or settings.behaviour_to_semantic or settings.content_gate or settings.similarity == "kernels"
+        needs = settings.semantic_to_behaviour or settings.behaviour_to_semantic or settings.content_gate
         if needs and not semantic:
             raise ValueError(
-                f"rankers.{name}: semantic_vector = false and alignment = false leave no semantic space, and the attention between the spaces, the "
-                "content gate and similarity kernels need one. Switch these off too, or keep one of the first two."
+                f"rankers.{name}: semantic_vector = false and alignment = false leave no semantic space, and the attention between the spaces and the "
+                "content gate need one. Switch these off too, or keep one of the first two."
+            )
+        if settings.similarity == "kernels" and not settings.semantic_vector:
+            raise ValueError(
+                f'rankers.{name}: similarity = "kernels" compares items by their vectors as MBA moves them, and semantic_vector = false leaves these at zero '
+                'until MBA has learnt something, where a cosine has no gradient. Set similarity = "none" or "tiers", or keep the vector.'
             )
         dim = catalogue.sizes.vector_dim
         self.alignment = Alignment(catalogue, settings) if settings.alignment else None
@@ -194,28 +207,21 @@ class Semantics(nn.Module):
     def fit_statistics(self, catalogue: Catalogue, batch: Batch) -> None:
         if self.similarity is not None:
             space = self.space(catalogue, DistinctRows.of(len(catalogue.item_id_N), [batch.history_BL]), batch)
-            self.similarity.fit(*self.near(catalogue, space, batch, batch.history_BL, recency(batch)))
+            self.similarity.fit(*self.near(space, batch.history_BL, recency(batch)))
 
     def space(self, catalogue: Catalogue, distinct: DistinctRows, batch: Batch) -> SemanticSpace:
         """The batch's items as the semantic side knows them."""
-        return SemanticSpace(distinct, self.aligned(catalogue, distinct.rows_R), self.aligned(catalogue, batch.item_row_B))
+        return SemanticSpace(catalogue, batch.item_row_B, distinct, self.aligned(catalogue, distinct.rows_R), self.aligned(catalogue, batch.item_row_B))
 
     def near(
-        self,
-        catalogue: Catalogue,
-        space: SemanticSpace,
-        batch: Batch,
-        sequence_BL: torch.Tensor,
-        worth_BL: torch.Tensor,
-        dots_BL: torch.Tensor | None = None,
+        self, space: SemanticSpace, sequence_BL: torch.Tensor, worth_BL: torch.Tensor, dots_BL: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the similarity layer takes: cosines of targets to each item of a sequence, by item rows, the places' worth, and where there is an item.
 
         `dots_BL` are the space's products with the sequence, where they are there already.
         """
         if self.settings.similarity == "tiers":
-            frozen = SemanticSpace(space.distinct, catalogue.vector_ND[space.distinct.rows_R], catalogue.vector_ND[batch.item_row_B])
-            return frozen.dots(sequence_BL), worth_BL, sequence_BL > 0
+            return space.frozen_dots(sequence_BL), worth_BL, sequence_BL > 0
         return space.cosines(sequence_BL, space.dots(sequence_BL) if dots_BL is None else dots_BL), worth_BL, sequence_BL > 0
 
     def aligned(self, catalogue: Catalogue, rows: torch.Tensor) -> torch.Tensor:
@@ -234,14 +240,14 @@ class Semantics(nn.Module):
         mixed = self.gate(vectors, self.aligned(catalogue, rows), trained if hidden is None else trained.masked_fill(hidden, 0.0))
         return torch.where(known, mixed, vectors)
 
-    def forward(self, catalogue: Catalogue, space: SemanticSpace, view: IndividualView, batch: Batch) -> SemanticView:
+    def forward(self, space: SemanticSpace, view: IndividualView, batch: Batch) -> SemanticView:
         """Features beside those of the individual side; `space` is the batch's."""
         parts = []
         mask_BL, semantic_BL, behaviour_BL = view.history_mask_BL, None, None
         needs_dots = self.semantic_to_behaviour is not None or self.settings.similarity == "kernels"
         dots_BL = space.dots(batch.history_BL) if needs_dots else None
         if self.similarity is not None:
-            parts.append(self.similarity(*self.near(catalogue, space, batch, batch.history_BL, recency(batch), dots_BL)))
+            parts.append(self.similarity(*self.near(space, batch.history_BL, recency(batch), dots_BL)))
         if self.project is not None:
             parts.append(self.project(space.target_BD))
         if self.semantic_to_behaviour is not None:
@@ -255,8 +261,8 @@ class Semantics(nn.Module):
             target_id_BI = functional.pad(view.target_BD[:, : self.id_dim], (0, view.target_BD.shape[1] - self.id_dim))
             behaviour_BL = self.behaviour_to_semantic(torch.bmm(view.history_BLD, target_id_BI.unsqueeze(2)).squeeze(2), mask_BL)
             # Pooling and projecting are linear: projected first, each item once, what is pooled is narrow.
-            projected_RK = functional.linear(space.vector_RD, self.project.weight)
-            parts.append(space.distinct.pooled(projected_RK, batch.history_BL, behaviour_BL) + self.project.bias)
+            projected_RW = functional.linear(space.vector_RD, self.project.weight)
+            parts.append(space.distinct.pooled(projected_RW, batch.history_BL, behaviour_BL) + self.project.bias)
         x_BF = torch.cat(parts, dim=1) if parts else view.x_BF[:, :0]
         return SemanticView(x_BF, semantic_BL, behaviour_BL)
 
