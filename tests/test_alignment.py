@@ -13,8 +13,8 @@ from longtail.config import Config
 from longtail.continual import UPDATED
 from longtail.continual_results import AlignmentResults, page
 from longtail.metrics import auc
-from pipelines.alignment import ALIGNMENT, measure, results, seeded
-from pipelines.stage import find
+from pipelines.alignment import ALIGNMENT, main, measure, results, seeded
+from pipelines.stage import find, line
 from pipelines.trial import built_here
 from tests import borrowing_world
 
@@ -32,6 +32,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Config, Sto
     )
     yield config, store, built_here(ALIGNMENT, config, store)
     torch.set_num_threads(before)
+
+
+def test_nothing_is_made_that_is_lent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not {"lent", "lifts", "peers", "profiles"} & {stage.name for stage in line(ALIGNMENT)}
+    monkeypatch.setattr("sys.argv", ["alignment", "--set", "rankers.saviorrec.peer_stats=true"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "rankers.saviorrec.peer_stats = true: what peers lend is no part of the study of drift. Leave it out." in capsys.readouterr().err
 
 
 def test_every_arm_scores_the_rows_of_two_weeks(made: tuple[Config, Store, Artifact]) -> None:

