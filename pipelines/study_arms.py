@@ -50,10 +50,10 @@ def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed |
     shared = (*study.common, *of_dataset.set, *(f"{name}={seed}" for name in of_dataset.seeded if seed is not None))
     settings: tuple[str, ...] = study.settings_of(arm) if arm is not None else ()
     if seed is not None:
-        plain = load(path, (*shared, *settings))
+        plain = load(path, (*shared, *settings, *of_dataset.over))
         ranker = study.arms[arm].ranker if arm is not None else "base"
         settings = seeded(settings, seed, borrows=borrows(ranker, plain))
-    found = load(path, (*shared, *settings))
+    found = load(path, (*shared, *settings, *of_dataset.over))
     ours = {"cluster": config.cluster, "tracking": config.tracking.model_copy(update={"backend": "none"})}
     return found.model_copy(update={"run": found.run.model_copy(update={"uri": f"{config.run.uri}/{dataset}"}), **ours})
 

@@ -158,6 +158,8 @@ def test_an_arms_config_is_its_data_sets_with_its_settings_and_its_seed(tmp_path
     assert seeds_of(wide) == [3, 3, 3, 3]
     assert wide.run == shared.run, "what arms share is made with the data set's own seed"
     assert seeds_of(arm_config(study, "shop", "base", 3, config)) == [3, None, None, None]
+    over = settings(datasets=section()["datasets"] | {"shop": study.datasets["shop"].model_dump() | {"over": ["codes.user.codebook_size=6"]}})
+    assert arm_config(over, "shop", "wide", 3, config).codes.user.codebook_size == 6, "but for what the data set sets over them"
     assert seeds_of(arm_config(study, "shop", "stats", 3, config)) == [3, 3, 3, 3]
 
 

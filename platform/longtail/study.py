@@ -36,6 +36,7 @@ class StudyDatasetSettings(Settings):
 
     config: str = Field(description="TOML file; a relative path starts at the repository")
     set: tuple[str, ...] = Field((), description='"a.b=value" settings, as --set takes them')
+    over: tuple[str, ...] = Field((), description="the same, over what the arms set too")
     headline: Headline
     optional: bool = Field(False, description="left out, and said so, where its tables are not there")
     seeded: tuple[str, ...] = Field((), description="settings that each seed sets for all arms, such as logs.cold_start.seed: a world of its own for each seed")
