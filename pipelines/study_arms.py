@@ -51,7 +51,7 @@ def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed |
     settings: tuple[str, ...] = study.settings_of(arm) if arm is not None else ()
     if seed is not None:
         plain = load(path, (*shared, *settings, *of_dataset.over))
-        ranker = study.arms[arm].ranker if arm is not None else "base"
+        ranker = study.ranker_of(arm) if arm is not None else "base"
         settings = seeded(settings, seed, borrows=borrows(ranker, plain))
     found = load(path, (*shared, *settings, *of_dataset.over))
     ours = {"cluster": config.cluster, "tracking": config.tracking.model_copy(update={"backend": "none"})}
@@ -80,6 +80,9 @@ def runs_of(study: StudySettings, dataset: str, config: Config) -> list[Run]:
     Raises:
         ValueError: an arm has a setting that does not exist or refuses its value, or one that is the study's, or rows of its own; or the headline can't be.
     """
+    ours = [one for one in study.datasets[dataset].over if one.partition("=")[0].strip().startswith(STUDYS_OWN)]
+    if ours:
+        raise ValueError(f"study.datasets.{dataset}.over sets {ours}: these are the study's. Set them in the study's config, and seeds by study.seeds.")
     shared = arm_config(study, dataset, None, None, config)
     if study.datasets[dataset].headline.slice == "truncated" and not shared.logs.truncate.users_frac:
         raise ValueError(f"study.datasets.{dataset}.headline.slice = 'truncated': nobody is, logs.truncate.users_frac is 0. Set it, or name another slice.")
@@ -93,7 +96,7 @@ def runs_of(study: StudySettings, dataset: str, config: Config) -> list[Run]:
         splits: tuple[Split, ...] = ("validation",) if settings.validation_only else ("validation", "test")
         for seed in seeds:
             try:
-                found.append(Run(dataset, arm, seed, settings.ranker, arm_config(study, dataset, arm, seed, config), splits))
+                found.append(Run(dataset, arm, seed, study.ranker_of(arm), arm_config(study, dataset, arm, seed, config), splits))
             except ValueError as error:
                 raise ValueError(f"study.arms.{arm} on {dataset}: {error}") from error
             if LOGS.settings(found[-1].config) != logs_of[world_of(study, dataset, seed)]:

@@ -67,7 +67,7 @@ def test_codebooks_move_the_kernels_alone() -> None:
 
 def test_kernels_need_vectors() -> None:
     for alignment in (True, False):
-        with pytest.raises(ValueError, match=r'similarity = "kernels" compares items by their vectors .* Set similarity = "none" or "tiers"'):
+        with pytest.raises(ValueError, match=r'similarity = "kernels" compares items by their vectors .* set similarity = "none" or "tiers"'):
             make(semantic_vector=False, alignment=alignment, semantic_to_behaviour=False, behaviour_to_semantic=False)
 
 

@@ -244,7 +244,7 @@ def test_without_own_counts_the_individual_side_knows_no_count_of_the_item_nor_o
 
 def test_contradicting_switches_are_refused() -> None:
     with pytest.raises(ValueError, match="no semantic space"):
-        make("saviorrec", semantic_vector=False, alignment=False)
+        make("saviorrec", semantic_vector=False, alignment=False, similarity="none")
     with pytest.raises(ValueError, match="hidden_dims"):
         make("choirrec", hidden_dims=(16,))
     make("choirrec", hidden_dims=(16,), injection=False)

@@ -47,6 +47,18 @@ def test_an_arm_has_the_settings_of_those_that_it_is_like_first() -> None:
     assert settings().settings_of("wide") == (*full, "user_spaces.shuffled=true", "codes.user.codebook_size=5")
 
 
+def test_an_arm_has_the_ranker_of_the_arm_that_it_is_like_if_it_names_none() -> None:
+    arms = {"base": {"ranker": "base"}, "weak": {"like": "base"}, "weaker": {"like": "weak", "ranker": "duet"}, "plain": {}, "plainer": {"like": "plain"}}
+    study = settings(arms=section()["arms"] | arms)
+    assert [study.ranker_of(name) for name in arms] == ["base", "base", "duet", "choirrec", "choirrec"]
+
+
+def test_what_is_the_studys_is_not_for_a_data_set_to_set_over_its_arms() -> None:
+    datasets = section()["datasets"] | {"shop": {"config": "pipelines/configs/test.toml", "headline": HEADLINE, "over": ["train.seed=3"]}}
+    with pytest.raises(ValueError, match=r"study\.datasets\.shop\.over sets \['train\.seed=3'\]: these are the study's"):
+        runs_of(settings(datasets=datasets), "shop", load(None))
+
+
 @pytest.mark.parametrize(
     ("arms", "circle"),
     [

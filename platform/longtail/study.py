@@ -45,7 +45,7 @@ class StudyDatasetSettings(Settings):
 class ArmSettings(Settings):
     """One arm."""
 
-    ranker: RankerName = "choirrec"
+    ranker: RankerName | None = Field(None, description="without it that of the arm that this one is like, or choirrec")
     like: str | None = Field(None, description="an arm whose settings come first")
     set: tuple[str, ...] = Field((), description='"a.b=value" settings over the data set\'s')
     meaning: str = ""
@@ -125,6 +125,19 @@ class StudySettings(Settings):
         Raises:
             ValueError: it is like itself, through others.
         """
+        return tuple(setting for name in reversed(self._chain(arm)) for setting in self.arms[name].set)
+
+    def ranker_of(self, arm: str) -> RankerName:
+        """An arm's ranker: its own, or that of the first that has one among the arms that it is like.
+
+        Raises:
+            ValueError: it is like itself, through others.
+        """
+        named: list[RankerName] = [ranker for name in self._chain(arm) if (ranker := self.arms[name].ranker) is not None]
+        return named[0] if named else "choirrec"
+
+    def _chain(self, arm: str) -> list[str]:
+        """An arm, the one that it is like, the one that this is like, and so on."""
         chain: list[str] = []
         name: str | None = arm
         while name is not None:
@@ -132,7 +145,7 @@ class StudySettings(Settings):
                 raise ValueError(f"arms.{arm}.like goes in a circle: {' -> '.join([*chain, name])}. Leave one of them out.")
             chain.append(name)
             name = self.arms[name].like
-        return tuple(setting for name in reversed(chain) for setting in self.arms[name].set)
+        return chain
 
     def against_of(self, arm: str) -> tuple[str, ...]:
         """The arms that an arm is compared with."""

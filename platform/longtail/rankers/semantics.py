@@ -175,7 +175,7 @@ class Semantics(nn.Module):
     """The aligned vector, histories pooled across the two spaces, similarity kernels or tiers.
 
     Raises:
-        ValueError: the attention between the spaces is on, and there is no semantic space; or kernels without vectors.
+        ValueError: the attention between the spaces is on, and there is no semantic space.
     """
 
     def __init__(self, name: str, catalogue: Catalogue, settings: SemanticSettings, id_dim: int) -> None:
@@ -187,11 +187,6 @@ class Semantics(nn.Module):
             raise ValueError(
                 f"rankers.{name}: semantic_vector = false and alignment = false leave no semantic space, and the attention between the spaces and the "
                 "content gate need one. Switch these off too, or keep one of the first two."
-            )
-        if settings.similarity == "kernels" and not settings.semantic_vector:
-            raise ValueError(
-                f'rankers.{name}: similarity = "kernels" compares items by their vectors as MBA moves them, and semantic_vector = false leaves these at zero '
-                'until MBA has learnt something, where a cosine has no gradient. Set similarity = "none" or "tiers", or keep the vector.'
             )
         dim = catalogue.sizes.vector_dim
         self.alignment = Alignment(catalogue, settings) if settings.alignment else None

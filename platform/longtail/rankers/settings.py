@@ -1,8 +1,8 @@
 """The rankers' settings; each part of a published method can be switched off."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtail.settings import Settings
 
@@ -81,6 +81,15 @@ class SemanticSettings(Settings):
     alignment_decay: float = Field(0.0, ge=0, description="L2 on the alignment, per row (ours)")
     alignment_rate: float = Field(1.0, gt=0, description="learning rate of the alignment, as a share of the others' (ours)")
     detached_pooling: bool = Field(False, description="branch (a) reads ID embeddings and does not teach them, so that it can't starve them (ours)")
+
+    @model_validator(mode="after")
+    def _kernels_have_vectors(self) -> Self:
+        if self.similarity == "kernels" and not self.semantic_vector:
+            raise ValueError(
+                'similarity = "kernels" compares items by their vectors as MBA moves them, and semantic_vector = false leaves these at zero until MBA has '
+                'learnt something, where a cosine has no gradient: set similarity = "none" or "tiers", or keep the vector'
+            )
+        return self
 
 
 class SaviorRecSettings(TowerSettings, SemanticSettings):
