@@ -405,3 +405,10 @@ def test_what_is_measured_beside_auc_is_that_of_the_slices_rows() -> None:
         assert beside["calibration_ratio"] == pytest.approx(np.mean([one.sum() / label.sum() for one in chances]))
         assert beside["calibration_error"] == pytest.approx(np.mean([calibration(label, one).error for one in chances]))
     assert compared(rows, scores)["base"]["all"].beside is None
+
+
+def test_the_page_says_what_a_data_set_sets_over_its_config_and_its_arms() -> None:
+    shop = STUDY.datasets["shop"].model_copy(update={"set": ("logs.source=tables",), "seeded": ("logs.cold_start.seed",), "over": ("train.epochs=3",)})
+    text = markdown(results(), STUDY.model_copy(update={"datasets": {"shop": shop}}))
+    assert "- Set over its config: `logs.source=tables`; by each seed: `logs.cold_start.seed`; over the arms too: `train.epochs=3`." in text
+    assert "Set over its config" not in markdown(results(), STUDY.model_copy(update={"datasets": {}}))

@@ -143,6 +143,11 @@ def effort_sentence(found: StudyResults) -> str:
 def cautions(found: StudyResults, study: StudySettings) -> list[str]:
     """What a reader must know of how the figures came about and what they cannot tell, a sentence or two each."""
     lines = [study.chosen] if study.chosen else []
+    of_dataset = study.datasets.get(found.dataset)
+    if of_dataset is not None:
+        own = {"Set over its config": of_dataset.set, "by each seed": of_dataset.seeded, "over the arms too": of_dataset.over}
+        words = [f"{name}: {', '.join(f'`{one}`' for one in settings)}" for name, settings in own.items() if settings]
+        lines += ["; ".join(words) + "."] if words else []
     openings = found.notes.get("openings")
     if isinstance(openings, list) and openings:
         told = "; ".join(f"{one['when']}, {one['trained']} trials trained, commit {one['commit']}, settings {one['settings']}" for one in openings)
