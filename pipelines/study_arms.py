@@ -3,6 +3,7 @@
 Reads the configs that [study.datasets] name; writes nothing. python -m pipelines.study runs them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,9 +81,7 @@ def runs_of(study: StudySettings, dataset: str, config: Config) -> list[Run]:
     Raises:
         ValueError: an arm has a setting that does not exist or refuses its value, or one that is the study's, or rows of its own; or the headline can't be.
     """
-    ours = [one for one in study.datasets[dataset].over if one.partition("=")[0].strip().startswith(STUDYS_OWN)]
-    if ours:
-        raise ValueError(f"study.datasets.{dataset}.over sets {ours}: these are the study's. Set them in the study's config, and seeds by study.seeds.")
+    _refuse_the_studys_own(f"study.datasets.{dataset}.over", study.datasets[dataset].over)
     shared = arm_config(study, dataset, None, None, config)
     if study.datasets[dataset].headline.slice == "truncated" and not shared.logs.truncate.users_frac:
         raise ValueError(f"study.datasets.{dataset}.headline.slice = 'truncated': nobody is, logs.truncate.users_frac is 0. Set it, or name another slice.")
@@ -90,9 +89,7 @@ def runs_of(study: StudySettings, dataset: str, config: Config) -> list[Run]:
     found = []
     for arm, seeds in study.plan(dataset).items():
         settings = study.arms[arm]
-        ours = [one for one in study.settings_of(arm) if one.partition("=")[0].strip().startswith(STUDYS_OWN)]
-        if ours:
-            raise ValueError(f"study.arms.{arm} sets {ours}: these are the study's, for all arms. Set them in the study's config, and seeds by study.seeds.")
+        _refuse_the_studys_own(f"study.arms.{arm}", study.settings_of(arm))
         splits: tuple[Split, ...] = ("validation",) if settings.validation_only else ("validation", "test")
         for seed in seeds:
             try:
@@ -105,6 +102,12 @@ def runs_of(study: StudySettings, dataset: str, config: Config) -> list[Run]:
                     f"study.datasets.{dataset}.set, or make a data set of its own for them."
                 )
     return found
+
+
+def _refuse_the_studys_own(where: str, settings: Sequence[str]) -> None:
+    ours = [one for one in settings if one.partition("=")[0].strip().startswith(STUDYS_OWN)]
+    if ours:
+        raise ValueError(f"{where} sets {ours}: these are the study's, for all arms. Set them in the study's config, and seeds by study.seeds.")
 
 
 def worlds(study: StudySettings, dataset: str) -> tuple[Seed | None, ...]:

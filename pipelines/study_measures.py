@@ -6,9 +6,12 @@ Reads logs, samples and trials; writes results/<study>_<data set>.json, .md and 
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -30,22 +33,26 @@ from pipelines.study_arms import arm_config, worlds
 from pipelines.trial import score_column
 
 
-def rows_of(config: Config, store: Store, split: Split, metric: Metric, head: Head = "outcome") -> WindowRows:
-    """The rows and slices of one window of a data set, as far as they have a label for a head."""
+def windows_of(config: Config, store: Store, metric: Metric, heads: Sequence[Head]) -> dict[tuple[Split, Head], WindowRows]:
+    """The rows and slices of both windows of a world, by window and head: for each head those with a label for it, in the slices of the whole window."""
     logs, samples = ensure(LOGS, config, store).artifact, ensure(SAMPLES, config, store).artifact
     info, bins = logs_info(logs), config.samples.numeric_bins
-    table = samples.read("samples", ["example_id", "user_id", "item_id", *LABEL_COLUMNS, "item_age_days"])
-    table = table.filter(pc.equal(table.column("split"), split))
-    conversion = pc.fill_null(table.column("conversion"), -1)
-    table = table.append_column("label", table.column("outcome") if head == "outcome" else conversion)
-    labelled_N = has_label([head], table.column("outcome").to_numpy(), conversion.to_numpy())
-    opens = to_us(info.train_end if split == "test" else info.validation_start)
-    known = table, load_entities(logs, bins), load_behaviour(logs, bins), opens
+    known, found = (load_entities(logs, bins), load_behaviour(logs, bins)), {}
     if metric == "auc":
-        rows = item_rows(*known, logs.read("cold_items", ["item_id"]).column("item_id").combine_chunks() if info.num_cold else None)
+        chosen = logs.read("cold_items", ["item_id"]).column("item_id").combine_chunks() if info.num_cold else None
     else:
-        rows = window_rows(*known, logs.read("truncated", ["user_id"]).column("user_id").combine_chunks() if info.num_truncated else None)
-    return rows.where(labelled_N)
+        chosen = logs.read("truncated", ["user_id"]).column("user_id").combine_chunks() if info.num_truncated else None
+    table = samples.read("samples", ["example_id", "user_id", "item_id", *LABEL_COLUMNS, "item_age_days"])
+    table = table.append_column("label", table.column("outcome"))
+    windows: tuple[tuple[Split, datetime], ...] = (("validation", info.validation_start), ("test", info.train_end))
+    for split, opens in windows:
+        mine = table.filter(pc.equal(table.column("split"), split))
+        rows = (item_rows if metric == "auc" else window_rows)(mine, *known, to_us(opens), chosen)
+        conversion_N = pc.fill_null(mine.column("conversion"), -1).to_numpy().astype(np.int8)
+        for head in heads:
+            of_head = rows if head == "outcome" else replace(rows, label_N=conversion_N)
+            found[split, head] = of_head.where(has_label([head], rows.label_N, conversion_N))
+    return found
 
 
 def measure(
@@ -87,13 +94,13 @@ def results(
     """What the study found on one data set; `commit` is the code's when it began."""
     config_of = {world: arm_config(study, dataset, None, world, config) for world in worlds(study, dataset)}
     shared = next(iter(config_of.values()))
+    heads = tuple(dict.fromkeys(("outcome", *(head for of_arm in trials.values() for one in of_arm.values() for head in one.info["heads"]))))
+    rows_of = {world: windows_of(of_world, store, study.metric, heads) for world, of_world in config_of.items()}
 
     def compared(split: Split, head: Head) -> Arms:
-        rows = {world: rows_of(of_world, store, split, study.metric, head) for world, of_world in config_of.items()}
+        rows = {world: windows[split, head] for world, windows in rows_of.items()}
         return compare(measure(rows, trials, split, study.metric, head), study.against_of, study.metric, study.bootstrap_rounds)
 
-    every = [head for of_arm in trials.values() for artifact in of_arm.values() for head in artifact.info["heads"]]
-    further = {head: compared("test", head) for head in dict.fromkeys(every) if head != "outcome"}
     seconds = {arm: sum(float(one.info["seconds"]) for one in of_arm.values()) / len(of_arm) for arm, of_arm in trials.items()}
     parameters = {arm: next(iter(of_arm.values())).info["parameters"] for arm, of_arm in trials.items()}
     info = logs_info(ensure(LOGS, shared, store).artifact)
@@ -111,7 +118,7 @@ def results(
         metric=study.metric,
         arms=compared("test", "outcome"),
         validation=compared("validation", "outcome"),
-        heads=further or None,
+        heads={head: compared("test", head) for head in heads[1:]} or None,
         notes={
             **notes,
             **done,
