@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_finite_ends_the_stage_with_its_reason_and_its_run_as
 
 
 def test_settings_that_contradict_each_other_are_told_from_other_errors(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    config = parse({"rankers": {"saviorrec": {"semantic_vector": False, "alignment": False}}}, "test")
+    config = parse({"rankers": {"saviorrec": {"semantic_vector": False, "alignment": False, "similarity": "none"}}}, "test")
     with pytest.raises(ContradictionError, match=r"rankers\.saviorrec: semantic_vector = false and alignment = false"):
         TrainJob.of(config, inputs, "saviorrec", 3).ranker()
 
