@@ -36,6 +36,15 @@ def test_both_channels_see_the_items_vectors() -> None:
     assert not torch.allclose(before.z_group_BH, after.z_group_BH)
 
 
+def test_the_group_channel_reads_the_own_history_s_semantics_only_where_the_settings_say_so() -> None:
+    batch = WORLD.batch(32)
+    alike = batch.item_row_B.unsqueeze(1).expand_as(batch.history_BL).contiguous()
+    changed = type(batch)(**{**vars(batch), "history_BL": alike})
+    for reads in (True, False):
+        ranker = make(group_semantics=reads)
+        assert torch.equal(ranker(batch).z_group_BH, ranker(changed).z_group_BH) != reads
+
+
 def test_a_group_whose_items_are_like_the_target_shows_in_the_group_channel_alone() -> None:
     ranker, batch = make(similarity="tiers", injection=False), WORLD.batch(32)
     alike = batch.item_row_B.unsqueeze(1).expand_as(batch.group_history_BG).contiguous()

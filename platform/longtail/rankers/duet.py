@@ -1,7 +1,8 @@
 """Duet: one ranker for both tails, ChoirRec's user side and SaviorRec's item side in one model (ours).
 
-The individual channel also sees what SaviorRec sees of an item. The group channel sees it too, of the group's own sequence: a quiet user's group has met
-items that a cold one is like, when neither the user's history nor the item's ID says anything.
+The individual channel also sees what SaviorRec sees of an item. So does the group channel, which beside it sees the same of the group's own sequence: a quiet
+user's group has met items that a cold one is like, when neither the user's history nor the item's ID says anything. Without the own history's part it would
+speak for quiet users, to whom the gate gives it the word, from less than SaviorRec alone knows.
 
 Letters: B rows, H heads, G group history length.
 """
@@ -32,6 +33,7 @@ class Duet(ChoirRec):
         semantics = Semantics(self.name, catalogue, settings, settings.id_dim)
         similarity = similarity_layer(settings) if settings.group_sequence else None
         group_dim = (settings.semantic_dim if semantics.project is not None else 0) + (similarity.out_dim if similarity is not None else 0)
+        group_dim += semantics.out_dim * int(settings.group_semantics)
         super().__init__(spec, catalogue, settings, beside=(semantics.out_dim, group_dim))
         self.semantics, self.group_similarity = semantics, similarity
         self.group_project = nn.Linear(catalogue.sizes.vector_dim, settings.semantic_dim) if semantics.project is not None else None
@@ -49,6 +51,8 @@ class Duet(ChoirRec):
         view = self.individual(self.catalogue, batch, hidden_B2, sequences, mix=partial(self.semantics.mixed, self.catalogue))
         space = self.semantics.space(self.catalogue, view.distinct, batch)
         semantic, group = self.semantics(space, view, batch), [self.group(view, batch)]
+        if self.settings.group_semantics:
+            group.append(semantic.x_BF)
         if self.group_project is not None:
             group.append(self.group_project(space.target_BD))
         if self.group_similarity is not None:

@@ -97,7 +97,16 @@ class SaviorRecSettings(TowerSettings, SemanticSettings):
 
 
 class DuetSettings(ChoirRecSettings, SemanticSettings):
-    """ChoirRec's user side and SaviorRec's item side."""
+    """ChoirRec's user side and SaviorRec's item side; defaults that differ from theirs were chosen for both sides together (results/duet_*)."""
+
+    peer_stats: bool = Field(True, description="what the user's peers did with the item, put straight into the individual side too (ours)")
+    group_semantics: bool = Field(
+        True,
+        description="the group channel reads what the item side says of the user's own history, as the individual one does; off: of the group's alone (ours)",
+    )
+    alignment_shrinkage: float = Field(50.0, ge=0, description="a code's alignment counts n / (n + this), n its training rows (ours)")
+    alignment_decay: float = Field(1e-4, ge=0, description="L2 on the alignment, per row (ours)")
+    alignment_rate: float = Field(0.3, gt=0, description="learning rate of the alignment, as a share of the others' (ours)")
 
 
 class RankersSettings(Settings):
