@@ -100,6 +100,14 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert "train.epochs" in text
 
 
+def test_a_refused_setting_that_was_set_over_the_file_is_told_from_the_files_own(tmp_path: Path) -> None:
+    path = write(tmp_path, "[peers]\nprior_users = -1\n")
+    with pytest.raises(ValueError, match="2 setting") as caught:
+        load(path, ["train.epochs=0"])
+    said = {line.split()[0]: line.endswith(" (set over the file)") for line in str(caught.value).splitlines()[1:]}
+    assert said == {"peers.prior_users": False, "train.epochs": True}
+
+
 def test_missing_file_and_broken_toml(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no such file.*pipelines/configs/"):
         load(tmp_path / "absent.toml")

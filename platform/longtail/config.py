@@ -97,15 +97,15 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
             raise ValueError(f"--config {path}: not valid TOML: {error}") from error
     for override in overrides:
         _override(raw, override)
-    return parse(raw, str(path or "defaults"))
+    return parse(raw, str(path or "defaults"), [override.partition("=")[0].strip() for override in overrides if path is not None])
 
 
-def parse(raw: dict[str, Any], where: str) -> Config:
-    """Validate a nested dict; raises ValueError with one line per broken setting."""
+def parse(raw: dict[str, Any], where: str, over: Sequence[str] = ()) -> Config:
+    """Validate a nested dict; raises ValueError with one line per broken setting, which says so of those set over the file (`over`, dotted)."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {_place(e)}: {_told(e)}" for e in error.errors()]
+        lines = [f"  {_place(e)}: {_told(e)}{' (set over the file)' if '.'.join(map(str, e['loc'])) in over else ''}" for e in error.errors()]
         raise ValueError(f"{where}: {len(lines)} setting(s) refused:\n" + "\n".join(lines)) from error
 
 
