@@ -78,6 +78,7 @@ def test_circles_are_refused(arms: dict[str, Any], circle: str) -> None:
         ({"headline_arms": ["base", "full", "shuffled", "best"]}, r"headline_arms names \['best'\]; there are \['base', 'full', 'shuffled', 'wide'\]"),
         ({"against": ["base", "nothing"]}, r"against names \['nothing'\]"),
         ({"ablations_on": ["shop", "market"]}, r"ablations_on names \['market'\]; there are \['shop', 'films'\]"),
+        ({"only": ["films"], "form": "short"}, r"only names \['films'\], which are not in the short form \(\['shop'\]\)"),
         ({"only": ["market"]}, r"only names \['market'\]; there are \['shop', 'films'\]"),
         ({"short_datasets": ["market"]}, r"short_datasets names \['market'\]"),
         ({"arms": section()["arms"] | {"full": {"like": "wide"}, "wide": {"like": "nobody"}}}, r"arms\.wide\.like names \['nobody'\]"),
@@ -143,7 +144,6 @@ def test_the_short_form_runs_headline_arms_alone_with_the_first_seeds() -> None:
     assert study.plan("shop") == dict.fromkeys(("base", "full", "shuffled"), (1, 2))
     assert settings(form="short", short_datasets=[]).chosen_datasets == ("shop", "films")
     assert settings(only=["films"]).chosen_datasets == ("films",)
-    assert settings(only=["films"], form="short").chosen_datasets == ()
 
 
 def test_a_seed_decides_weights_and_where_an_arm_borrows_how_groups_are_made() -> None:

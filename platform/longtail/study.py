@@ -98,6 +98,8 @@ class StudySettings(Settings):
         known("ablations_on", self.ablations_on, dict(self.datasets))
         known("only", self.only, dict(self.datasets))
         known("short_datasets", self.short_datasets, dict(self.datasets))
+        if outside := [name for name in self.only if name not in self.datasets_of_form]:
+            raise ValueError(f"only names {outside}, which are not in the short form ({list(self.datasets_of_form)}): leave them out, or set form = full")
         for name, arm in self.arms.items():
             known(f"arms.{name}.like", [arm.like] if arm.like is not None else [], arms)
             known(f"arms.{name}.against", arm.against, arms)
@@ -163,10 +165,14 @@ class StudySettings(Settings):
         return found
 
     @property
-    def chosen_datasets(self) -> tuple[str, ...]:
+    def datasets_of_form(self) -> tuple[str, ...]:
         """The data sets of this form."""
-        of_form = self.short_datasets if self.form == "short" and self.short_datasets else tuple(self.datasets)
-        return tuple(name for name in of_form if name in (self.only or of_form))
+        return self.short_datasets if self.form == "short" and self.short_datasets else tuple(self.datasets)
+
+    @property
+    def chosen_datasets(self) -> tuple[str, ...]:
+        """Those of this run."""
+        return tuple(name for name in self.datasets_of_form if not self.only or name in self.only)
 
 
 def seeded(settings: Sequence[str], seed: Seed, *, borrows: bool) -> tuple[str, ...]:
