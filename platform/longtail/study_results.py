@@ -104,7 +104,10 @@ def measured(rows: WindowRows, score_N: Floats, metric: Metric) -> dict[str, Mea
     if metric == "gauc":
         return _gauc(rows, score_N)
     users, user_N = np.unique(rows.user_N, return_inverse=True)
-    return {name: found for name, which_N in rows.slices.items() if (found := _auc(rows.label_N, score_N, user_N.reshape(-1), which_N, len(users))) is not None}
+    order_N = np.argsort(score_N, kind="stable")  # once: what is picked of sorted rows is sorted
+    label_N, user_N, score_N = rows.label_N[order_N], user_N.reshape(-1)[order_N], score_N[order_N]
+    found = {name: _auc(label_N, score_N, user_N, which_N[order_N], len(users)) for name, which_N in rows.slices.items()}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def _gauc(rows: WindowRows, score_N: Floats) -> dict[str, Measured]:
@@ -121,17 +124,17 @@ def _auc(label_N: Labels, score_N: Floats, user_N: Ints, which_N: Bools, num_use
 
     The sum over users of a row's placement among the other class, less AUC, is AUC's influence function (Obuchowski 1997, section 2, for clustered rows):
     resampling its mean is resampling AUC, up to terms of the order 1 / users.
+
+    Rows come in the order of their scores, of which equal ones are a tie.
     """
     label, score, user = label_N[which_N] == 1, score_N[which_N], user_N[which_N]
     positives, negatives = int(label.sum()), int((~label).sum())
     if not positives or not negatives:
         return None
-    placement = np.empty(len(label))
-    for mine in (True, False):
-        others = np.sort(score[label != mine])
-        below, up_to = (np.searchsorted(others, score[label == mine], side=side) for side in ("left", "right"))
-        share = (below + up_to) / (2 * len(others))
-        placement[label == mine] = share if mine else 1 - share
+    ties = np.cumsum(np.concatenate([[False], score[1:] != score[:-1]]))
+    of_tie = {mine: np.bincount(ties[label == mine], minlength=ties[-1] + 1) for mine in (True, False)}
+    below = {mine: np.cumsum(counts) - counts / 2 for mine, counts in of_tie.items()}  # of a tie, the half
+    placement = np.where(label, below[False][ties] / negatives, 1 - below[True][ties] / positives)
     auc = float(placement[label].mean())
     influence_U = np.bincount(user, (placement - auc) / np.where(label, positives, negatives), num_users)
     weight_U = (np.bincount(user, minlength=num_users) > 0).astype(np.float64)
