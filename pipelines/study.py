@@ -2,7 +2,7 @@
 
 What trials share is built first and once, then what is lent to each variant of the samples, then every trial in a Ray task of its own. Finished stages
 and trials are found again: a study that was interrupted goes on where it was. Reads the configs that [study.datasets] name; writes
-results/<study>_<data set>.json, .md and .html.
+results/<study>_<data set>.json, .md and .html, the short form <data set>_short.
 
 Run: python -m pipelines.study --config pipelines/configs/choirrec_study.toml [--set study.form=short]
      ray job submit --working-dir . --runtime-env platform/runtime_env.yaml -- python -m pipelines.study --config …
@@ -179,7 +179,7 @@ def run_study(study: StudySettings, config: Config) -> dict[str, object]:
         written = {}
         for name in names:
             paths = files_of(study, name, folder)
-            notes = {**about, "shared_s": round(seconds[name]), "openings": earlier_openings(paths["json"])}
+            notes = {**about, "shared_s": round(seconds[name]), "openings": earlier_openings(study, name, folder)}
             found = results(study, name, config, stores[name], trials[name], commit, notes)
             write(found, study, folder)
             written[name] = str(paths["md"])

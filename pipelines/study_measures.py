@@ -1,6 +1,7 @@
 """A study's measures: reads the trials' scores, compares the arms, and writes what was found as JSON, Markdown and one HTML page.
 
-Reads logs, samples and trials; writes results/<study>_<data set>.json, .md and .html. python -m pipelines.study calls it when the trials are done.
+Reads logs, samples and trials; writes results/<study>_<data set>.json, .md and .html, the short form <data set>_short. python -m pipelines.study calls it
+when the trials are done.
 """
 
 import json
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from longtail.rankers.heads import has_label
 from longtail.rankers.settings import Head
 from longtail.run_state import load_behaviour, load_entities, logs_info
 from longtail.sample_files import LABEL_COLUMNS, Split
-from longtail.study import Seed, StudySettings
+from longtail.study import Form, Seed, StudySettings
 from longtail.study_page import markdown, page
 from longtail.study_results import Arms, Measured, Metric, StudyResults, compare, measured
 from longtail.study_rows import WindowRows, item_rows, window_rows
@@ -139,9 +140,10 @@ def effort(trials: Mapping[str, Mapping[Seed, Artifact]], started: str) -> dict[
     return {"trials": len(every), "trained_now": trained, "trials_thread_min": round(sum(float(one.info["seconds"]) for one in every) / 60, 1)}
 
 
-def files_of(study: StudySettings, dataset: str, folder: Path) -> dict[str, Path]:
-    """The files of a data set's results, by kind."""
-    return {kind: folder / f"{study.name}_{dataset}.{kind}" for kind in ("json", "md", "html")}
+def files_of(study: StudySettings, dataset: str, folder: Path, form: Form | None = None) -> dict[str, Path]:
+    """The files of a data set's results, by kind; the short form, which is of fewer arms and seeds, has its own."""
+    suffix = "_short" if (form or study.form) == "short" else ""
+    return {kind: folder / f"{study.name}_{dataset}{suffix}.{kind}" for kind in ("json", "md", "html")}
 
 
 def results_folder(study: StudySettings, datasets: Sequence[str]) -> Path:
@@ -162,13 +164,16 @@ def results_folder(study: StudySettings, datasets: Sequence[str]) -> Path:
     return folder
 
 
-def earlier_openings(path: Path) -> list[dict[str, object]]:
-    """The openings of the test window that the results at `path` tell of: a new run's results replace the figures, not the record."""
-    try:
-        before = json.loads(path.read_text())
-        return list(before["notes"]["openings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+def earlier_openings(study: StudySettings, dataset: str, folder: Path) -> list[dict[str, object]]:
+    """The openings of the test window that the results of either form tell of: a new run's results replace the figures, not the record."""
+    found: list[dict[str, object]] = []
+    for form in get_args(Form):
+        try:
+            told = json.loads(files_of(study, dataset, folder, form)["json"].read_text())["notes"]["openings"]
+            found += [one for one in told if one not in found]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return sorted(found, key=lambda one: str(one["when"]))
 
 
 def write(found: StudyResults, study: StudySettings, folder: Path) -> None:

@@ -11,9 +11,11 @@ import pyarrow.compute as pc
 import pytest
 
 from longtail.artifacts import Store
+from longtail.config import load
 from longtail.metrics import gauc
 from longtail.study_results import StudyResults
 from pipelines import study as pipeline
+from pipelines.study_measures import earlier_openings, files_of
 
 TINY = """
 [logs]
@@ -131,6 +133,18 @@ def scores(folder: Path) -> Iterator[tuple[dict[str, Any], pa.Table]]:
         artifact = store.find("trials", path.name)
         assert artifact is not None
         yield dict(artifact.manifest), artifact.read("scores")
+
+
+def test_each_form_has_files_of_its_own_and_both_tell_of_the_openings_of_either(tmp_path: Path) -> None:
+    study = load(write_study(tmp_path)).study
+    short = study.model_copy(update={"form": "short"})
+    assert files_of(study, "world", tmp_path)["md"].name == "tiny_world.md"
+    assert files_of(short, "world", tmp_path)["md"].name == "tiny_world_short.md"
+    later, sooner = ({"when": f"2026-01-0{day}T00:00:00Z", "trained": day} for day in (2, 1))
+    for one, openings in ((study, [later]), (short, [later, sooner])):
+        files_of(one, "world", tmp_path)["json"].write_text(json.dumps({"notes": {"openings": openings}}))
+    assert earlier_openings(study, "world", tmp_path) == earlier_openings(short, "world", tmp_path) == [sooner, later]
+    assert earlier_openings(study, "elsewhere", tmp_path) == []
 
 
 @pytest.mark.ray

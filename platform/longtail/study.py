@@ -17,6 +17,7 @@ from longtail.study_results import Metric
 from longtail.study_rows import RULES
 
 Seed = int
+Form = Literal["full", "short"]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 DrawnSeed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]
@@ -59,7 +60,7 @@ class StudySettings(Settings):
     """The `study` command."""
 
     name: Name = Field("study", description="of the results' files: results/<name>_<dataset>.json")
-    form: Literal["full", "short"] = Field("full", description="short: the headline arms alone, on short_datasets, with the first short_seeds seeds")
+    form: Form = Field("full", description="short: the headline arms alone, on short_datasets, with the first short_seeds seeds")
     metric: Metric = Field("gauc", description="gauc: of each user's own rows, slices of users | auc: over all rows, slices of items")
     chosen: str = Field("", description="how the arms' settings and the headlines were chosen, in a sentence that the results repeat: nothing here can know it")
     seeds: tuple[DrawnSeed, ...] = Field((1, 2, 3, 4, 5), min_length=1, description="of the headline arms")
