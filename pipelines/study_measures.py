@@ -140,9 +140,9 @@ def effort(trials: Mapping[str, Mapping[Seed, Artifact]], started: str) -> dict[
     return {"trials": len(every), "trained_now": trained, "trials_thread_min": round(sum(float(one.info["seconds"]) for one in every) / 60, 1)}
 
 
-def files_of(study: StudySettings, dataset: str, folder: Path, form: Form | None = None) -> dict[str, Path]:
+def files_of(study: StudySettings, dataset: str, folder: Path) -> dict[str, Path]:
     """The files of a data set's results, by kind; the short form, which is of fewer arms and seeds, has its own."""
-    suffix = "_short" if (form or study.form) == "short" else ""
+    suffix = "_short" if study.form == "short" else ""
     return {kind: folder / f"{study.name}_{dataset}{suffix}.{kind}" for kind in ("json", "md", "html")}
 
 
@@ -169,7 +169,7 @@ def earlier_openings(study: StudySettings, dataset: str, folder: Path) -> list[d
     found: list[dict[str, object]] = []
     for form in get_args(Form):
         try:
-            told = json.loads(files_of(study, dataset, folder, form)["json"].read_text())["notes"]["openings"]
+            told = json.loads(files_of(study.model_copy(update={"form": form}), dataset, folder)["json"].read_text())["notes"]["openings"]
             found += [one for one in told if one not in found]
         except (OSError, ValueError, KeyError, TypeError):
             continue
