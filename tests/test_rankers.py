@@ -338,7 +338,7 @@ def test_distillation_direction_is_a_setting_and_scales_the_loss() -> None:
 
 
 def test_alignment_is_zero_at_first_and_then_shared_by_code() -> None:
-    with_mba, without = make("saviorrec"), make("saviorrec", alignment=False)
+    with_mba, without = make("saviorrec", alignment_shrinkage=0, alignment_rate=1), make("saviorrec", alignment=False)
     assert isinstance(with_mba, SaviorRec)
     without.load_state_dict(with_mba.state_dict(), strict=False)
     batch = WORLD.batch(64)

@@ -10,11 +10,8 @@ Head = Literal["outcome", "cvr", "conversion"]
 RankerName = Literal["base", "choirrec", "saviorrec", "duet"]
 Width = Annotated[int, Field(ge=1)]
 
-# Settings whose default is not the same in every ranker.
+# Its default is not the same in every ranker.
 PeerStats = Annotated[bool, Field(description="what the user's peers did with the item, put straight into the individual side (ours)")]
-AlignmentShrinkage = Annotated[float, Field(ge=0, description="a code's alignment counts n / (n + this), n its training rows (ours)")]
-AlignmentDecay = Annotated[float, Field(ge=0, description="L2 on the alignment, per row (ours)")]
-AlignmentRate = Annotated[float, Field(gt=0, description="learning rate of the alignment, as a share of the others' (ours)")]
 
 
 class TowerSettings(Settings):
@@ -83,9 +80,9 @@ class SemanticSettings(Settings):
     )
     content_gate: bool = Field(False, description="an item's ID embedding gives way to its content, the less the more training rows it has (ours)")
     content_weight: float = Field(0.0, ge=0, description="of the pull of content towards the ID embeddings of items with many rows; needs content_gate (ours)")
-    alignment_shrinkage: AlignmentShrinkage = 0.0
-    alignment_decay: AlignmentDecay = 0.0
-    alignment_rate: AlignmentRate = 1.0
+    alignment_shrinkage: float = Field(50.0, ge=0, description="a code's alignment counts n / (n + this), n its training rows; 0: in full, as published (ours)")
+    alignment_decay: float = Field(1e-4, ge=0, description="L2 on the alignment, per row; 0 as published (ours)")
+    alignment_rate: float = Field(0.3, gt=0, description="learning rate of the alignment, as a share of the others'; 1 as published (ours)")
     detached_pooling: bool = Field(False, description="branch (a) reads ID embeddings and does not teach them, so that it can't starve them (ours)")
 
     @model_validator(mode="after")
@@ -110,9 +107,6 @@ class DuetSettings(ChoirRecSettings, SemanticSettings):
         True,
         description="the group channel reads what the item side says of the user's own history, as the individual one does; off: of the group's alone (ours)",
     )
-    alignment_shrinkage: AlignmentShrinkage = 50.0
-    alignment_decay: AlignmentDecay = 1e-4
-    alignment_rate: AlignmentRate = 0.3
 
 
 class RankersSettings(Settings):
