@@ -81,6 +81,7 @@ def search(
     searcher: Any
     if settings.searcher == "random":
         points = [one for one in draw(space, start, settings.num_trials, config.run.seed) if one not in [trial.point for trial in known]]
+        points = points[: max(0, settings.num_trials - len(known))]  # population based training changes points
         searcher, num_left = random_searcher(points, settings.max_concurrent), len(points)
     else:
         searcher, num_left = tpe_searcher(space, start, first, known, config), settings.num_trials - len(known)

@@ -66,9 +66,7 @@ def table(trials: Sequence[Trial], metric: str, whole: str) -> str:
 def finals_sentences(finals: Finals | None) -> list[str]:
     """What became of the finalists."""
     if finals is None:
-        return [
-            "No finalists were trained again (sweep.finalists.num_trials = 0): the first trial of the table is the best of many with one seed, which flatters it."
-        ]
+        return ["No finalists were trained again (sweep.finalists.num_trials = 0): the first of the table is the best of many with one seed: flattered."]
     seeds = f"{len(finals.seeds)} seeds, slice `{finals.slice}` ({RULES[finals.metric][finals.slice]})"
     if finals.test is None:
         return [f"On the validation window, {seeds}, no finalist is better than the config as it stood: it stays, and the test window was not opened."]
