@@ -101,10 +101,11 @@ def search(
         run_config=tune.RunConfig(name="tune", storage_path=folder, storage_filesystem=fs, callbacks=[written, *callbacks], verbose=0),
     )
     tuner.fit()
-    if written.failures:
+    if written.failed:
+        failures = [f"trial {number} ({in_words(one.config)}): {_why(one)}" for number, one in sorted(written.failed.items())]
         raise ValueError(
-            f"{len(written.failures)} of {settings.num_trials} trials failed, and a sweep is finished when all have a result:\n  "
-            + "\n  ".join(written.failures)
+            f"{len(failures)} of {settings.num_trials} trials failed, and a sweep is finished when all have a result:\n  "
+            + "\n  ".join(failures)
             + "\nThe log above has their tracebacks. Mend the cause, or take the value out of sweep.space, and run the sweep again with the same settings: "
             "what is finished is found, and only the others are run."
         )
@@ -116,7 +117,7 @@ class Recorded(tune.Callback):
 
     def __init__(self, journal: Journal, goal: Goal, numbers: Numbers, num_trials: int) -> None:
         self._journal, self._goal, self._numbers, self._num_trials = journal, goal, numbers, num_trials
-        self.failures: list[str] = []
+        self.failed: dict[int, Any] = {}  # by number: their records say begun, and so they are run again
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._journal.write(Trial(number=self._number(trial), point=dict(trial.config), state="begun"))
@@ -129,9 +130,9 @@ class Recorded(tune.Callback):
         logger.info("sweep: trial %d of %d %s, %s: %s", found.number, self._num_trials, found.state, said, in_words(found.point))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = self._number(trial)  # its record says begun, and so it is run again
-        self.failures.append(f"trial {number} ({in_words(trial.config)}): {_why(trial)}")
-        logger.info("sweep: %s", self.failures[-1])
+        number = self._number(trial)
+        self.failed[number] = trial  # why it failed is known when all have ended
+        logger.info("sweep: trial %d failed: %s", number, in_words(trial.config))
 
     def _number(self, trial: Any) -> int:
         return self._numbers.number(trial.trial_id, dict(trial.config))
