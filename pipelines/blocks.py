@@ -55,6 +55,11 @@ def check_room(pools: Mapping[str, Compute], cluster: ClusterSettings, num_steps
         ValueError: their CPUs or GPUs are more than there are.
     """
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it without annotations
+    for name, one in pools.items():
+        if one.pool is not None and f"pool_{one.pool}" not in have and not may_grow(cluster):
+            raise ValueError(
+                f"{name}.compute.pool = {one.pool!r}: no node of this Ray has the resource pool_{one.pool}. Leave it out here; cluster.yaml has such nodes."
+            )
     for resource, wanted in (
         ("CPU", sum(pool.num_actors * pool.num_cpus for pool in pools.values()) + num_steps * SMALL_CPUS),
         ("GPU", sum(pool.num_actors * pool.num_gpus for pool in pools.values())),
@@ -72,7 +77,7 @@ def check_room(pools: Mapping[str, Compute], cluster: ClusterSettings, num_steps
 def actors(dataset: "ray.data.Dataset", actor: Any, compute: Compute, **constructor: Any) -> "ray.data.Dataset":
     """The next step of a plan: a pool of actors of one class, each taking whole blocks."""
     pool = ray.data.ActorPoolStrategy(size=compute.num_actors)
-    reserved: dict[str, Any] = {"num_cpus": compute.num_cpus, "num_gpus": compute.num_gpus or None}
+    reserved = compute.reserved() | {"num_gpus": compute.num_gpus or None}
     return dataset.map_batches(actor, fn_constructor_kwargs=constructor, compute=pool, batch_size=None, batch_format="pyarrow", **reserved)
 
 

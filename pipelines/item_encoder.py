@@ -88,13 +88,12 @@ def train(start: Projection, inputs_UI: Floats, pairs: Pairs, settings: ItemEnco
         load_arrays(alone, state_arrays(start))
         return alone, train_projection(alone, torch.from_numpy(inputs_UI), pairs, settings, seed)
     data = {"shape": start.shape, "start": state_arrays(start), "inputs": inputs_UI, "pairs": pairs, "settings": settings, "seed": seed}
-    resources = {"CPU": compute.num_cpus} | ({"GPU": compute.num_gpus} if compute.num_gpus else {})
     # Train keeps its own bookkeeping beside the draft: all nodes reach that place if they reach the store at all.
     scratch = draft.path("ray_train")
     trainer = ray.train.torch.TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # annotated as returning None, but what rank 0 returns is the result's return_value
         train_loop_config={"data": ray.put(data)},
-        scaling_config=ray.train.ScalingConfig(num_workers=compute.num_actors, use_gpu=compute.num_gpus > 0, resources_per_worker=resources),
+        scaling_config=ray.train.ScalingConfig(num_workers=compute.num_actors, use_gpu=compute.num_gpus > 0, resources_per_worker=compute.reserved_by_worker()),
         run_config=ray.train.RunConfig(
             name="item_encoder", storage_path=scratch, storage_filesystem=draft.fs, failure_config=ray.train.FailureConfig(max_failures=2)
         ),
@@ -126,8 +125,7 @@ def image_vectors(logs: Artifact, item_ids: pa.Array, settings: ItemEncoderSetti
             fn_constructor_args=(settings.image_encoder,),
             batch_format="pyarrow",
             batch_size=compute.batch_size,
-            num_cpus=compute.num_cpus,
-            num_gpus=compute.num_gpus,
+            **compute.reserved(),
             compute=ray.data.ActorPoolStrategy(size=compute.num_actors),
         )
         .to_arrow_refs()

@@ -149,11 +149,10 @@ def fit(
     """
     train, (fs, folder) = job.config.train, storage
     compute = train.compute
-    resources = {"CPU": compute.num_cpus} | ({"GPU": compute.num_gpus} if compute.num_gpus else {})
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # the annotation knows no return value
         train_loop_config={"job": job, "start": start},
-        scaling_config=ray.train.ScalingConfig(num_workers=compute.num_actors, use_gpu=compute.num_gpus > 0, resources_per_worker=resources),
+        scaling_config=ray.train.ScalingConfig(num_workers=compute.num_actors, use_gpu=compute.num_gpus > 0, resources_per_worker=compute.reserved_by_worker()),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # the annotation is V1's
             name=job.name,
             storage_path=folder,

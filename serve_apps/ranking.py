@@ -20,7 +20,7 @@ from ray.serve.schema import LoggingConfig
 
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config, load
-from longtail.settings import Settings
+from longtail.settings import Settings, pool_resources
 from pipelines.cluster import ROOT
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.collaborative import COLLABORATIVE
@@ -82,13 +82,13 @@ def application(run: ServedRun) -> Application:
     encoder = serve.deployment(
         name="Encoder",
         num_replicas=settings.num_encoder_replicas,
-        ray_actor_options={"num_cpus": settings.num_encoder_cpus, "num_gpus": settings.num_encoder_gpus},
+        ray_actor_options={"num_cpus": settings.num_encoder_cpus, "num_gpus": settings.num_encoder_gpus, "resources": pool_resources(settings.pool)},
         max_ongoing_requests=settings.max_ongoing_requests,
     )(Encoder)
     rankers = serve.deployment(
         name="Rankers",
         num_replicas=settings.num_replicas,
-        ray_actor_options={"num_cpus": settings.num_cpus},
+        ray_actor_options={"num_cpus": settings.num_cpus, "resources": pool_resources(settings.pool)},
         max_ongoing_requests=settings.max_ongoing_requests,
     )(Rankers)
     web = serve.deployment(

@@ -131,7 +131,7 @@ def command(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_plans_a_billion_users_from_given_rates_and_refuses_what_is_no_size(tmp_path: Path) -> None:
-    rates = str(ROOT / "pipelines" / "configs" / "rates_gpu.toml")
+    rates = str(ROOT / "deploy" / "rates_gpu.toml")
     done = command("--users", "1e9", "--items", "1e8", "--events-per-day", "1e10", "--rates", rates, "--workload", "candidates=300", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
