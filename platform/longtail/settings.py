@@ -4,6 +4,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+#: What a pool of nodes may be called; the nodes offer it to Ray as the resource `pool_<name>`.
+POOL_NAME = r"^[a-z][a-z0-9_]*$"
+
 
 class Settings(BaseModel):
     """A frozen section of the config; an unknown key is refused, and so are infinities and NaN."""
@@ -35,6 +38,7 @@ class Compute(Settings):
     num_cpus: float = Field(1.0, ge=0, description="CPUs each of them reserves")
     num_gpus: float = Field(0.0, ge=0, description="GPUs each of them reserves")
     batch_size: int = Field(64, ge=1, description="rows handed to an actor at a time")
+    pool: str | None = Field(None, pattern=POOL_NAME, description="only nodes with Ray's resource pool_<name> (cluster.yaml); None: any that has room")
 
 
 def own_seed(seed: int | None, run_seed: int) -> int:
