@@ -17,7 +17,7 @@ from actors.timing import carried
 from longtail.artifacts import Draft, Store
 from longtail.config import ClusterSettings
 from longtail.settings import Compute
-from pipelines.cluster import may_grow
+from pipelines.cluster import may_grow, pool_resources
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,9 @@ def check_room(pools: Mapping[str, Compute], cluster: ClusterSettings, num_steps
         num_steps: the small steps of a Ray Data plan that run between them.
 
     Raises:
-        ValueError: their CPUs or GPUs are more than there are.
+        ValueError: their CPUs or GPUs are more than there are, or no node is in the pool of nodes that a section names.
     """
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it without annotations
-    for name, one in pools.items():
-        if one.pool is not None and f"pool_{one.pool}" not in have and not may_grow(cluster):
-            raise ValueError(
-                f"{name}.compute.pool = {one.pool!r}: no node of this Ray has the resource pool_{one.pool}. Leave it out here; cluster.yaml has such nodes."
-            )
     for resource, wanted in (
         ("CPU", sum(pool.num_actors * pool.num_cpus for pool in pools.values()) + num_steps * SMALL_CPUS),
         ("GPU", sum(pool.num_actors * pool.num_gpus for pool in pools.values())),
@@ -73,11 +68,31 @@ def check_room(pools: Mapping[str, Compute], cluster: ClusterSettings, num_steps
                 continue
             raise ValueError(f"{short} Lower num_actors or num_{resource.lower()}s there (fractions are fine), or raise cluster.num_cpus.")
 
+    for name, compute in pools.items():
+        absent = pool_resources(compute.pool).keys() - have.keys()
+        if absent and may_grow(cluster):
+            logger.warning("[%s.compute] pool = %r: no node of it is up. Waiting for one; a cluster without such nodes never has one.", name, compute.pool)
+        elif absent:
+            raise ValueError(
+                f"[{name}.compute] pool = {compute.pool!r}: no node of this Ray offers the resource {absent.pop()}. "
+                'Leave pool out on a machine of your own, or set cluster.address to a cluster that has such nodes (cluster.yaml, "auto" on its head).'
+            )
+
+
+def options(compute: Compute) -> dict[str, Any]:
+    """What Ray reserves for one actor of a stage."""
+    return {"num_cpus": compute.num_cpus, "num_gpus": compute.num_gpus, "resources": pool_resources(compute.pool)}
+
+
+def train_resources(compute: Compute) -> dict[str, float]:
+    """What Ray Train reserves for one worker."""
+    return {"CPU": compute.num_cpus} | ({"GPU": compute.num_gpus} if compute.num_gpus else {}) | pool_resources(compute.pool)
+
 
 def actors(dataset: "ray.data.Dataset", actor: Any, compute: Compute, **constructor: Any) -> "ray.data.Dataset":
     """The next step of a plan: a pool of actors of one class, each taking whole blocks."""
     pool = ray.data.ActorPoolStrategy(size=compute.num_actors)
-    reserved = compute.reserved() | {"num_gpus": compute.num_gpus or None}
+    reserved = options(compute) | {"num_gpus": compute.num_gpus or None}
     return dataset.map_batches(actor, fn_constructor_kwargs=constructor, compute=pool, batch_size=None, batch_format="pyarrow", **reserved)
 
 

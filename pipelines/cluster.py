@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 
+#: Every node of a pool has 1 of its resource, and an actor takes this much: CPUs and GPUs decide how many share a node, never the pool.
+POOL_SHARE = 0.001
 
 #: What workers would print a hundred times over their own progress; each can be set to something else in the environment.
 QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -34,6 +36,11 @@ def in_job() -> bool:
 def may_grow(settings: ClusterSettings) -> bool:
     """True where the Ray is a cluster that was joined or submitted to, whose autoscaler may add nodes; one's own has what it was started with."""
     return in_job() or settings.address != "local"
+
+
+def pool_resources(pool: str | None) -> dict[str, float]:
+    """What an actor asks of its node beside CPUs and GPUs, so that Ray starts it in `pool`, and Ray's autoscaler a node of it where there is none."""
+    return {} if pool is None else {f"pool_{pool}": POOL_SHARE}
 
 
 def runtime_env() -> dict[str, Any]:

@@ -51,7 +51,7 @@ class RayShards:
     def __init__(self, table: VectorTable, rows_N: NDArray[np.int64], settings: CodebookSettings) -> None:
         compute = settings.compute
         parts = block_ranges(len(rows_N), settings.block_rows, compute.num_actors)
-        remote = ray.remote(KMeansShard).options(**compute.reserved(), max_restarts=3, max_task_retries=3)
+        remote = ray.remote(KMeansShard).options(**blocks.options(compute), max_restarts=3, max_task_retries=3)
         self.actors: list[Any] = [remote.remote(table, [(start, rows_N[start:stop]) for start, stop in part]) for part in parts]
         self._owners = np.array([number for number, part in enumerate(parts) for _ in part])
         self._block_rows = settings.block_rows

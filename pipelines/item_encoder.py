@@ -41,7 +41,7 @@ from longtail.pairs import EVENT_KIND, Pairs, balanced, build_pairs, sample_pair
 from longtail.projection import ItemEncoder, Projection, ProjectionShape, compose, load_arrays, state_arrays, train_projection
 from longtail.settings import own_seed
 from longtail.vectors import VectorTable, fingerprints, to_arrow, to_numpy
-from pipelines import work
+from pipelines import blocks, work
 from pipelines.embeddings import ITEM_VECTORS
 from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, main_for
@@ -93,7 +93,9 @@ def train(start: Projection, inputs_UI: Floats, pairs: Pairs, settings: ItemEnco
     trainer = ray.train.torch.TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # annotated as returning None, but what rank 0 returns is the result's return_value
         train_loop_config={"data": ray.put(data)},
-        scaling_config=ray.train.ScalingConfig(num_workers=compute.num_actors, use_gpu=compute.num_gpus > 0, resources_per_worker=compute.reserved_by_worker()),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=compute.num_actors, use_gpu=compute.num_gpus > 0, resources_per_worker=blocks.train_resources(compute)
+        ),
         run_config=ray.train.RunConfig(
             name="item_encoder", storage_path=scratch, storage_filesystem=draft.fs, failure_config=ray.train.FailureConfig(max_failures=2)
         ),
@@ -125,7 +127,7 @@ def image_vectors(logs: Artifact, item_ids: pa.Array, settings: ItemEncoderSetti
             fn_constructor_args=(settings.image_encoder,),
             batch_format="pyarrow",
             batch_size=compute.batch_size,
-            **compute.reserved(),
+            **blocks.options(compute),
             compute=ray.data.ActorPoolStrategy(size=compute.num_actors),
         )
         .to_arrow_refs()
@@ -177,6 +179,8 @@ def build(context: Context, draft: Draft) -> Result:
     """Pairs, training, z of every item, Hit@k."""
     settings, seed = context.config.item_encoder, own_seed(context.config.item_encoder.seed, context.seed)
     logs, source = context.inputs["logs"], context.inputs["item_vectors"]
+    if not work.is_in_place():
+        blocks.check_room({"item_encoder": settings.compute}, context.config.cluster)
     info = LogsInfo.model_validate(logs.info)
     table = VectorTable(source.fs, source.path("vectors.parquet"))
     item_ids = table.keys(schema.ITEM_KEY)["item_id"].combine_chunks()

@@ -35,6 +35,7 @@ from longtail.samples import FeatureSpec
 from longtail.settings import own_seed
 from longtail.training_loop import Metrics, NonFiniteLossError, TrainState, train_ranker
 from longtail.validation import Validation
+from pipelines import blocks
 from pipelines.codes import ITEM_CODES
 from pipelines.item_z import ITEM_Z
 from pipelines.lent import LENT
@@ -146,13 +147,17 @@ def fit(
 
     Raises:
         NonFiniteLossError: the loss or the gradient stopped being finite.
+        ValueError: the workers are more than a Ray of fixed size holds, or their pool is not there.
     """
     train, (fs, folder) = job.config.train, storage
     compute = train.compute
+    blocks.check_room({"train": compute}, job.config.cluster)
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # the annotation knows no return value
         train_loop_config={"job": job, "start": start},
-        scaling_config=ray.train.ScalingConfig(num_workers=compute.num_actors, use_gpu=compute.num_gpus > 0, resources_per_worker=compute.reserved_by_worker()),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=compute.num_actors, use_gpu=compute.num_gpus > 0, resources_per_worker=blocks.train_resources(compute)
+        ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # the annotation is V1's
             name=job.name,
             storage_path=folder,

@@ -62,7 +62,7 @@ def pool(
         return [getattr(alone, method)(*job) for job in jobs]
     blocks.check_room(compute, cluster)
     ((name, settings),) = compute.items()
-    remote = ray.remote(**settings.reserved(), max_restarts=2, max_task_retries=2)(actor)
+    remote = ray.remote(**blocks.options(settings), max_restarts=2, max_task_retries=2)(actor)
     actors: list[Any] = [remote.remote(*arguments) for _ in range(min(settings.num_actors, len(jobs)))]
     try:
         done = ActorPool(actors).map_unordered(lambda one, job: getattr(one, method).remote(*job), list(jobs))

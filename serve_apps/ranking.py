@@ -20,8 +20,8 @@ from ray.serve.schema import LoggingConfig
 
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config, load
-from longtail.settings import Settings, pool_resources
-from pipelines.cluster import ROOT
+from longtail.settings import Settings
+from pipelines.cluster import ROOT, pool_resources
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.collaborative import COLLABORATIVE
 from pipelines.groups import GROUPS
@@ -79,21 +79,22 @@ def served_run(config: Config, store: Store) -> ServedRun:
 def application(run: ServedRun) -> Application:
     """The three deployments over a finished run."""
     settings = run.config.serve
+    pool = pool_resources(settings.pool)  # the web door too: no part of serving may stand on a node that can be taken away
     encoder = serve.deployment(
         name="Encoder",
         num_replicas=settings.num_encoder_replicas,
-        ray_actor_options={"num_cpus": settings.num_encoder_cpus, "num_gpus": settings.num_encoder_gpus, "resources": pool_resources(settings.pool)},
+        ray_actor_options={"num_cpus": settings.num_encoder_cpus, "num_gpus": settings.num_encoder_gpus, "resources": pool},
         max_ongoing_requests=settings.max_ongoing_requests,
     )(Encoder)
     rankers = serve.deployment(
         name="Rankers",
         num_replicas=settings.num_replicas,
-        ray_actor_options={"num_cpus": settings.num_cpus, "resources": pool_resources(settings.pool)},
+        ray_actor_options={"num_cpus": settings.num_cpus, "resources": pool},
         max_ongoing_requests=settings.max_ongoing_requests,
     )(Rankers)
     web = serve.deployment(
         name="Web",
-        ray_actor_options={"num_cpus": WEB_CPUS},
+        ray_actor_options={"num_cpus": WEB_CPUS, "resources": pool},
         max_ongoing_requests=settings.num_replicas * settings.max_ongoing_requests,
     )(serve.ingress()(Web))
     return web.bind(rankers.bind(run, encoder.bind(run)), settings.route_prefix)

@@ -120,7 +120,7 @@ def test_what_is_safe_to_lose_may_run_on_spot_and_serving_and_heads_may_not() ->
             return any(one["key"] == "longtail.example.com/spot" for one in group["template"]["spec"].get("tolerations", []))
 
         assert not on_spot(spec["headGroupSpec"])
-        assert all(on_spot(group) == (group["groupName"] != "serve") for group in spec["workerGroupSpecs"])
+        assert all(on_spot(group) == (group["groupName"] not in ("serve", "train")) for group in spec["workerGroupSpecs"])
 
 
 def test_ray_is_the_version_that_is_locked() -> None:

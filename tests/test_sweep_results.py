@@ -76,11 +76,16 @@ def test_journal_keeps_the_last_state_and_gives_an_interrupted_trial_its_number_
     (tmp_path / "sweeps" / "key" / "journal" / "00002.json.part").write_text("{cut sho")
     records = journal.read()
     assert [(one.number, one.state) for one in records] == [(0, "finished"), (1, "begun")]
-    numbers = Numbers.after(records)
+    numbers = Numbers.after(records, {})
     assert numbers.number("a", {"codes.user.codebook_size": 99}) == 2
     assert numbers.number("b", {"codes.user.codebook_size": 5}) == 1, "it had begun"
     assert numbers.number("b", {"codes.user.codebook_size": 5}) == 1
     assert numbers.number("c", {"codes.user.codebook_size": 5}) == 3, "the same point once more is another trial"
+
+
+def test_the_config_as_it_stood_is_number_0_whenever_it_begins() -> None:
+    numbers = Numbers.after([], {"train.epochs": 2})
+    assert [numbers.number(name, {"train.epochs": epochs}) for name, epochs in (("a", 5), ("b", 2), ("c", 7))] == [1, 0, 2]
 
 
 def test_a_journal_is_none_of_the_attempts_that_are_cleared_away(tmp_path: Path) -> None:

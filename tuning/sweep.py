@@ -93,7 +93,7 @@ def search(
     def trial(point: dict[str, Any]) -> dict[str, Any]:  # Tune takes functions only
         return trainable(point)
 
-    written = Recorded(journal, goal, Numbers.after(records), settings.num_trials)
+    written = Recorded(journal, goal, Numbers.after(records, start), settings.num_trials)
     tuner = tune.Tuner(
         tune.with_resources(trial, TRIAL_RESOURCES),
         param_space={one.setting: tune.choice([start[one.setting]]) for one in space} if settings.searcher == "random" else None,

@@ -5,7 +5,7 @@ serve_apps puts both on Ray Serve. Run: python -m serve_apps.up --config …
 from pydantic import Field
 
 from longtail.rankers.settings import RankerName
-from longtail.settings import PoolName, Settings
+from longtail.settings import POOL_NAME, Settings
 
 
 class ServeSettings(Settings):
@@ -20,7 +20,7 @@ class ServeSettings(Settings):
     num_encoder_replicas: int = Field(1, ge=1, description="of the text encoder, which loads its models before it is ready")
     num_encoder_cpus: float = Field(0.1, ge=0, description="per replica of the encoder")
     num_encoder_gpus: float = Field(0.0, ge=0)
-    pool: PoolName | None = Field(None, description="of the rankers and the encoder: nodes with the resource pool_<name>; None: any node")
+    pool: str | None = Field(None, pattern=POOL_NAME, description="only nodes with Ray's resource pool_<name> (cluster.yaml); None: any that has room")
     num_threads: int = Field(1, ge=1, description="torch threads of a replica")
     max_ongoing_requests: int = Field(32, ge=1, description="per replica; the rest waits")
     max_items: int = Field(1000, ge=1, description="candidates in one request")

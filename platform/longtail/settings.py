@@ -1,8 +1,11 @@
 """The base of every config section: frozen, strict about unknown keys, and able to say which of its values decide a stage's result."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: What a pool of nodes may be called; the nodes offer it to Ray as the resource `pool_<name>`.
+POOL_NAME = r"^[a-z][a-z0-9_]*$"
 
 
 class Settings(BaseModel):
@@ -28,33 +31,14 @@ class Settings(BaseModel):
         return dumped
 
 
-PoolName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-
-#: What an actor takes of its pool's resource, which every node of the pool has one of: a tag, not a limit.
-POOL_SHARE = 0.001
-
-
-def pool_resources(pool: str | None) -> dict[str, float]:
-    """The custom resource by which Ray and its autoscaler place an actor in a pool of nodes (cluster.yaml, deploy/kuberay); none without a pool."""
-    return {} if pool is None else {f"pool_{pool}": POOL_SHARE}
-
-
 class Compute(Settings):
     """Where a stage runs: it changes the time a stage takes, never its result, and stays out of the stage's key."""
 
     num_actors: int = Field(1, ge=1, description="Ray actors (or workers) that share the stage's rows")
     num_cpus: float = Field(1.0, ge=0, description="CPUs each of them reserves")
     num_gpus: float = Field(0.0, ge=0, description="GPUs each of them reserves")
-    pool: PoolName | None = Field(None, description="nodes with the resource pool_<name>, as cluster.yaml has them; None: any node")
     batch_size: int = Field(64, ge=1, description="rows handed to an actor at a time")
-
-    def reserved(self) -> dict[str, Any]:
-        """What an actor reserves, as options of a Ray actor."""
-        return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "resources": pool_resources(self.pool)}
-
-    def reserved_by_worker(self) -> dict[str, float]:
-        """The same for a worker of Ray Train."""
-        return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {}) | pool_resources(self.pool)
+    pool: str | None = Field(None, pattern=POOL_NAME, description="only nodes with Ray's resource pool_<name> (cluster.yaml); None: any that has room")
 
 
 def own_seed(seed: int | None, run_seed: int) -> int:

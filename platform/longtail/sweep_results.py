@@ -161,8 +161,10 @@ class Numbers:
     of_trial: dict[str, int] = field(default_factory=dict)  # by Tune's id
 
     @staticmethod
-    def after(records: Sequence[Trial]) -> "Numbers":
-        return Numbers([one for one in records if one.state == "begun"], max((one.number for one in records), default=-1) + 1)
+    def after(records: Sequence[Trial], start: Point) -> "Numbers":
+        """The numbers after those of the records; without any the first is that of `start`, whenever Tune begins it."""
+        known = records or [Trial(number=0, point=start, state="begun")]
+        return Numbers([one for one in known if one.state == "begun"], max(one.number for one in known) + 1)
 
     def number(self, trial_id: str, point: Point) -> int:
         if trial_id not in self.of_trial:
