@@ -61,7 +61,13 @@ class FakeCluster:
             "max_workers": 4,
             "upscaling_speed": 1.0,
             "idle_timeout_minutes": IDLE_S / 60,
-            "provider": {"type": "external", "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider", "gcs_address": self.address, "head_node_id": FAKE_HEAD_NODE_ID, "launch_multiple": True},
+            "provider": {
+                "type": "external",
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                "gcs_address": self.address,
+                "head_node_id": FAKE_HEAD_NODE_ID,
+                "launch_multiple": True,
+            },
             "available_node_types": node_types(cpus) | {FAKE_HEAD_NODE_TYPE: head},
             "head_node_type": FAKE_HEAD_NODE_TYPE,
             "auth": {},
@@ -72,8 +78,8 @@ class FakeCluster:
             "rsync_filter": [],
             "cluster_synced_files": [],
         }
-        config |= dict.fromkeys(("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"), [])
-        config |= dict.fromkeys(("head_start_ray_commands", "worker_start_ray_commands"), [])
+        steps = ("setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray", "initialization")
+        config |= {f"{step}_commands": [] for step in steps}
         self._config = folder / "autoscaler.json"
         self._config.write_text(json.dumps(config))
         self._head_cpus = head_cpus

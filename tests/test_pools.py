@@ -20,6 +20,11 @@ from tests.test_cluster_yaml import asked, computes
 OWN, JOINED = ClusterSettings(), ClusterSettings(address="auto")
 
 
+class Here:
+    def say(self) -> str:
+        return "here"
+
+
 def everywhere(config: Config, pool: str) -> Config:
     """The config with every section in one pool."""
     raw = config.model_dump()
@@ -74,16 +79,13 @@ def test_a_cluster_that_may_grow_is_waited_for(ray_cluster: None, caplog: pytest
 
 
 @pytest.mark.ray
-def test_training_outside_of_its_pool_is_refused_before_it_waits(ray_cluster: None) -> None:
-    reserved = ray.remote(**blocks.options(Compute(num_cpus=0.1, pool="far")))(dict)
-    one: Any = remote_get(reserved)
-    done, _ = ray.wait([one], timeout=3)
-    assert not done, "an actor of a pool runs where the pool is not"
-
-
-def remote_get(actor: Any) -> Any:
-    handle = actor.remote()
-    return handle.get.remote("a")
+def test_an_actor_runs_nowhere_but_in_its_pool(ray_cluster: None) -> None:
+    remote: Any = ray.remote(Here)
+    far, anywhere = (remote.options(**blocks.options(Compute(num_cpus=0.1, pool=pool))).remote() for pool in ("far", None))
+    assert ray.get(anywhere.say.remote(), timeout=60) == "here"
+    done, _ = ray.wait([far.say.remote()], timeout=1)
+    assert not done
+    ray.kill(far)
 
 
 def test_all_of_serving_stands_in_its_pool(tmp_path: Path) -> None:
