@@ -83,7 +83,8 @@ class VllmEngine:
                 f"{settings.max_fact_tokens} and max_output_tokens = {settings.max_output_tokens}. Raise it, or lower max_fact_tokens."
             )
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    def answer(self, prompts: Sequence[Prompt], max_tokens: int | None = None) -> list[Answer]:
+        """One answer a prompt, in order; `max_tokens` stands in for the settings' own."""
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
@@ -92,7 +93,7 @@ class VllmEngine:
             SamplingParams(
                 temperature=decode["temperature"],
                 frequency_penalty=decode["frequency_penalty"],
-                max_tokens=decode["max_tokens"],
+                max_tokens=max_tokens or decode["max_tokens"],
                 structured_outputs=StructuredOutputsParams(regex=prompt.pattern),
             )
             for prompt in prompts

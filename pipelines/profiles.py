@@ -44,7 +44,7 @@ def build(context: Context, draft: Draft) -> Result:
     """Facts → prompts → language model → validation → profiles (→ embeddings)."""
     config = context.config
     settings, encoder = config.profiles, config.embeddings.user
-    facts, kind, names, dropped = _facts(context.inputs["logs"], settings)
+    facts, kind, names, dropped = facts_of_snapshots(context.inputs["logs"], settings)
     pools: dict[str, Compute] = {"profiles": settings.compute} if settings.generator == "llm" else {}
     pools |= {"embeddings.user": encoder.compute} if settings.streaming else {}
     blocks.check_room(pools, config.cluster, num_steps=2)
@@ -80,7 +80,7 @@ def build(context: Context, draft: Draft) -> Result:
     return Result(len(facts) + sum(dropped.values()), len(facts), dropped, info)
 
 
-def _facts(logs: Artifact, settings: ProfilesSettings) -> tuple[pa.Table, str, list[str], dict[str, int]]:
+def facts_of_snapshots(logs: Artifact, settings: ProfilesSettings) -> tuple[pa.Table, str, list[str], dict[str, int]]:
     """Facts of all snapshots, the kind of events that they count, every name of the run, and the users left out by reason."""
     info = LogsInfo.model_validate(logs.info)
     users, items = logs.read("users"), logs.read("items", FACT_ITEM_COLUMNS)

@@ -133,13 +133,17 @@ class Fitted:
         pafs.copy_files(f"{self.checkpoint.path}/{FINISHED}", path, source_filesystem=self.checkpoint.filesystem, destination_filesystem=fs)
 
 
-def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Sequence[Any] = ()) -> Fitted:
+def fit(
+    job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Sequence[Any] = (), start: ray.train.Checkpoint | None = None, keep_all: bool = False
+) -> Fitted:
     """Train with Ray Train; a worker group that fails is restarted and resumes from its last checkpoint.
 
     Args:
         job: what to train.
         storage: file system and folder, visible to all workers, for Ray's checkpoints of this run alone.
-        callbacks: of Ray Train's controller, such as Tune's TuneReportCallback.
+        callbacks: of Ray Train's controller.
+        start: a checkpoint of such a run to go on from; its epochs must be fewer than the config's.
+        keep_all: whether the checkpoints of all epochs stay until the end, for who copies them.
 
     Raises:
         NonFiniteLossError: the loss or the gradient stopped being finite.
@@ -150,7 +154,7 @@ def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Seque
     blocks.check_room({"train": compute}, job.config.cluster)
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]  # the annotation knows no return value
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "start": start},
         scaling_config=ray.train.ScalingConfig(
             num_workers=compute.num_actors, use_gpu=compute.num_gpus > 0, resources_per_worker=blocks.train_resources(compute)
         ),
@@ -159,7 +163,7 @@ def fit(job: TrainJob, storage: tuple[pafs.FileSystem, str], *, callbacks: Seque
             storage_path=folder,
             storage_filesystem=fs,
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None if keep_all else 1),
             callbacks=list(callbacks),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # Ray Train's own lines; ours stay
         ),
@@ -184,14 +188,14 @@ def _work(loop_config: dict[str, Any]) -> str | None:
     logging.getLogger("longtail").setLevel(logging.INFO if workers.rank == 0 else logging.WARNING)
     torch.set_num_threads(max(1, int(job.config.train.compute.num_cpus)))
     try:
-        _train(job, workers, get_device())
+        _train(job, workers, get_device(), ray.train.get_checkpoint() or loop_config["start"])
     except NonFiniteLossError as error:
         # Every worker is here: the check is on sums over workers. Returned, not raised: a restart would meet the same numbers again.
         return str(error)
     return None
 
 
-def _train(job: TrainJob, workers: Workers, device: torch.device) -> None:
+def _train(job: TrainJob, workers: Workers, device: torch.device, started_from: Any) -> None:
     settings = job.config.train
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL's gather of validation scores goes through the current device
@@ -225,7 +229,6 @@ def _train(job: TrainJob, workers: Workers, device: torch.device) -> None:
         validate=Validation(job.files, job.config.evaluate, workers, device),
         on_epoch=on_epoch,
     )
-    started_from = ray.train.get_checkpoint()
     if started_from is None:
         train()
         return
@@ -233,14 +236,22 @@ def _train(job: TrainJob, workers: Workers, device: torch.device) -> None:
         train(resume=Path(folder))
 
 
-def build(context: Context, draft: Draft, *, name: str, callbacks: Sequence[Any] | None = None) -> Result:
-    """Train a ranker and write its checkpoint; `callbacks` stand in for those that record a run of its own."""
+def build(
+    context: Context,
+    draft: Draft,
+    *,
+    name: str,
+    callbacks: Sequence[Any] | None = None,
+    start: ray.train.Checkpoint | None = None,
+    keep_all: bool = False,
+) -> Result:
+    """Train a ranker and write its checkpoint; `callbacks` stand in for those that record a run of its own, `start` and `keep_all` are fit's."""
     job = TrainJob.of(context.config, context.inputs, name, own_seed(context.config.train.seed, context.seed))
     parameters = job.ranker().num_parameters()  # also refuses contradicting settings before any worker starts
     scratch = draft.path("ray_train/run").rsplit("/", 1)[0]
     if callbacks is None:
         callbacks = train_callbacks(describe(context.config, context.store, name=name, job_type="train", key=draft.key, inputs=context.inputs))
-    fitted = fit(job, (draft.fs, scratch), callbacks=callbacks)
+    fitted = fit(job, (draft.fs, scratch), callbacks=callbacks, start=start, keep_all=keep_all)
     fitted.copy_to(draft.fs, draft.path("checkpoint"))
     draft.fs.delete_dir(scratch)
     files = job.files

@@ -36,10 +36,11 @@ TRIAL_VERSION = 3
 Logits = npt.NDArray[np.float32]
 
 
-def trial_stage(ranker: str, splits: tuple[Split, ...], unread: Sequence[Stage] = ()) -> Stage:
+def trial_stage(ranker: str, splits: tuple[Split, ...], unread: Sequence[Stage] = (), *, any_head: bool = False) -> Stage:
     """The trial of `ranker` as a stage; its scores are of `splits` alone.
 
-    `unread` are stages that it does not read under its settings: it is not made of them, nor of what they alone are made of.
+    `unread` are stages that it does not read under its settings: it is not made of them, nor of what they alone are made of. Without `any_head` a ranker
+    whose first head is not the outcome is refused.
     """
     trained = RANKER_STAGES[ranker]
     inputs = tuple(stage for stage in trained.inputs if stage not in unread)
@@ -47,7 +48,7 @@ def trial_stage(ranker: str, splits: tuple[Split, ...], unread: Sequence[Stage] 
     def settings(config: Config) -> dict[str, Any]:
         return {"name": ranker, "ranker_version": trained.version, "splits": list(splits), **trained.settings(config)}
 
-    return Stage("trials", TRIAL_VERSION, inputs, settings, partial(_build, ranker=ranker, splits=splits), "pipelines.study")
+    return Stage("trials", TRIAL_VERSION, inputs, settings, partial(_build, ranker=ranker, splits=splits, any_head=any_head), "pipelines.study")
 
 
 def is_plan(stage: Stage, config: Config) -> bool:
@@ -62,7 +63,7 @@ def built_here(stage: Stage, config: Config, store: Store) -> Artifact:
         return ensure(stage, config, store, build_inputs=True).artifact
 
 
-def _build(context: Context, draft: Draft, ranker: str, splits: Sequence[Split]) -> Result:
+def _build(context: Context, draft: Draft, ranker: str, splits: Sequence[Split], any_head: bool) -> Result:
     """Train one ranker and score its rows.
 
     Raises:
@@ -70,7 +71,7 @@ def _build(context: Context, draft: Draft, ranker: str, splits: Sequence[Split])
     """
     config, inputs, started = context.config, context.inputs, time.monotonic()
     job = TrainJob.of(config, inputs, ranker, own_seed(config.train.seed, config.run.seed))
-    if job.files.heads[0] != "outcome":
+    if job.files.heads[0] != "outcome" and not any_head:
         raise ValueError(
             f"rankers.{ranker}.heads = {list(job.files.heads)} on this source: a study compares scores of the outcome, on every row. "
             f'Set rankers.{ranker}.heads=["outcome"] for the data set or the arm.'

@@ -1,9 +1,10 @@
-"""Sweep: a Ray Tune search over codebooks and gates, judged on the validation window.
+"""Sweep: a search over codebooks, gates, encoders, widths and rates with Ray Tune, judged on the validation window under a constraint over all rows.
 
-What trials share is built first and once. Then each trial sets its point's values, builds the stages that are its own and fits the ranker with Ray
-Train, as the artifact that pipelines.train would make of these values; the test window is never looked at. A point that our own rules refuse has its
-reason in the table. A trial that fails otherwise ends the sweep when the others are done, and the next attempt finds what they finished.
-Reads what pipelines.full reads; writes the artifact `sweeps`: results.json, the ranked trials.
+Trials share what comes before the point where their settings part (tuning.sharing); each fits the ranker with Ray Train (tuning.trial). The best are
+trained again with several seeds, and one of them meets the test window, once (tuning.finalists). A point that our own rules refuse has its reason in the
+table. Every trial is in the journal when it begins and when it ends: a sweep whose driver was killed goes on where it was, and one in which trials
+failed does so too, when the cause is mended.
+Reads what pipelines.full reads; writes the artifact `sweeps`: results.json, sweep.md, sweep.html, best.toml.
 
 Run: python -m tuning.sweep --config pipelines/configs/demo.toml [--show]
      ray job submit --working-dir . --runtime-env platform/runtime_env.yaml -- python -m tuning.sweep --config pipelines/configs/demo.toml
@@ -11,192 +12,130 @@ Last stdout line: one JSON object.
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import os
+import shlex
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any
 
 import pyarrow.fs as pafs
 import ray
 from ray import tune
+from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
-from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from longtail.artifacts import Artifact, Draft, Store
+from longtail.artifacts import Draft, Store, source_commit
 from longtail.config import Config
 from longtail.hashing import digest
+from longtail.rankers.heads import TWO_OUTCOME_HEADS
+from longtail.rankers.settings import Head
+from longtail.run_state import logs_info
+from longtail.sweep_page import best_of, best_toml, markdown, page, table
+from longtail.sweep_results import Goal, Journal, Numbers, SweepResults, Trial, ranked, trial_of
+from longtail.sweeping import Range
 from pipelines.cluster import ray_session
-from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, line, open_store, provenance, summary
+from pipelines.logs import LOGS
+from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, find, line, open_store, provenance, stage_key, summary
+from pipelines.study import machine
 from pipelines.tracking import tune_callbacks
-from pipelines.train import RANKER_STAGES, build
-from pipelines.work import started_in
-from tuning.spaces import Parameter, Point, current, draw, in_words, space_of, with_point
-from tuning.stages import REFUSALS, ensure_shared
+from pipelines.train import RANKER_STAGES
+from tuning.finalists import Ground, run_finals
+from tuning.importance import importance
+from tuning.searchers import check_pbt, random_searcher, scheduler_of, tpe_searcher
+from tuning.sharing import ensure_shared, start_builders
+from tuning.spaces import Parameter, Point, current, draw, in_words, show, space_of, with_point
+from tuning.trial import Search
 
 logger = logging.getLogger(__name__)
 
 # A trial only waits: stages and training workers reserve their own CPUs. Tune wants something to reserve for it: a byte.
 TRIAL_RESOURCES = {"CPU": 0.0, "memory": 1.0}
 
-T = TypeVar("T")
 Trainable = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What became of one point."""
-
-    number: int  # in the order drawn; 0 is the config as it stood
-    point: Point
-    score: float | None  # the sweep's metric at the kept epoch
-    metrics: Mapping[str, Any]  # all of the kept epoch's
-    refused: str | None  # why there is no score; the same settings meet it every time
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Search:
-    """All that a trial needs beside its point."""
-
-    config: Config
-    store: Store
-    cwd: str  # the driver's: relative paths of the config start there
-
-    def __call__(self, point: dict[str, Any]) -> dict[str, Any]:
-        """One trial: stages, then training; returns the kept epoch's metrics, or why the point was refused."""
-        try:
-            config = with_point(self.config, point)
-        except ValueError as error:
-            return {"refused": str(error)}
-        try:
-            outside_of_trial(_ensure_inputs, config, self.store, self.cwd)
-            return {"kept": self._fit(config)}
-        except REFUSALS as error:
-            return {"refused": str(error)}
-
-    def _fit(self, config: Config) -> dict[str, Any]:
-        """The ranker's artifact, its curve reported to Tune; returns the kept epoch's metrics."""
-        report, name = ReportAndDrain(), config.sweep.ranker
-        stage = replace(RANKER_STAGES[name], build=partial(build, name=name, callbacks=[report]))
-        try:
-            with started_in(self.cwd):
-                outcome = ensure(stage, config, self.store)
-        finally:
-            report.drain()
-        epochs: list[dict[str, Any]] = outcome.artifact.info["epochs"]
-        if outcome.skipped:
-            for metrics in epochs:
-                tune.report(metrics)
-        best: int = outcome.artifact.info["best_epoch"]
-        return epochs[best - 1]
-
-
-class ReportAndDrain(TuneReportCallback):
-    """Tune's own callback, and a way to wait until Tune has read what it sent.
-
-    Tune reads such reports and a trial's return value in one thread through queues of length one: a value returned while a report is on its way blocks both.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Ray's has no annotation
-
-    def drain(self, poll_s: float = 0.05, settle_s: float = 1.0) -> None:
-        while not self._training_actor_item_queue.empty():
-            time.sleep(poll_s)
-        time.sleep(settle_s)
-
-
-def outside_of_trial(function: Callable[..., T], *args: Any) -> T:
-    """Call `function` in a task of its own, whose tasks and actors are not confined to the trial's reservation as the trial's own would be.
-
-    Raises:
-        ValueError: one of REFUSALS, as the function raised it; anything else comes with Ray's account of it.
-    """
-    # Any explicit strategy leaves the trial's placement group.
-    task = ray.remote(function).options(num_cpus=0, scheduling_strategy="SPREAD")
-    try:
-        result: T = ray.get(task.remote(*args))
-    except RayTaskError as error:
-        if isinstance(error.cause, REFUSALS):
-            raise error.cause from None
-        raise
-    return result
-
-
-def _ensure_inputs(config: Config, store: Store, cwd: str) -> None:
-    """Build the artifacts that the ranker is trained on where they are missing."""
-    with started_in(cwd):
-        for stage in RANKER_STAGES[config.sweep.ranker].inputs:
-            ensure(stage, config, store, build_inputs=True)
 
 
 def search(
     trainable: Trainable,
     space: Sequence[Parameter],
-    points: Sequence[Point],
+    start: Point,
     config: Config,
+    goal: Goal,
+    journal: Journal,
     storage: tuple[pafs.FileSystem, str],
     callbacks: Sequence[Any] = (),
 ) -> list[Trial]:
-    """Run a trial for each point, `sweep.max_concurrent` at a time; needs a running Ray.
+    """Run what is left of `sweep.num_trials` trials, `sweep.max_concurrent` at a time; returns all of them. Needs a running Ray.
 
     Raises:
         ValueError: trials failed, or died with a worker or a node; after the others are done.
     """
     fs, folder = storage
+    settings, records = config.sweep, journal.read()
+    known = [one for one in records if one.state != "begun"]
+    first = [one.point for one in records if one.state == "begun"] or ([start] if not records else [])
+    searcher: Any
+    if settings.searcher == "random":
+        points = [one for one in draw(space, start, settings.num_trials, config.run.seed) if one not in [trial.point for trial in known]]
+        points = points[: max(0, settings.num_trials - len(known))]  # population based training changes points
+        searcher, num_left = random_searcher(points, settings.max_concurrent), len(points)
+    else:
+        searcher, num_left = tpe_searcher(space, start, first, known, config), settings.num_trials - len(known)
+    if records:
+        logger.info("sweep: %d trials are in the journal, %d of them ended; %d are left", len(records), len(known), num_left)
+    if num_left <= 0:
+        return known
 
     def trial(point: dict[str, Any]) -> dict[str, Any]:  # Tune takes functions only
         return trainable(point)
 
-    finished = Finished(len(points))
+    written = Recorded(journal, goal, Numbers.after(records, start), settings.num_trials)
     tuner = tune.Tuner(
         tune.with_resources(trial, TRIAL_RESOURCES),
-        param_space={one.setting: tune.choice(sorted({*one.values, points[0][one.setting]}, key=repr)) for one in space},
-        tune_config=tune.TuneConfig(
-            num_samples=len(points),
-            # TuneConfig's own max_concurrent_trials is ignored beside this generator.
-            search_alg=BasicVariantGenerator(points_to_evaluate=[dict(point) for point in points], max_concurrent=config.sweep.max_concurrent),
-        ),
-        run_config=tune.RunConfig(name="tune", storage_path=folder, storage_filesystem=fs, callbacks=[finished, *callbacks], verbose=0),
+        param_space={one.setting: tune.choice([start[one.setting]]) for one in space} if settings.searcher == "random" else None,
+        tune_config=tune.TuneConfig(num_samples=num_left, search_alg=searcher, scheduler=scheduler_of(config, space, start)),
+        run_config=tune.RunConfig(name="tune", storage_path=folder, storage_filesystem=fs, callbacks=[written, *callbacks], verbose=0),
     )
     tuner.fit()
-    done = {points.index(dict(one.config)): one for one in finished.done}
-    why = {points.index(dict(one.config)): _why(one) for one in finished.failed}
-    failures = [f"trial {number} ({in_words(point)}): {why.get(number, 'never ended')}" for number, point in enumerate(points) if number not in done]
-    if failures:
+    if written.failed:
+        failures = [f"trial {number} ({in_words(one.config)}): {_why(one)}" for number, one in sorted(written.failed.items())]
         raise ValueError(
-            f"{len(failures)} of {len(points)} trials failed, and a sweep is finished when all have a result:\n  " + "\n  ".join(failures) + "\n"
-            "The log above has their tracebacks. Mend the cause, or take the value out of sweep.space, and run the sweep again: stages and trials that are "
-            "finished are found, and only the others are run."
+            f"{len(failures)} of {settings.num_trials} trials failed, and a sweep is finished when all have a result:\n  "
+            + "\n  ".join(failures)
+            + "\nThe log above has their tracebacks. Mend the cause, or take the value out of sweep.space, and run the sweep again with the same settings: "
+            "what is finished is found, and only the others are run."
         )
-    return [_trial(number, done[number], config) for number in range(len(points))]
+    return [one for one in journal.read() if one.state != "begun"]
 
 
-class Finished(tune.Callback):
-    """Collects the trials, those too that died before their first report and that Tune's results say nothing of, and logs a line about each."""
+class Recorded(tune.Callback):
+    """Writes every trial to the journal when it begins and when it ends, and logs a line about each."""
 
-    def __init__(self, num_trials: int) -> None:
-        self._num_trials = num_trials
-        self.done: list[Any] = []
-        self.failed: list[Any] = []
+    def __init__(self, journal: Journal, goal: Goal, numbers: Numbers, num_trials: int) -> None:
+        self._journal, self._goal, self._numbers, self._num_trials = journal, goal, numbers, num_trials
+        self.failed: dict[int, Any] = {}  # by number: their records say begun, and so they are run again
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._journal.write(Trial(number=self._number(trial), point=dict(trial.config), state="begun"))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.done.append(trial)
-        self._log(trial, "done")
+        last: Mapping[str, Any] = trial.last_result
+        found = trial_of(self._number(trial), dict(trial.config), last, self._goal, round(last.get("time_total_s", 0.0), 1))
+        self._journal.write(found)
+        said = "no score" if found.score is None else f"{self._goal.metric} {found.score:.4f}"
+        logger.info("sweep: trial %d of %d %s, %s: %s", found.number, self._num_trials, found.state, said, in_words(found.point))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.failed.append(trial)
-        self._log(trial, "failed")
+        number = self._number(trial)
+        self.failed[number] = trial  # why it failed is known when all have ended
+        logger.info("sweep: trial %d failed: %s", number, in_words(trial.config))
 
-    def _log(self, trial: Any, state: str) -> None:
-        logger.info("sweep: trial %d/%d %s: %s", len(self.done) + len(self.failed), self._num_trials, state, in_words(trial.config))
+    def _number(self, trial: Any) -> int:
+        return self._numbers.number(trial.trial_id, dict(trial.config))
 
 
 def _why(failed: Any) -> str:
@@ -208,101 +147,131 @@ def _why(failed: Any) -> str:
     return name + textwrap.shorten(str(error), 400)
 
 
-def _trial(number: int, finished: Any, config: Config) -> Trial:
-    last: Mapping[str, Any] = finished.last_result
-    kept: Mapping[str, Any] = last.get("kept") or {}
-    refused = last.get("refused")
-    score = None if refused else kept.get(metric_of(config))
-    if score is None and refused is None:
-        refused = f"{metric_of(config)} has no value on the validation window"
-    return Trial(number, dict(finished.config), score, kept, refused, round(last.get("time_total_s", 0.0), 1))
-
-
 def metric_of(config: Config) -> str:
-    """The sweep's metric under the name that validation gives it."""
+    """The sweep's metric under the name that a reader knows."""
     return config.sweep.metric if config.sweep.head is None else f"{config.sweep.head}/{config.sweep.metric}"
 
 
-def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Best first; trials without a score last, in the order drawn."""
-    return sorted(trials, key=lambda trial: (trial.score is None, -(trial.score or 0.0), trial.number))
+def head_of(config: Config, store: Store) -> Head:
+    """The head that is judged: the sweep's, or the ranker's primary one on this source.
+
+    Raises:
+        ValueError: the ranker has no such head.
+    """
+    name = config.sweep.ranker
+    chosen = getattr(config.rankers, name).heads
+    if chosen is None:
+        two = logs_info(ensure(LOGS, config, store).artifact).has_conversion
+        chosen = TWO_OUTCOME_HEADS[name] if two else ("outcome",)
+    if config.sweep.head is not None and config.sweep.head not in chosen:
+        raise ValueError(f"sweep.head = {config.sweep.head!r}: {name} has {list(chosen)} on this source. Name one of them, or set rankers.{name}.heads.")
+    head: Head = config.sweep.head or chosen[0]
+    return head
 
 
-def table(trials: Sequence[Trial], metric: str) -> str:
-    """The ranked trials as text: what each changed from the config as it stood, its score, and its difference from it."""
-    start = next((trial for trial in trials if trial.number == 0), None)
-    lines = [f"{'rank':>4}  {metric:>10}  {'vs config':>9}  {'seconds':>7}  changes"]
-    for place, trial in enumerate(ranked(trials), start=1):
-        changed = {name: value for name, value in trial.point.items() if start is None or value != start.point[name]}
-        score = "-" if trial.score is None else f"{trial.score:.4f}"
-        known = trial.score is not None and start is not None and start.score is not None and trial.number != 0
-        against = f"{trial.score - start.score:+.4f}" if known else ""  # type: ignore[operator, union-attr]
-        words = in_words(changed) if trial.number != 0 else "the config as it stands"
-        lines.append(
-            f"{place:>4}  {score:>10}  {against:>9}  {trial.seconds:>7.1f}  {words}" + (f"  [{trial.refused.splitlines()[0]}]" if trial.refused else "")
+def goal_of(config: Config, store: Store, builders: ActorHandle[Any], head: Head) -> Goal:
+    """What the sweep looks for; the base ranker is trained for it, once, where it is not there yet.
+
+    Raises:
+        ValueError: the base lacks the head.
+    """
+    settings = config.sweep
+    metric, whole = f"{head}/{settings.metric}", f"{head}/{settings.whole}"
+    if settings.max_loss == 1:
+        return Goal(metric, whole)
+    stage = RANKER_STAGES["base"]
+    ensure_shared(stage.inputs[-1], config, store, builders, os.getcwd())
+    base = ensure(stage, config, store, build_inputs=True).artifact
+    kept = base.info["epochs"][base.info["best_epoch"] - 1]
+    if kept.get(whole) is None:
+        raise ValueError(
+            f"sweep.max_loss = {settings.max_loss} compares {whole} with the base ranker's, which has none: its heads are {base.info['heads']}. "
+            "Give it the head (rankers.base.heads), or set sweep.max_loss = 1 for no constraint."
         )
-    return "\n".join(lines)
-
-
-def show(space: Sequence[Parameter], start: Point) -> str:
-    """The space as text, with the config's own value marked."""
-    lines = []
-    for one in space:
-        values = ", ".join(f"[{value}]" if value == start[one.setting] else str(value) for value in sorted({*one.values, start[one.setting]}, key=_in_order))
-        lines.append(f"{one.setting:<42} {values:<28} {one.meaning}".rstrip())
-    return "\n".join(lines)
-
-
-def _in_order(value: Any) -> tuple[str, Any]:
-    return ("text" if isinstance(value, str) else "number", value)
+    return Goal(metric, whole, kept[whole] - settings.max_loss)
 
 
 def _build(context: Context, draft: Draft) -> Result:
-    config, store = context.config, context.store
-    space, points = space_of(config), points_of(config)
-    ensure_shared(RANKER_STAGES[config.sweep.ranker], _accepted(config, points), store)
-    scratch = draft.path("scratch/tune").rsplit("/", 1)[0]
-    callbacks = tune_callbacks(config, store, f"{config.tracking.group or config.run.name}-sweep-{draft.key[:6]}")
-    trials = search(Search(config, store, os.getcwd()), space, points, config, (draft.fs, scratch), callbacks)
-    draft.fs.delete_dir(scratch)
-    draft.write_json("results.json", [asdict(trial) for trial in ranked(trials)])
-    without = sum(trial.score is None for trial in trials)
-    return Result(len(trials), len(trials) - without, {"refused or without a score": without} if without else {}, {"metric": metric_of(config)})
-
-
-def points_of(config: Config) -> list[Point]:
-    """The sweep's points, the config as it stands first."""
+    config, store, settings = context.config, context.store, context.config.sweep
     space = space_of(config)
-    return draw(space, current(config, space), config.sweep.num_trials, config.run.seed)
+    start = current(config, space)
+    journal, began = Journal.of(store, draft.key), time.monotonic()
+    commit, builders = source_commit(), start_builders()
+    try:
+        head = head_of(config, store)
+        goal = goal_of(config, store, builders, head)
+        scratch = draft.path("scratch/tune").rsplit("/", 1)[0]
+        callbacks = tune_callbacks(config, store, f"{config.tracking.group or config.run.name}-sweep-{draft.key[:6]}")
+        trials = ranked(search(Search(config, store, os.getcwd(), builders, goal), space, start, config, goal, journal, (draft.fs, scratch), callbacks))
+        draft.fs.delete_dir(scratch)
+        _clear_stopped(trials, config, store)
+        searched, began = time.monotonic() - began, time.monotonic()
+        finals = None
+        if settings.finalists.num_trials:
+            finals = run_finals(config, trials, Ground(store, builders, os.getcwd(), head, settings.max_concurrent))
+        found = SweepResults(
+            ranker=settings.ranker,
+            metric=goal.metric,
+            whole=goal.whole,
+            floor=goal.floor,
+            commit=commit,
+            command=f"python -m tuning.sweep {shlex.join(sys.argv[1:])}".rstrip(),
+            machine=machine()["machine"].rstrip("."),
+            searcher=settings.searcher,
+            scheduler=settings.scheduler,
+            minutes={"search": round(searched / 60, 1), "finals": round((time.monotonic() - began) / 60, 1)},
+            trials=tuple(trials),
+            importance=importance(space, start, trials, config.run.seed),
+            finals=finals,
+        )
+    finally:
+        ray.kill(builders)
+    _write(found, config, draft)
+    without = sum(trial.score is None for trial in trials)
+    dropped = {"refused or without a score": without} if without else {}
+    return Result(len(trials), len(trials) - without, dropped, {"metric": goal.metric, "opened": finals.opened if finals else None})
 
 
-def _accepted(config: Config, points: Sequence[Point]) -> list[Config]:
-    """The configs of the points; those that contradict themselves have none, and their trials say so."""
-    configs = []
-    for point in points:
-        with contextlib.suppress(ValueError):
-            configs.append(with_point(config, point))
-    return configs
+def _write(found: SweepResults, config: Config, draft: Draft) -> None:
+    draft.write_json("results.json", found.model_dump(mode="json"))
+    texts = {"sweep.md": markdown(found), "sweep.html": page(found)}
+    best = best_of(found)
+    if best is not None:
+        texts["best.toml"] = best_toml(found, with_point(config, best.point))
+    for name, text in texts.items():
+        with draft.fs.open_output_stream(draft.path(name)) as stream:
+            stream.write(text.encode())
+
+
+def _clear_stopped(trials: Sequence[Trial], config: Config, store: Store) -> None:
+    """Remove what trials that the scheduler stopped had begun to write."""
+    stage = RANKER_STAGES[config.sweep.ranker]
+    for trial in trials:
+        if trial.state == "stopped":
+            own = with_point(config, trial.point)
+            inputs = {upstream.name: found for upstream in stage.inputs if (found := find(upstream, own, store)) is not None}
+            store.clear_interrupted(stage.name, stage_key(stage, own, inputs))
 
 
 def _settings(config: Config) -> Mapping[str, Any]:
     """The sweep's own, and those of every stage of a trial as the config stands."""
-    sweep = config.sweep.model_dump(mode="json", exclude={"max_concurrent"})
+    sweep = config.sweep.model_dump(mode="json", exclude={"max_concurrent", "in_place"})
     return {"sweep": sweep, "stages": {stage.name: stage.settings(config) for stage in line(RANKER_STAGES[config.sweep.ranker])}}
 
 
 def _fingerprint(config: Config) -> str:
-    """Everything that the trials' results can depend on: of each trial, its stages' versions and settings and the fingerprints of models and logs."""
-    ranker = RANKER_STAGES[config.sweep.ranker]
-    return digest([provenance(ranker, one)[ranker.name] for one in _accepted(config, points_of(config))])
+    """What trials' results can depend on beside the settings: versions of the stages, fingerprints of models and logs, of every value that is listed."""
+    ranker, space = RANKER_STAGES[config.sweep.ranker], space_of(config)
+    points: list[Point] = [{}]
+    points += [{one.setting: value} for one in space if not isinstance(one.values, Range) for value in one.values]
+    found = []
+    for point in points:
+        with suppress(ValueError):  # it contradicts the others as they stand
+            found.append(provenance(ranker, with_point(config, point))[ranker.name])
+    return digest(found)
 
 
-SWEEP = Stage("sweeps", 1, (), _settings, _build, "tuning.sweep", _fingerprint)
-
-
-def trials_of(artifact: Artifact) -> list[Trial]:
-    """The ranked trials of a finished sweep."""
-    return [Trial(**row) for row in artifact.read_json("results.json")]
+SWEEP = Stage("sweeps", 2, (), _settings, _build, "tuning.sweep", _fingerprint)
 
 
 def main() -> None:
@@ -310,16 +279,32 @@ def main() -> None:
         args = arguments(__doc__ or "", _add_show)
         config = config_from(args)
         space = space_of(config)
+        if config.sweep.scheduler == "pbt":
+            check_pbt(config, space)
         if args.show:
             print(show(space, current(config, space)))
             return
         store = open_store(config)
         with ray_session(config.cluster):
             outcome = ensure(SWEEP, config, store)
-        trials = trials_of(outcome.artifact)
-        print(table(trials, metric_of(config)))
-        best = trials[0]
-        print(json.dumps({"sweeps": summary(outcome), "metric": metric_of(config), "best": {"score": best.score, "set": best.point}}))
+        found = SweepResults.model_validate(outcome.artifact.read_json("results.json"))
+        print(table(found.trials, found.metric, found.whole))
+        best, told = best_of(found), {"results": outcome.artifact.path("sweep.md"), "page": outcome.artifact.path("sweep.html")}
+        if best is None:
+            print("\nNo trial was trained to the end within the constraint: raise sweep.max_loss, widen sweep.space, or run more trials.")
+        else:
+            told["best"] = outcome.artifact.path("best.toml")
+            print(f"\nTrain it, evaluate it and publish it for Serve:  python -m pipelines.full --config {shlex.quote(told['best'])}")
+        print(
+            json.dumps(
+                {
+                    "sweeps": summary(outcome),
+                    "metric": metric_of(config),
+                    "best": None if best is None else {"trial": best.number, "score": best.score, "set": best.point},
+                    **told,
+                }
+            )
+        )
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:

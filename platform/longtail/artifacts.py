@@ -178,18 +178,19 @@ class Store:
 
     @staticmethod
     def open(uri: str) -> "Store":
-        """Open the store at `uri`; a path without a scheme is local.
+        """Open the store at `uri`: a local path, what pyarrow knows (s3://, gs://, abfs://, hdfs://, file://), or what fsspec has an implementation of.
 
         Raises:
-            ValueError: no file system answers to the scheme.
+            ValueError: no file system answers to the scheme, or the URI holds a secret.
         """
         if "://" not in uri:
             root = Path(uri).expanduser().resolve()
             return Store(str(root), pafs.LocalFileSystem(), root.as_posix())
+        refuse_secrets(uri)
         try:
             fs, root_path = pafs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            raise ValueError(f"run.uri = {uri!r} names no file system that pyarrow knows: {error}. Use a local path, s3://, gs:// or hdfs://.") from error
+            fs, root_path = _by_fsspec(uri, error)
         return Store(uri, fs, root_path.rstrip("/"))
 
     def find(self, stage: str, key: str) -> Artifact | None:
@@ -244,6 +245,38 @@ class Store:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def refuse_secrets(uri: str) -> None:
+    """Refuse a URI with a user's name or password in it: it stands in logs, manifests and tracked runs.
+
+    Raises:
+        ValueError: it has one; the message does not repeat it.
+    """
+    scheme, _, rest = uri.partition("://")
+    if "@" in rest.split("/", 1)[0]:
+        raise ValueError(
+            f"run.uri = '{scheme}://…@…' holds credentials, and would be written into logs and manifests. Leave them out, and give them by the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS) or by the machine's role."
+        )
+
+
+def _by_fsspec(uri: str, error: Exception) -> tuple[pafs.FileSystem, str]:
+    """The file system that fsspec has for a scheme that pyarrow has none for, and the path on it.
+
+    Raises:
+        ValueError: it has none either, or its package is not installed.
+    """
+    import fsspec
+
+    scheme, _, path = uri.partition("://")
+    try:
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme))), path
+    except (ValueError, ImportError) as missing:
+        raise ValueError(
+            f"run.uri = {uri!r} names no file system that pyarrow or fsspec knows ({error}; {missing}). Use a local path, s3://, gs://, abfs:// or hdfs://, or "
+            f"install the package that gives fsspec {scheme}://."
+        ) from error
 
 
 def read_parquet(fs: pafs.FileSystem, path: str, columns: list[str] | None = None) -> pa.Table:

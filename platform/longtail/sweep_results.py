@@ -1,0 +1,214 @@
+"""A sweep's results: its goal, what became of each trial, the ranking, the Pareto front, and the journal that outlives an interrupted sweep.
+
+Reads validation metrics by epoch; the journal writes <uri>/sweeps/<key>/journal/<number>.json, one file a trial.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pyarrow.fs import FileSelector, FileType, LocalFileSystem
+from pydantic import Field
+
+from longtail.artifacts import Store
+from longtail.settings import Settings
+from longtail.study_results import Arms, Difference, Metric
+from longtail.sweeping import Value
+
+Point = dict[str, Value]
+
+#: What a unit below the constraint costs a trial in the eyes of the searcher: a hundredth of AUC weighs like a tenth.
+PENALTY = 10.0
+#: What the searcher is told of a trial without a score; no AUC is as low.
+NO_SCORE = -1.0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a sweep looks for: the best `metric` among trials whose `whole` is not below `floor`."""
+
+    metric: str
+    whole: str
+    floor: float | None = None  # None: no constraint
+
+    def score(self, metrics: Mapping[str, Any]) -> float | None:
+        return _finite(metrics.get(self.metric))
+
+    def shortfall(self, metrics: Mapping[str, Any]) -> float:
+        """How far the metrics lie below the floor; 0 where they don't."""
+        whole = _finite(metrics.get(self.whole))
+        if self.floor is None:
+            return 0.0
+        return 1.0 if whole is None else max(0.0, self.floor - whole)
+
+    def searched(self, metrics: Mapping[str, Any]) -> float:
+        """The one number that searchers and schedulers see: the score, less a penalty for what lies below the floor."""
+        score = self.score(metrics)
+        return NO_SCORE if score is None else max(NO_SCORE, score - PENALTY * self.shortfall(metrics))
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+State = Literal["begun", "finished", "stopped", "refused"]
+
+
+class Trial(Settings):
+    """What became of one point."""
+
+    number: int  # in the order begun; 0 is the config as it stood
+    point: dict[str, Value]
+    state: State  # stopped: by the scheduler, before its last epoch; refused: the same settings meet the refusal every time
+    score: float | None = None  # the sweep's metric at the kept epoch, of a stopped trial at its last one
+    whole: float | None = None  # the constraint's, likewise
+    shortfall: float = 0.0  # how far `whole` lies below the constraint
+    searched: float = NO_SCORE
+    epochs: int = 0
+    metrics: dict[str, Any] = Field(default_factory=dict)  # all of that epoch's
+    refused: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it may win: trained to the end, with a score, within the constraint."""
+        return self.state == "finished" and self.score is not None and self.shortfall == 0
+
+
+def trial_of(number: int, point: Point, result: Mapping[str, Any], goal: Goal, seconds: float) -> Trial:
+    """A trial from the last result that it reported."""
+    refused, kept = result.get("refused"), result.get("kept")
+    if refused is not None:
+        return Trial(number=number, point=point, state="refused", refused=str(refused), seconds=seconds)
+    metrics: Mapping[str, Any] = kept if kept is not None else result
+    told = {name: _finite(value) for name, value in metrics.items() if _finite(value) is not None and not name.startswith("time_")}
+    score = goal.score(metrics)
+    return Trial(
+        number=number,
+        point=point,
+        state="stopped" if kept is None else "finished",
+        score=score,
+        whole=_finite(metrics.get(goal.whole)),
+        shortfall=goal.shortfall(metrics),
+        searched=goal.searched(metrics),
+        epochs=int(result.get("epochs", metrics.get("epoch", 0))),
+        metrics=told,
+        refused=None if score is not None else f"{goal.metric} has no value on the validation window",
+        seconds=seconds,
+    )
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Best first: those that may win, those below the constraint, those that were stopped, those without a score; equals in the order begun."""
+
+    def place(trial: Trial) -> tuple[int, float, int]:
+        kind = 3 if trial.score is None else 2 if trial.state == "stopped" else 1 if trial.shortfall else 0
+        return kind, -trial.searched, trial.number
+
+    return sorted(trials, key=place)
+
+
+def pareto(trials: Sequence[Trial]) -> list[Trial]:
+    """The finished trials that no other beats in the metric without losing over all rows; best metric first."""
+    known = [one for one in trials if one.state == "finished" and one.score is not None and one.whole is not None]
+    front: list[Trial] = []
+    for trial in sorted(known, key=lambda one: (-one.score, -one.whole, one.number)):  # type: ignore[operator]  # neither is None here
+        if not front or trial.whole > front[-1].whole:  # type: ignore[operator]
+            front.append(trial)
+    return front
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What is known of a sweep's trials, a file each, so that a sweep whose driver was killed goes on where it was."""
+
+    store: Store
+    folder: str
+
+    @staticmethod
+    def of(store: Store, key: str) -> "Journal":
+        return Journal(store, f"{store.root}/sweeps/{key}/journal")
+
+    def write(self, trial: Trial) -> None:
+        """Record a trial's state in one step; the last one holds."""
+        self.store.fs.create_dir(self.folder, recursive=True)
+        path, text = f"{self.folder}/{trial.number:05d}.json", json.dumps(trial.model_dump(mode="json"), sort_keys=True).encode()
+        local = isinstance(self.store.fs, LocalFileSystem)
+        aside = f"{path}.part" if local else path  # an object appears as a whole or not at all
+        with self.store.fs.open_output_stream(aside) as stream:
+            stream.write(text)
+        if local:
+            self.store.fs.move(aside, path)
+
+    def read(self) -> list[Trial]:
+        """The trials by number."""
+        found = []
+        for entry in sorted(self.store.fs.get_file_info(FileSelector(self.folder, allow_not_found=True)), key=lambda one: one.path):
+            if entry.type == FileType.File and entry.path.endswith(".json"):
+                with self.store.fs.open_input_stream(entry.path) as stream:
+                    found.append(Trial.model_validate_json(stream.read()))
+        return found
+
+
+@dataclass
+class Numbers:
+    """Gives every trial its number: that of an interrupted one with the same point, else the next."""
+
+    begun: list[Trial]
+    following: int
+    of_trial: dict[str, int] = field(default_factory=dict)  # by Tune's id
+
+    @staticmethod
+    def after(records: Sequence[Trial], start: Point) -> "Numbers":
+        """The numbers after those of the records; without any the first is that of `start`, whenever Tune begins it."""
+        known = records or [Trial(number=0, point=start, state="begun")]
+        return Numbers([one for one in known if one.state == "begun"], max(one.number for one in known) + 1)
+
+    def number(self, trial_id: str, point: Point) -> int:
+        if trial_id not in self.of_trial:
+            again = next((one for one in self.begun if one.point == point), None)
+            if again is not None:
+                self.begun.remove(again)
+                self.of_trial[trial_id] = again.number
+            else:
+                self.of_trial[trial_id] = self.following
+                self.following += 1
+        return self.of_trial[trial_id]
+
+
+class Finals(Settings):
+    """What the finalists came to; labels are base, start (the config as it stood) and trial_<number>."""
+
+    metric: Metric
+    slice: str  # the study's slice that is nearest to the sweep's metric
+    seeds: tuple[int, ...]
+    validation: Arms
+    winner: str
+    test: Arms | None = None  # None: the config as it stood won, and the window stayed closed
+    opened: str | None = None  # when
+    earlier_openings: int = 0  # by other sweeps of the same store
+
+    @property
+    def gain(self) -> Difference | None:
+        """The winner over the config as it stood on the test window's slice."""
+        return None if self.test is None else self.test[self.winner][self.slice].vs["start"]
+
+
+class SweepResults(Settings):
+    """What results.json holds."""
+
+    ranker: str
+    metric: str
+    whole: str
+    floor: float | None  # of `whole`, on the validation window
+    commit: str
+    command: str
+    machine: str
+    searcher: str
+    scheduler: str
+    minutes: dict[str, float]  # search, finals; of all attempts
+    trials: tuple[Trial, ...]  # ranked
+    importance: dict[str, float] = Field(default_factory=dict)  # by setting, shares of the score's variance
+    finals: Finals | None = None
