@@ -78,8 +78,8 @@ class FakeCluster:
             "rsync_filter": [],
             "cluster_synced_files": [],
         }
-        config |= {name: [] for name in ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")}
-        config |= {name: [] for name in ("head_start_ray_commands", "worker_start_ray_commands")}
+        steps = ("setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray", "initialization")
+        config |= {f"{step}_commands": [] for step in steps}
         self._config = folder / "autoscaler.json"
         self._config.write_text(json.dumps(config))
         self._head_cpus = head_cpus
