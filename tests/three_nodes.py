@@ -1,0 +1,146 @@
+"""Three Ray nodes on this machine that share nothing but a network: each in a network namespace of its own, with an address of its own.
+
+Their Python has the project's dependencies and not the project: what they know of it comes with a job's working directory.
+"""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+BRIDGE, NETWORK = "ltbr0", "10.77.7"
+HOST = f"{NETWORK}.1"
+NODES = {"lt-head": f"{NETWORK}.2", "lt-left": f"{NETWORK}.3", "lt-right": f"{NETWORK}.4"}
+TOKEN = "0123456789abcdef" * 4
+
+
+def missing() -> str | None:
+    """Why namespaces cannot be made here; None where they can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    try:
+        made = subprocess.run(["ip", "netns", "add", "lt-probe"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return "there is no ip command (Debian's iproute2)"
+    if made.returncode != 0:
+        return f"network namespaces cannot be made here: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "delete", "lt-probe"], check=True)
+    return None
+
+
+def ip(*words: str, check: bool = True) -> None:
+    subprocess.run(["ip", *words], check=check, capture_output=True)
+
+
+@contextmanager
+def network() -> Iterator[None]:
+    """A bridge with this machine's address, and a namespace for every node on it."""
+    try:
+        ip("link", "add", BRIDGE, "type", "bridge")
+        ip("addr", "add", f"{HOST}/24", "dev", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        for number, (name, address) in enumerate(NODES.items()):
+            outside, inside = f"ltv{number}o", f"ltv{number}i"
+            ip("netns", "add", name)
+            ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", name)
+            ip("link", "set", outside, "master", BRIDGE, "up")
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", inside)
+            ip("-n", name, "link", "set", inside, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "route", "add", "default", "via", HOST)
+        yield
+    finally:
+        for name in NODES:
+            ip("netns", "delete", name, check=False)  # its end of the cable goes with it, and so does the other end
+        ip("link", "delete", BRIDGE, check=False)
+
+
+def python_without_the_project(folder: Path) -> Path:
+    """A Python that sees every installed package but the project's own."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+    links = folder / "packages"
+    links.mkdir()
+    installed = Path(next(path for path in sys.path if path.endswith("site-packages")))
+    for entry in installed.iterdir():
+        if not entry.name.startswith(("__editable__", "longtail")):
+            (links / entry.name).symlink_to(entry)
+    site = next((folder / "venv" / "lib").glob("python*/site-packages"))
+    (site / "dependencies.pth").write_text(f"{links}\n")
+    return folder / "venv" / "bin" / "python"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Three nodes that are up."""
+
+    python: Path
+    environment: dict[str, str]
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{NODES['lt-head']}:8265"
+
+    def submit(self, root: Path, *command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        """A job as a user submits it, from outside of the nodes."""
+        words = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", self.dashboard, "--working-dir", "."]
+        words += ["--runtime-env", "platform/runtime_env.yaml", "--", *command]
+        return subprocess.run(words, cwd=root, env=self.environment, capture_output=True, text=True, timeout=timeout_s)
+
+
+@contextmanager
+def three_nodes(folder: Path, **more: str) -> Iterator[Cluster]:
+    """Three nodes of one CPU each for the length of a block; `folder` must be short, Ray's sockets lie below it."""
+    python = python_without_the_project(folder)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS", "VIRTUAL_ENV")}
+    environment |= {"PATH": f"{python.parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "HOME": str(folder), **more}
+    with network(), ExitStack() as started:
+        for name, address in NODES.items():
+            words = ["ip", "netns", "exec", name, str(python), "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={address}", "--num-cpus=1"]
+            words += [f"--object-store-memory={160 * 2**20}", "--disable-usage-stats", f"--temp-dir={folder / name}"]
+            if name == "lt-head":
+                words += ["--head", "--port=6379", "--dashboard-host=0.0.0.0", "--dashboard-port=8265"]
+            else:
+                words += [f"--address={NODES['lt-head']}:6379"]
+            log = started.enter_context(open(folder / f"{name}.log", "wb"))
+            process = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            started.callback(end, process)
+            if name == "lt-head":
+                wait_for(f"http://{address}:8265/api/version")
+        yield Cluster(python, environment)
+
+
+def wait_for(url: str, timeout_s: float = 120) -> None:
+    """Until a server answers, whatever it says."""
+    limit = time.monotonic() + timeout_s
+    while time.monotonic() < limit:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except urllib.error.HTTPError:
+            return  # it asks for a token
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(f"{url} does not answer after {timeout_s:g} s")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a node and all that it started, which is a session of its own."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    if process.poll() is None:
+        process.kill()
+    process.wait(timeout=10)
