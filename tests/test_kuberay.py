@@ -1,9 +1,15 @@
 """deploy/kuberay against KubeRay's published schemas, as strictly as the API server takes them, and against what the schemas cannot say."""
 
 import copy
+import os
 import re
 import shlex
+import shutil
+import socket
+import subprocess
+import time
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -83,6 +89,7 @@ def strict(schema: Any) -> Any:
     return made
 
 
+@cache
 def published(kind: str) -> dict[str, Any]:
     """The schema of version v1."""
     path = SCHEMAS / f"ray.io_{kind.lower()}s.yaml"
@@ -333,3 +340,31 @@ def test_an_upgrade_leaves_no_gap() -> None:
     (served,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
     assert served["deployments"] == [{"name": "Web", "num_replicas": 2}], "the door is not one"
     assert document("RayService")["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 30
+
+
+def test_redis_asks_for_the_secrets_password_keeps_what_it_was_told_and_ends_when_asked(tmp_path: Path) -> None:
+    if shutil.which("redis-server") is None or shutil.which("redis-cli") is None:
+        pytest.skip("redis-server and redis-cli are not on PATH (Debian: apt install redis-server); the command of redis.yaml's container is not tried")
+    shell, flag, script = document("StatefulSet")["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert "--dir /data" in script
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    script = script.replace("--dir /data", f"--dir {tmp_path} --port {port}")
+
+    def ask(*words: str, password: str = "") -> str:
+        environment = os.environ | ({"REDISCLI_AUTH": password} if password else {})
+        return subprocess.run(["redis-cli", "-p", port, *words], env=environment, capture_output=True, text=True, timeout=10).stdout.strip()
+
+    for told in ("OK", "kept"):
+        server = subprocess.Popen([shell, flag, script], env=os.environ | {"REDIS_PASSWORD": "a b'c"}, stdout=subprocess.DEVNULL)
+        try:
+            end = time.monotonic() + 20
+            while "NOAUTH" not in ask("ping") and time.monotonic() < end:
+                time.sleep(0.1)
+            assert "NOAUTH" in ask("get", "state")
+            assert ask("set", "state", "kept", password="a b'c") == "OK" if told == "OK" else ask("get", "state", password="a b'c") == told
+            assert b"a b'c" not in Path(f"/proc/{server.pid}/cmdline").read_bytes(), "the process list would show the password"
+        finally:
+            server.terminate()
+            assert server.wait(timeout=20) == 0, "SIGTERM reaches Redis itself, which saves and goes"
