@@ -1,9 +1,9 @@
 """Metrics: what running pipelines and applications tell Ray about their work, for Prometheus to scrape (deploy/monitoring).
 
-Reads nothing, writes nothing. A process hands its values to its node's Ray agent every ten seconds (RAY_metrics_report_interval_ms) and once more when it ends in
-an orderly way, and Prometheus scrapes the agents: `longtail_samples_total` is there as `ray_longtail_samples_total`. What a process counted stays with the agent
-when the process is gone, a level goes some 20 seconds after it: whoever asks for a level looks back (last_over_time). Where no Ray runs values go nowhere,
-at about a microsecond each. Run: nothing to run; whoever does the work calls `SAMPLES.add(3, split="train")`.
+Reads nothing, writes nothing. A process hands what is new to its node's Ray agent every ten seconds (RAY_metrics_report_interval_ms) and once more when it ends,
+killed actors too; Prometheus scrapes the agents, where `longtail_samples_total` is called `ray_longtail_samples_total`. Counts stay with the agent as long as the
+node lives. A level is handed over once for each time that it is set and forgotten some 20 seconds later, so that whoever wants it later looks back
+(last_over_time). Where no Ray runs values go nowhere, at about a microsecond each. Whoever does the work calls `SAMPLES.add(3, split="train")`.
 """
 
 import math
@@ -32,7 +32,7 @@ class Metric:
 class Count(Metric):
     """What only grows."""
 
-    def add(self, number: float, **tags: str) -> None:
+    def add(self, number: float, /, **tags: str) -> None:
         """Add `number`; 0 starts the series, so that its first step is seen as one."""
         self._of_ray(metrics.Counter)._record(number, tags)  # inc() refuses 0
 
@@ -40,7 +40,7 @@ class Count(Metric):
 class Level(Metric):
     """What goes up and down; the last value stands."""
 
-    def set(self, value: float | None, **tags: str) -> None:
+    def set(self, value: float | None, /, **tags: str) -> None:
         """Set the value; None and what is no finite number leave the last one."""
         if value is not None and math.isfinite(value):
             self._of_ray(metrics.Gauge).set(float(value), tags)
@@ -52,7 +52,7 @@ class Spread(Metric):
 
     bounds: tuple[float, ...] = ()
 
-    def observe(self, value: float, **tags: str) -> None:
+    def observe(self, value: float, /, **tags: str) -> None:
         """Count one value."""
         self._of_ray(metrics.Histogram, boundaries=list(self.bounds)).observe(value, tags)
 
@@ -60,7 +60,9 @@ class Spread(Metric):
 SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 # Profiles, embeddings
-PROFILES = Count("longtail_profiles_total", "Profiles by outcome (llm, deterministic, fallback:<reason>) and by who answered (engine, cache)", ("outcome", "source"))
+PROFILES = Count(
+    "longtail_profiles_total", "Profiles by outcome (llm, deterministic, fallback:<reason>) and by who answered (engine, cache)", ("outcome", "source")
+)
 PROFILE_TOKENS = Count("longtail_profile_tokens_total", "Tokens of profile engines: prompt, prompt_cached (found in the prefix cache), generated", ("kind",))
 ENGINE_SECONDS = Count("longtail_profile_engine_seconds_total", "Time that profile engines spent on answers, without their start")
 TEXTS = Count("longtail_texts_embedded_total", "Texts that encoders embedded")
