@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
+from actors import metrics
 from actors.timing import rows_only, with_times
 from longtail.embeddings import EncoderSettings, TextEncoder
 
@@ -18,5 +19,6 @@ class EmbedActor:
     def __call__(self, block: pa.Table) -> pa.Table:
         started = time.time()
         vectors = self._encoder.encode(block.column("text").to_pylist())
+        metrics.TEXTS.add(len(vectors))
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), self._encoder.dim)
         return with_times(rows_only(block).append_column("vector", column), block, "embed", started)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from actors import metrics
 from longtail.artifacts import Artifact
 from longtail.config import Config
 from longtail.feature_state import lent_rows, lift_rows, match_rows, own_rows
@@ -24,7 +25,10 @@ class OwnFeatureActor:
         """Samples of the examples in `source`, written to `target`; returns the rows by split."""
         samples = own_rows(self.state, pq.read_table(source, filesystem=self.fs))
         pq.write_table(samples, target, filesystem=self.fs, compression="zstd")
-        return dict(Counter(samples.column("split").to_pylist()))
+        by_split = dict(Counter(samples.column("split").to_pylist()))
+        for split, rows in by_split.items():
+            metrics.SAMPLES.add(rows, split=split)
+        return by_split
 
 
 class MatchActor:

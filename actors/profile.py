@@ -7,21 +7,25 @@ so that a run in which nobody changed starts none.
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from actors import metrics
 from actors.timing import with_span, with_times
 from longtail.packaged_models import resolve
 from longtail.profile_cache import Answer, ProfileCache
 from longtail.profile_form import answer_pattern
-from longtail.profile_text import Fields, KnownNames, RefusedError, check, fallback, parse
+from longtail.profile_text import REASONS, Fields, KnownNames, RefusedError, check, fallback, parse
 from longtail.profiles import SYSTEM_PROMPT, ProfilesSettings, decoding, prompt_hash
 from longtail.schema import PROFILES
 
 logger = logging.getLogger(__name__)
+
+OUTCOMES = ("llm", *(f"fallback:{reason}" for reason in REASONS))
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class VllmEngine:
         ]
         messages = [[{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": prompt.facts}] for prompt in prompts]
         outputs = self._llm.chat(messages, sampling, use_tqdm=False, chat_template_kwargs={"enable_thinking": False})
+        metrics.PROFILE_TOKENS.add(sum(out.num_cached_tokens or 0 for out in outputs), kind="prompt_cached")
         return [Answer(out.outputs[0].text, len(out.prompt_token_ids or ()), len(out.outputs[0].token_ids)) for out in outputs]
 
 
@@ -120,6 +125,8 @@ class ProfileActor:
         self._load = load
         self._engine: Engine | None = None
         self._cache = ProfileCache(cache_uri, engine_key)
+        for outcome in OUTCOMES:
+            metrics.PROFILES.add(0, outcome=outcome, source="engine")
 
     def __call__(self, prompts: pa.Table) -> pa.Table:
         """Profiles of `prompts` (FACTS and the columns `facts`, `cut_lines`, `part`), in their order."""
@@ -135,10 +142,13 @@ class ProfileActor:
                 engine_started = time.time()
                 self._engine = self._load(self._settings)
                 started = engine_ended = time.time()  # the block's own work begins here
+            asked = time.monotonic()
             fresh = dict(zip(missing, self._engine.answer(list(missing.values())), strict=True))
+            _count_tokens(fresh.values(), time.monotonic() - asked)
             self._cache.add(fresh)
             answers |= fresh
         done = [self._profile(row, key, answers[key], key in cached) for row, key in zip(rows, keys, strict=True)]
+        _count_profiles(done)
         table = with_times(pa.Table.from_pylist(done, schema=PROFILES), prompts, "profile", started)
         return with_span(table, "engine", engine_started, engine_ended)
 
@@ -158,7 +168,20 @@ def deterministic_profiles(prompts: pa.Table) -> pa.Table:
     rows = [
         profile_row(row, prompt_hash("deterministic", row["facts"]), fallback(row), "deterministic", Answer("", 0, 0), False) for row in prompts.to_pylist()
     ]
+    _count_profiles(rows)
     return with_times(pa.Table.from_pylist(rows, schema=PROFILES), prompts, "profile", started)
+
+
+def _count_profiles(rows: Sequence[Mapping[str, Any]]) -> None:
+    for (outcome, cached), number in Counter((row["outcome"], row["cached"]) for row in rows).items():
+        metrics.PROFILES.add(number, outcome=outcome, source="cache" if cached else "engine" if outcome != "deterministic" else "rule")
+
+
+def _count_tokens(answers: Iterable[Answer], seconds: float) -> None:
+    told = list(answers)
+    metrics.PROFILE_TOKENS.add(sum(answer.prompt_tokens for answer in told), kind="prompt")
+    metrics.PROFILE_TOKENS.add(sum(answer.output_tokens for answer in told), kind="generated")
+    metrics.ENGINE_SECONDS.add(seconds)
 
 
 def profile_row(row: Mapping[str, Any], key: str, fields: Fields, outcome: str, answer: Answer, cached: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
+from actors import metrics
 from actors.kmeans import KMeansShard
 from longtail import schema
 from longtail.artifacts import Draft
@@ -120,6 +121,9 @@ def build(context: Context, draft: Draft, *, upstream: str, table: str, key: pa.
         finally:
             shards.close()
     report = quality(fit, codes[rows], prints[rows])
+    for stage, dead in enumerate(report["dead_codes"], start=1):
+        metrics.CODEBOOK_CODES.set(settings.codebook_size, run=context.config.run.name, side=section, stage=str(stage))
+        metrics.DEAD_CODES.set(dead, run=context.config.run.name, side=section, stage=str(stage))
     if any(report["dead_codes"]):
         logger.warning(
             "codes.%s: dead codes by stage %s; %d distinct vectors among %d rows", section, report["dead_codes"], report["distinct_vectors"], len(rows)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from actors import metrics as ray_metrics
 from actors.score import Scorer
 from longtail import schema
 from longtail.artifacts import Artifact, Draft, Store, source_commit
 from longtail.config import Config
-from longtail.evaluation import evaluate
+from longtail.evaluation import Metrics, evaluate
 from longtail.report import CodeUse, Hits, Report, StageRecord, page
 from longtail.run_state import logs_info
 from longtail.sample_files import side_by_side
@@ -32,7 +33,7 @@ from pipelines.matches import MATCHES
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
 from pipelines.stage import Context, Result, Stage, main_for
-from pipelines.tracking import describe, evaluation_summary, record
+from pipelines.tracking import describe, record_evaluation
 from pipelines.train import RANKER_STAGES, sample_folders
 
 SPLIT = "test"
@@ -67,8 +68,7 @@ def _build(context: Context, draft: Draft) -> Result:
     predictions = schema.check(parts.read("predictions"), schema.PREDICTIONS, "predictions")
     metrics = evaluate(predictions, context.config.evaluate, seed=context.seed, rankers=tuple(rankers))
     draft.write_json("metrics.json", metrics.model_dump(mode="json"))
-    tracked = describe(context.config, context.store, name="evaluation", job_type="evaluate", key=draft.key, inputs=context.inputs)
-    record(tracked, {f"{name}/{key}": value for name in rankers for key, value in evaluation_summary(metrics, name).items()})
+    tell(metrics, context.config.run.name)
     report = Report(
         run=context.config.run.name,
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -83,9 +83,31 @@ def _build(context: Context, draft: Draft) -> Result:
         hits=_hits(context.inputs["item_encoder"].info),
         training=_training({name: context.inputs[name] for name in rankers}),
     )
+    written = page(report)
     with draft.fs.open_output_stream(draft.path("report.html")) as stream:
-        stream.write(page(report).encode())
+        stream.write(written.encode())
+    tracked = describe(context.config, context.store, name="evaluation", job_type="evaluate", key=draft.key, inputs=context.inputs)
+    record_evaluation(tracked, metrics, written)
     return Result(rows_in=rows_in, rows_out=rows_out, dropped={"no label for any of the ranker's heads": rows_in - rows_out})
+
+
+def tell(metrics: Metrics, run: str) -> None:
+    """Ray's metrics of an evaluation: scores, differences from the base and the fusion gate."""
+    for head in metrics.heads:
+        for part in head.slices:
+            if part.family != "main":  # the bins are too many for series of their own; the report has them
+                continue
+            for ranker, scores in part.scores.items():
+                for metric in ("auc", "gauc", "log_loss", "calibration_error"):
+                    ray_metrics.SCORE.set(getattr(scores, metric), run=run, ranker=ranker, head=head.head, slice=part.name, metric=metric)
+            for ranker, differences in part.differences.items():
+                for metric, interval in differences.items():
+                    for bound, value in interval.model_dump().items():
+                        ray_metrics.LIFT.set(value, run=run, ranker=ranker, head=head.head, slice=part.name, metric=metric, bound=bound)
+    for ranker, bins in metrics.alpha_fusion.items():
+        for one in bins:
+            for name in ("mean", "p10", "p90"):
+                ray_metrics.ALPHA_FUSION.set(getattr(one, name), run=run, ranker=ranker, activity=one.title, value=name)
 
 
 def _score_all(context: Context, draft: Draft, rankers: Sequence[str]) -> tuple[int, int]:

@@ -32,6 +32,7 @@ from pipelines.peers import PEERS
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
 from pipelines.stage import Outcome, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
+from pipelines.tracking import record_stages
 from pipelines.train import RANKER_STAGES
 from pipelines.user_spaces import USER_SPACES
 
@@ -77,6 +78,7 @@ def main() -> None:
         store = open_store(config)
         with ray_session(config.cluster):
             outcomes = list(run(config, store, lambda line: print(line, file=sys.stderr, flush=True)))
+            record_stages(config, store, [(outcome.artifact, outcome.skipped, outcome.seconds) for outcome in outcomes])
         print(time_table(outcomes))
         print(f"report: {outcomes[-1].artifact.path('report.html')}")
         print(json.dumps({outcome.artifact.stage: summary(outcome) for outcome in outcomes}, default=str))

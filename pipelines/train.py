@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from actors import metrics as ray_metrics
 from longtail.artifacts import Artifact, Draft
 from longtail.checkpoint import plain, save_vocabulary
 from longtail.config import Config
@@ -48,6 +49,7 @@ from pipelines.tracking import describe, train_callbacks
 logger = logging.getLogger(__name__)
 
 FINISHED = "finished"  # folder within the last reported checkpoint
+VALIDATION_METRICS = {"auc", "gauc", "log_loss", "gauc_low", "auc_cold", "alpha_fusion", "alpha_distill"}  # of the first head; what Ray's metrics are told
 
 
 class ContradictionError(ValueError):
@@ -204,7 +206,18 @@ def _train(job: TrainJob, workers: Workers, device: torch.device, started_from: 
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(ranker, device_ids=devices, forward_sync_buffers=False) if workers.size > 1 else ranker
 
+    tags = {"run": job.config.run.name, "ranker": job.name}
+    rows_per_step = sum(job.files.labelled["train"]) / max(job.files.steps_per_epoch(settings.batch_size), 1)  # files end with a short step
+
+    def on_step(step: int, loss: float) -> None:
+        ray_metrics.TRAINED_ROWS.add(rows_per_step, **tags)
+        ray_metrics.TRAIN_LOSS.set(loss, **tags)
+
     def on_epoch(metrics: Metrics, state: TrainState) -> None:
+        if workers.rank == 0:
+            ray_metrics.EPOCH.set(state.epoch, **tags)
+            for name in VALIDATION_METRICS & metrics.keys():
+                ray_metrics.VALIDATION.set(metrics[name], metric=name, **tags)
         last = state.epoch == settings.epochs
         with tempfile.TemporaryDirectory(prefix="longtail-train-") as folder:
             checkpoint = None
@@ -228,6 +241,7 @@ def _train(job: TrainJob, workers: Workers, device: torch.device, started_from: 
         wrap=wrap,
         validate=Validation(job.files, job.config.evaluate, workers, device),
         on_epoch=on_epoch,
+        on_step=on_step if workers.rank == 0 else None,
     )
     if started_from is None:
         train()

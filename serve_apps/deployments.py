@@ -6,8 +6,11 @@ Encoder   the frozen text encoder, the item projection and both codebooks; loade
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI
 
+from actors import metrics
 from longtail.artifacts import Artifact
 from longtail.checkpoint import check_vocabulary, load_ranker
 from longtail.config import Config
@@ -125,8 +129,33 @@ class Rankers:
         """One request, one batch."""
         found = self._ranker.find(question)
         unknowns = self._ranker.unknowns(question, found)
-        encoded: Encoded | None = await self._encoder.encode.remote(unknowns) if unknowns else None
-        return self._ranker.rank(question, encoded, found)
+        encoded: Encoded | None = None
+        if unknowns:
+            with timed(question.ranker, "encode"):
+                encoded = await self._encoder.encode.remote(unknowns)
+        with timed(question.ranker, "rank"):
+            ranking = self._ranker.rank(question, encoded, found)
+        count(question, ranking)
+        return ranking
+
+
+@contextlib.contextmanager
+def timed(ranker: str, part: str) -> Iterator[None]:
+    """Tell Ray's metrics how long a block of a request took, unless it failed."""
+    started = time.perf_counter()
+    yield
+    metrics.REQUEST_SECONDS.observe(time.perf_counter() - started, ranker=ranker, part=part)
+
+
+def count(question: Question, ranking: Ranking) -> None:
+    """Tell Ray's metrics what was ranked, and by what."""
+    ranker = question.ranker
+    metrics.REQUESTS.add(1, ranker=ranker, group_basis=ranking.group_basis)
+    metrics.REQUEST_ITEMS.observe(len(ranking.items), ranker=ranker)
+    for basis, number in Counter(item.basis for item in ranking.items).items():
+        metrics.CANDIDATES.add(number, ranker=ranker, basis=basis)
+    if ranking.alpha_fusion is not None:
+        metrics.SERVED_ALPHA.observe(ranking.alpha_fusion, ranker=ranker, activity=metrics.activity_level(ranking.num_purchases))
 
 
 class Web:
@@ -141,7 +170,12 @@ class Web:
         """Serve takes the application from here once the constructor is done."""
 
         async def answer(question: Question) -> Ranking:
-            ranking: Ranking = await self._rankers.rank.remote(question)
+            try:
+                with timed(question.ranker, "whole"):
+                    ranking: Ranking = await self._rankers.rank.remote(question)
+            except Exception as error:
+                metrics.REQUEST_ERRORS.add(1, ranker=question.ranker, error=type(error).__name__)
+                raise
             return ranking
 
         return web_app(self._info, answer, self._root_path)

@@ -36,8 +36,15 @@ class Fields:
         return "\n".join((self.identity, self.interests, self.philosophy))
 
 
+#: Every reason that a refusal can have.
+REASONS = (
+    *("empty", "unclosed", "not_json", "missing_field", "empty_field", "echo_prompt", "repetition"),
+    *("foreign_number", "foreign_name", "foreign_price", "ungrounded"),
+)
+
+
 class RefusedError(Exception):
-    """The answer cannot stand; `reason` is the word that is counted."""
+    """The answer cannot stand; `reason`, one of REASONS, is the word that is counted."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

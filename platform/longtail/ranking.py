@@ -21,7 +21,7 @@ from longtail.feature_state import FeatureState
 from longtail.features import ItemFacts, Rows
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import OOV
-from longtail.rankers.ranker import Ranker, predict_rows
+from longtail.rankers.ranker import Ranker, RankerOutput, predict_rows
 from longtail.times import to_us
 
 ItemBasis = Literal["catalogue", "content", "none"]
@@ -114,6 +114,8 @@ class Ranking:
     user_known: bool
     group: tuple[int, ...]  # the codes that the ranker saw, from 0; empty: none
     group_basis: GroupBasis
+    num_purchases: int  # the user's before the request's time
+    alpha_fusion: float | None  # ChoirRec: weight of the group channel, mean over the candidates
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,8 @@ class RequestRanker:
         lacking = [head for head in heads if head not in ranker.heads]
         if lacking:
             raise ValueError(f"ranker {question.ranker!r} has no head {lacking}. Its heads are {list(ranker.heads)}.")
-        probabilities_BH = self._score(question.ranker, batch, places, spare)[:, [ranker.heads.index(head) for head in heads]]
+        output = self._score(question.ranker, batch, places, spare)
+        probabilities_BH = output.probabilities_BH.double().numpy()[:, [ranker.heads.index(head) for head in heads]]
         basis: list[ItemBasis] = ["catalogue"] * num
         for number, place in enumerate(places):
             basis[place] = "none" if spare[number].vector_D is None else "content"
@@ -217,6 +220,8 @@ class RequestRanker:
             user_known=found.user_row > 0,
             group=group,
             group_basis="everyone" if not group else "published" if found.published else "request",
+            num_purchases=int(batch.activity_B3[0, 0]),
+            alpha_fusion=None if output.alpha_fusion_B is None else float(output.alpha_fusion_B.mean()),
         )
 
     def batch(self, question: Question, encoded: Encoded | None = None, found: Found | None = None) -> Batch:
@@ -250,8 +255,8 @@ class RequestRanker:
         entities = self.state.entities
         return _SpareItem(entities.category_codes(item.category).astype(np.int64), int(entities.brands.encode([item.brand])[0]))
 
-    def _score(self, name: str, batch: Batch, places: npt.NDArray[np.int64], spare: Sequence["_SpareItem"]) -> npt.NDArray[np.float64]:
-        """Probabilities [B, H], with the items at `places` described by `spare`."""
+    def _score(self, name: str, batch: Batch, places: npt.NDArray[np.int64], spare: Sequence["_SpareItem"]) -> RankerOutput:
+        """The ranker's output, with the items at `places` described by `spare`."""
         if len(places) > self._max_items:
             raise ValueError(f"{len(places)} unknown items in one request, and serve.max_items = {self._max_items}. Send fewer, or raise it.")
         first, catalogue = self._spare[name], self.rankers[name].catalogue
@@ -264,9 +269,7 @@ class RequestRanker:
                 catalogue.brand_N[row] = item.brand
                 catalogue.vector_ND[row] = 0.0 if item.vector_D is None else torch.tensor(item.vector_D)
                 catalogue.codes_NS[row] = 0 if item.codes_S is None else torch.from_numpy(item.codes_S.astype(np.int64))
-            output = predict_rows(self.rankers[name], replace(batch, item_row_B=rows))
-        probabilities: npt.NDArray[np.float64] = output.probabilities_BH.double().numpy()
-        return probabilities
+            return predict_rows(self.rankers[name], replace(batch, item_row_B=rows))
 
 
 @dataclass(frozen=True)
