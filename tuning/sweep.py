@@ -42,7 +42,7 @@ from pipelines.cluster import ray_session
 from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, find, line, open_store, provenance, stage_key, summary
 from pipelines.study import machine
-from pipelines.tracking import tune_callbacks
+from pipelines.tracking import record_sweep, tune_callbacks
 from pipelines.train import RANKER_STAGES
 from tuning.finalists import Ground, run_finals
 from tuning.importance import importance
@@ -201,7 +201,7 @@ def _build(context: Context, draft: Draft) -> Result:
         head = head_of(config, store)
         goal = goal_of(config, store, builders, head)
         scratch = draft.path("scratch/tune").rsplit("/", 1)[0]
-        callbacks = tune_callbacks(config, store, f"{config.tracking.group or config.run.name}-sweep-{draft.key[:6]}")
+        callbacks = tune_callbacks(config, store, _group(config, draft.key))
         trials = ranked(search(Search(config, store, os.getcwd(), builders, goal), space, start, config, goal, journal, (draft.fs, scratch), callbacks))
         draft.fs.delete_dir(scratch)
         _clear_stopped(trials, config, store)
@@ -230,6 +230,11 @@ def _build(context: Context, draft: Draft) -> Result:
     without = sum(trial.score is None for trial in trials)
     dropped = {"refused or without a score": without} if without else {}
     return Result(len(trials), len(trials) - without, dropped, {"metric": goal.metric, "opened": finals.opened if finals else None})
+
+
+def _group(config: Config, key: str) -> str:
+    """What the tracked runs of a sweep's trials have in common."""
+    return f"{config.tracking.group or config.run.name}-sweep-{key[:6]}"
 
 
 def _write(found: SweepResults, config: Config, draft: Draft) -> None:
@@ -288,6 +293,9 @@ def main() -> None:
         with ray_session(config.cluster):
             outcome = ensure(SWEEP, config, store)
         found = SweepResults.model_validate(outcome.artifact.read_json("results.json"))
+        if not outcome.skipped:
+            rows = [one.model_dump(include={"number", "score", "whole", "state", "epochs", "seconds"}) | one.point for one in found.trials]
+            record_sweep(config, store, _group(config, outcome.artifact.key), rows, outcome.artifact)
         print(table(found.trials, found.metric, found.whole))
         best, told = best_of(found), {"results": outcome.artifact.path("sweep.md"), "page": outcome.artifact.path("sweep.html")}
         if best is None:
