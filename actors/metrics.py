@@ -1,9 +1,9 @@
 """Metrics: what running pipelines and applications tell Ray about their work, for Prometheus to scrape (deploy/monitoring).
 
 Reads nothing, writes nothing. A process hands what is new to its node's Ray agent every ten seconds (RAY_metrics_report_interval_ms) and once more when it
-ends, killed actors too; Prometheus scrapes the agents, where `longtail_samples_total` is called `ray_longtail_samples_total`. Counts stay with the agent
-as long as the node lives. A level is handed over once for each time that it is set and forgotten some 20 seconds later, so that whoever wants it later
-looks back (last_over_time). Where no Ray runs values go nowhere, at about a microsecond each. Whoever does the work calls `SAMPLES.add(3, split="train")`.
+ends, killed actors too; Prometheus scrapes the agents, where `longtail_samples_total` is called `ray_longtail_samples_total`. Counts stay with the agent as
+long as the node lives. A level is handed over once for each time that it is set and forgotten some 20 seconds later, so that whoever wants it later looks
+back (last_over_time). Where no Ray runs values go nowhere, at about a microsecond each. Whoever does the work calls `SAMPLES.add(3, split="train")`.
 """
 
 import math

@@ -47,7 +47,7 @@ class MlflowTrack(tracking.Track):
     def table(self, table: "Table") -> None:
         import pandas as pd
 
-        self._client.log_table(self._run_id, pd.DataFrame(list(table.rows), columns=list(table.columns)), f"{table.name}.json")
+        self._client.log_table(self._run_id, pd.DataFrame(list(table.rows), columns=list(table.columns), dtype=object), f"{table.name}.json")
         self._client.log_text(self._run_id, plot(table), f"{table.name}.svg")
 
     def page(self, name: str, html: str) -> None:

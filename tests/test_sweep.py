@@ -276,9 +276,13 @@ def fit_one(point: dict[str, Any], folder: str, epochs: int) -> dict[str, Any]:
             run_config=ray.train.RunConfig(name=tune.get_context().get_trial_id(), storage_path=folder, callbacks=[callback]),
         ).fit()
 
-    callback.while_running(train, lambda metrics, checkpoint: tune.report({**metrics, SEARCHED: metrics["auc"]}))
+    def report(metrics: Any, checkpoint: Any) -> None:
+        if metrics["epoch"] < epochs:
+            tune.report({**metrics, SEARCHED: metrics["auc"]})
+
+    callback.while_running(train, report)
     kept = {"auc": auc_of(size, epochs), "epoch": epochs}
-    return {"kept": kept, "epochs": epochs, SEARCHED: kept["auc"]}
+    return {**kept, "kept": kept, "epochs": epochs, SEARCHED: kept["auc"]}
 
 
 VALUES = (4, 8, 16, 32, 64, 128)

@@ -72,10 +72,9 @@ def scheduler_of(config: Config, space: Sequence[Parameter], start: Point) -> Tr
     settings, epochs = config.sweep, config.train.epochs
     common: dict[str, Any] = {"metric": SEARCHED, "mode": "max"}
     if settings.scheduler == "asha":
-        # A trial's return value comes one step after its last epoch, and the trial must live to return it.
-        return AsyncHyperBandScheduler(**common, max_t=epochs + 1, grace_period=min(settings.grace_epochs, epochs), reduction_factor=settings.reduction_factor)
+        return AsyncHyperBandScheduler(**common, max_t=epochs, grace_period=min(settings.grace_epochs, epochs), reduction_factor=settings.reduction_factor)
     if settings.scheduler == "hyperband":
-        return HyperBandScheduler(**common, max_t=epochs + 1, reduction_factor=settings.reduction_factor)
+        return HyperBandScheduler(**common, max_t=epochs, reduction_factor=settings.reduction_factor)
     if settings.scheduler == "pbt":
         check_pbt(config, space)
         mutations = {one.setting: _mutation(one, start) for one in space}

@@ -4,13 +4,11 @@ Reads what pipelines.full reads; writes the artifacts that pipelines.full would 
 training's rankers excepted: their settings change while they train).
 """
 
-import json
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -55,28 +53,30 @@ class Search:
         except (*REFUSALS, RefusedError) as error:
             return refusal(error)
         kept = epochs[best - 1]
-        return {"kept": kept, "epochs": len(epochs), SEARCHED: self.goal.searched(kept)}
+        return {**epochs[-1], "kept": kept, "epochs": len(epochs), SEARCHED: self.goal.searched(kept)}
 
     def stage(self, config: Config) -> Stage:
         return RANKER_STAGES[config.sweep.ranker]
 
     def _fit(self, config: Config) -> tuple[list[dict[str, Any]], int]:
-        """The ranker's metrics by epoch, each reported to Tune, and the best epoch's number."""
-        start = tune.get_checkpoint()
-        if start is not None and (progress := _progress(start))["epoch"] >= config.train.epochs:  # copied from a trial that is at its end
-            return progress["metrics"], progress["best_epoch"]
-        callback, pauses = EpochReports(), config.sweep.pauses
-        train = partial(self._train, config, callback, start)
+        """The ranker's metrics by epoch and the best epoch's number; each epoch is reported to Tune but the last, which the trial's result is.
+
+        A scheduler that stopped a trial after its last epoch would throw away what is finished.
+        """
+        callback = EpochReports()
+        report = partial(self._report, config)
         with started_in(self.cwd):
-            epochs, best, found = callback.while_running(train, partial(self._report, with_checkpoint=pauses))
+            epochs, best, found = callback.while_running(partial(self._train, config, callback, tune.get_checkpoint()), report)
         if found:
             for metrics in epochs:
-                self._report(metrics, None, with_checkpoint=False)
+                report(metrics, None)
         return epochs, best
 
-    def _report(self, metrics: Mapping[str, Any], checkpoint: "ray.train.Checkpoint | None", *, with_checkpoint: bool) -> None:
+    def _report(self, config: Config, metrics: Mapping[str, Any], checkpoint: "ray.train.Checkpoint | None") -> None:
+        if metrics["epoch"] == config.train.epochs:
+            return
         told = {**metrics, SEARCHED: self.goal.searched(metrics)}
-        if checkpoint is None or not with_checkpoint:
+        if checkpoint is None or not config.sweep.pauses:
             tune.report(told)
         else:
             tune.report(told, checkpoint=tune.Checkpoint(checkpoint.path, checkpoint.filesystem))
@@ -144,9 +144,3 @@ class EpochReports(UserCallback):
         if "error" in ended:
             raise ended["error"]
         return ended["value"]
-
-
-def _progress(checkpoint: Any) -> dict[str, Any]:
-    with checkpoint.as_directory() as folder:
-        found: dict[str, Any] = json.loads((Path(folder) / "progress.json").read_text())
-    return found
