@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""deploy/monitoring: config, rules and dashboards as Prometheus' own tools see them; whether what they ask for is there; a real scrape of a real Ray."""
-=======
 """deploy/monitoring: config, rules and dashboards as Prometheus' own tools see them, metrics that they ask for, and a real scrape of a real Ray."""
->>>>>>> tracking
 
 import json
 import os
