@@ -48,7 +48,6 @@ CHECK_USERS = (600, 1200, 2400)
 KMEANS_ROWS = (20_000, 60_000)
 PROMPTS = 48
 ENCODER_DIM = 384  # of the packaged text encoder, where the config does not cut its vectors
-LANGUAGE_MODEL = ("prefill_tokens_per_s", "decode_tokens_per_s")
 RATES_OF = {"user_texts_per_s": "user_texts", "item_texts_per_s": "item_texts", "sample_rows_per_s": "samples", "train_rows_per_s": "training"}
 BYTES_OF = {"event_bytes": "events", "profile_bytes": "profiles", "sample_bytes": "samples"}
 
@@ -168,10 +167,7 @@ def calibrate(config: Config) -> dict[str, Rate]:
     if config.profiles.generator == "llm":
         rates |= _language_model(config)
     origin = f"measured {time.strftime('%Y-%m')} on {machine()['machine'].rstrip('.')}"
-    found = {name: Rate(value=value, origin=origin) for name, value in rates.items()}
-    if config.profiles.generator != "llm":
-        return {**found, **{name: Rate(value=1e12, origin="profiles.generator is deterministic: no language model") for name in LANGUAGE_MODEL}}
-    return found
+    return {name: Rate(value=value, origin=origin) for name, value in rates.items()}
 
 
 def _language_model(config: Config) -> dict[str, float]:
@@ -208,6 +204,7 @@ def shape_of(config: Config, given: Mapping[str, float]) -> Shape:
     count = token_counter(config.profiles.model) if config.profiles.generator == "llm" else count_words
     prompt = float(count([SYSTEM_PROMPT])[0])
     found: dict[str, Any] = {
+        "language_model": config.profiles.generator == "llm",
         "shared_prompt_tokens": prompt,
         "prompt_tokens": prompt + config.profiles.max_fact_tokens,
         "answer_tokens": config.profiles.max_output_tokens,

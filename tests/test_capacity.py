@@ -61,6 +61,12 @@ def test_formulas_by_hand() -> None:
     assert found["storage: logs"] == pytest.approx(1e6 * 365 * 100 / 2**40)
 
 
+def test_a_text_of_the_facts_costs_no_device() -> None:
+    lines = plan(Workload(**WORK), Shape(**{**SHAPE, "language_model": False}), {name: rate for name, rate in RATES.items() if "tokens" not in name})
+    assert [line.what for line in lines if line.part == "profiles"] == ["users who acted since the last refresh"]
+    assert "costs most" in warnings_of(Workload(**WORK), Shape(**{**SHAPE, "language_model": False}), lines, 80, 64)[-1]
+
+
 def test_one_worker_sends_nothing_and_copies_of_what_is_stored_count() -> None:
     assert values(shape={"workers": 1})["training: network, all workers"] == 0
     assert values({"replication": 3})["storage: item vectors"] == pytest.approx(3 * values()["storage: item vectors"])
