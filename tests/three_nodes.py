@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-BRIDGE, NETWORK = "ltbr0", "10.77.7"
+BRIDGE, NETWORK, INSIDE = "ltbr0", "10.77.7", "eth0"
 HOST = f"{NETWORK}.1"
 NODES = {"lt-head": f"{NETWORK}.2", "lt-left": f"{NETWORK}.3", "lt-right": f"{NETWORK}.4"}
 TOKEN = "0123456789abcdef" * 4
@@ -46,12 +46,12 @@ def network() -> Iterator[None]:
         ip("addr", "add", f"{HOST}/24", "dev", BRIDGE)
         ip("link", "set", BRIDGE, "up")
         for number, (name, address) in enumerate(NODES.items()):
-            outside, inside = f"ltv{number}o", f"ltv{number}i"
+            outside = f"ltv{number}o"
             ip("netns", "add", name)
-            ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", name)
+            ip("link", "add", outside, "type", "veth", "peer", "name", INSIDE, "netns", name)
             ip("link", "set", outside, "master", BRIDGE, "up")
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", inside)
-            ip("-n", name, "link", "set", inside, "up")
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", INSIDE)
+            ip("-n", name, "link", "set", INSIDE, "up")
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "route", "add", "default", "via", HOST)
         yield
@@ -99,6 +99,7 @@ def three_nodes(folder: Path, **more: str) -> Iterator[Cluster]:
     python = python_without_the_project(folder)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS", "VIRTUAL_ENV")}
     environment |= {"PATH": f"{python.parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "HOME": str(folder), **more}
+    environment["GLOO_SOCKET_IFNAME"] = INSIDE  # else gloo takes the address of the machine's name, which no namespace has
     with network(), ExitStack() as started:
         for name, address in NODES.items():
             words = ["ip", "netns", "exec", name, str(python), "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={address}", "--num-cpus=1"]
