@@ -4,7 +4,8 @@ import heapq
 import json
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,15 +92,17 @@ class SlowStore:
 
     def open_output_stream(self, path: str) -> Any:
         """What is written appears when the stream is closed."""
+        held: list[bytes] = []
 
-        def close() -> None:
+        @contextmanager
+        def stream_of() -> Iterator[Any]:
+            yield SimpleNamespace(write=held.append)
             self._clock.sleep(self._delay())
             with self.inner.open_output_stream(path) as stream:
                 stream.write(b"".join(held))
             self._clock.sleep(self._delay())
 
-        held: list[bytes] = []
-        return SimpleNamespace(write=held.append, close=close)
+        return stream_of()
 
     def written(self, name: str) -> str | None:
         """The attempt that a manifest or claim names now."""

@@ -264,10 +264,6 @@ def _storage(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
 def warnings_of(work: Workload, shape: Shape, lines: Sequence[Line], device_gib: float, node_gib: float) -> list[str]:
     """What does not fit, with what to do about it, and what dominates."""
     by_name = {line.what: line for line in lines}
-
-    def lines_of(part: str, what: str) -> float:
-        return next(line.value for line in lines if (line.part, line.what) == (part, what))
-
     said = []
     table = by_name["ID tables and their optimiser's state, on each worker"].value
     if table > device_gib:
@@ -282,86 +278,11 @@ def warnings_of(work: Workload, shape: Shape, lines: Sequence[Line], device_gib:
         if shard > node_gib:
             shards = math.ceil(shape.shards * shard / node_gib)
             said.append(f"a k-means shard of the {side} holds {shard:,.0f} GiB, a node has {node_gib:g}: {shards} shards fit (codes.*.compute.num_actors).")
-    repeated = {"training of one ranker": (lines_of("training", "one ranker: device-hours"), work.retrain_days)}
+    hours = {(line.part, line.what): line.value for line in lines}
+    repeated = {"training of one ranker": (hours["training", "one ranker: device-hours"], work.retrain_days)}
     for part in ("profiles", "embedding"):
-        if any(line.part == part and line.what == "a refresh: device-hours" for line in lines):
-            repeated[f"{part}, a refresh"] = (lines_of(part, "a refresh: device-hours"), work.refresh_days)
-    daily = work.events_per_day * work.rows_per_event
-    table = (work.users + work.items) * shape.id_dim * 4 * (1 + shape.optimizer_copies)
-    steps = rows * shape.epochs / shape.batch_size
-    dense = shape.dense_parameters * 4
-    sent = steps * shape.workers * 2 * (shape.workers - 1) / shape.workers * dense
-    return [
-        *_hours("samples", "a day's rows", daily / made, f"{n(daily)} / {n(made)}", work.deadline_h, "CPU"),
-        Line("training", "rows", f"{n(work.events_per_day)} x {work.rows_per_event:g} x {work.train_days:g}", rows, "rows"),
-        *_hours("training", "one ranker", rows * shape.epochs / trained, f"{n(rows)} x {shape.epochs} / {n(trained)}", work.deadline_h),
-        Line(
-            "training",
-            "ID tables and their optimiser's state, on each worker",
-            f"({n(work.users)} + {n(work.items)}) x {shape.id_dim} x 4 x (1 + {shape.optimizer_copies}) / 2**30",
-            table / GIB,
-            "GiB",
-        ),
-        Line(
-            "training",
-            "network, all workers",
-            f"{n(steps)} x {shape.workers} x 2 x {shape.workers - 1} / {shape.workers} x {n(dense)} / 2**30",
-            sent / GIB,
-            "GiB",
-        ),
-    ]
-
-
-def _serving(work: Workload, rates: Rates) -> list[Line]:
-    rate = needed(rates, "candidates_per_s")
-    replicas = work.peak_requests_per_s * work.candidates / (rate * work.utilisation)
-    formula = f"ceil({n(work.peak_requests_per_s)} x {n(work.candidates)} / ({n(rate)} x {work.utilisation:g}))"
-    return [Line("serving", "replicas at the peak", formula, math.ceil(replicas), "replicas")]
-
-
-def _storage(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
-    events, profile, sample = needed(rates, "event_bytes"), needed(rates, "profile_bytes"), needed(rates, "sample_bytes")
-    copies = f" x {work.replication:g}" if work.replication != 1 else ""
-    parts = [
-        ("logs", work.events_per_day * work.retention_days * events, f"{n(work.events_per_day)} x {work.retention_days:g} x {n(events)}"),
-        ("profiles, one snapshot", work.users * profile, f"{n(work.users)} x {n(profile)}"),
-        ("user vectors, one snapshot", work.users * shape.user_dim * 4, f"{n(work.users)} x {shape.user_dim} x 4"),
-        ("item vectors", work.items * shape.item_dim * 4, f"{n(work.items)} x {shape.item_dim} x 4"),
-        (
-            "training rows",
-            work.events_per_day * work.rows_per_event * work.train_days * sample,
-            f"{n(work.events_per_day)} x {work.rows_per_event:g} x {work.train_days:g} x {n(sample)}",
-        ),
-        ("a checkpoint", (work.users + work.items) * shape.id_dim * 4, f"({n(work.users)} + {n(work.items)}) x {shape.id_dim} x 4"),
-    ]
-    return [Line("storage", what, f"{formula}{copies} / 2**40", size * work.replication / 2**40, "TiB") for what, size, formula in parts]
-
-
-def warnings_of(work: Workload, shape: Shape, lines: Sequence[Line], device_gib: float, node_gib: float) -> list[str]:
-    """What does not fit, with what to do about it, and what dominates."""
-    by_name = {line.what: line for line in lines}
-
-    def lines_of(part: str, what: str) -> float:
-        return next(line.value for line in lines if (line.part, line.what) == (part, what))
-
-    said = []
-    table = by_name["ID tables and their optimiser's state, on each worker"].value
-    if table > device_gib:
-        fits = device_gib * GIB / ((work.users + work.items) * 4 * (1 + shape.optimizer_copies))
-        remedy = f"rankers.*.id_dim = {int(fits)} would fit" if fits >= 1 else "no width fits"
-        said.append(
-            f"ID tables take {table:,.0f} GiB on every worker, a device has {device_gib:g}: {remedy}. Only users and items with training rows need an ID; "
-            "tables sharded over workers are not part of this project."
-        )
-    for side in ("users", "items"):
-        shard = by_name[f"{side}, fit: memory of a shard"].value
-        if shard > node_gib:
-            shards = math.ceil(shape.shards * shard / node_gib)
-            said.append(f"a k-means shard of the {side} holds {shard:,.0f} GiB, a node has {node_gib:g}: {shards} shards fit (codes.*.compute.num_actors).")
-    repeated = {
-        "profiles, a refresh": (by_name["a refresh: device-hours"].value, work.refresh_days),
-        "training of one ranker": (by_name["one ranker: device-hours"].value, work.retrain_days),
-    }
+        if (part, "a refresh: device-hours") in hours:
+            repeated[f"{part}, a refresh"] = hours[part, "a refresh: device-hours"], work.refresh_days
     daily = {name: hours / days for name, (hours, days) in repeated.items()}
     first = max(daily, key=lambda name: daily[name])
     said.append(f"of what is repeated, {first} costs most: {daily[first]:,.0f} device-hours a day.")

@@ -7,7 +7,7 @@ implementation of, whose package must then be installed on every node. Options f
 import re
 import uuid
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import parse_qsl
 
 import pyarrow as pa
@@ -123,12 +123,14 @@ def local_folder(setting: str, place: str) -> Path:
 
 
 def write_whole(fs: pafs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
-    """Write a file in one step, replacing what is there: renamed into place on a local disk, elsewhere closed when all is handed over and not before."""
+    """Write a file in one step, replacing what is there: renamed into place on a local disk; elsewhere it appears when the one write has succeeded.
+
+    All at once, since pyarrow publishes what an interruption left when it throws the stream away.
+    """
     if isinstance(fs, pafs.LocalFileSystem):
         aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
         aside.write_bytes(content)
         aside.replace(path)
         return
-    stream: Any = fs.open_output_stream(path)  # not in a with block: that would close, and so publish, what an interruption left
-    stream.write(content)
-    stream.close()
+    with fs.open_output_stream(path) as stream:
+        stream.write(content)
