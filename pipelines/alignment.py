@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from longtail.rankers.ranker import Ranker
 from longtail.rankers.saviorrec import SaviorRec
 from longtail.run_state import load_behaviour, load_entities, logs_info
 from longtail.sample_files import SampleFiles
+from longtail.storage import local_folder
 from longtail.study_results import Measured, compare
 from longtail.study_rows import WindowRows
 from longtail.times import to_us
@@ -183,7 +183,7 @@ def main() -> None:
         if config.rankers.saviorrec.peer_stats:
             raise ValueError("rankers.saviorrec.peer_stats = true: what peers lend is no part of the study of drift. Leave it out.")
         started, commit = time.monotonic(), source_commit()
-        folder = Path(kept("continual.results", config.continual.results))
+        folder = local_folder("continual.results", kept("continual.results", config.continual.results))
         folder.mkdir(parents=True, exist_ok=True)
         store = open_store(config)
         with ray_session(config.cluster):

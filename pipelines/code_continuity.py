@@ -22,6 +22,7 @@ from longtail.code_collisions import Places, resolve
 from longtail.code_match import check_shape, kept, match, renumbered
 from longtail.codes import Fit, Floats, ItemCodebookSettings
 from longtail.config import Config
+from longtail.storage import above
 from pipelines import stage
 
 logger = logging.getLogger(__name__)
@@ -72,8 +73,8 @@ def find(config: Config) -> Artifact | None:
     if "/" not in named:
         root, name, key = config.run.uri, STAGE, named
     else:
-        *before, name, key = stage.kept("codes.item.previous", named).rstrip("/").rsplit("/", 2)
-        root = before[0] if before else ""
+        folder, key = above(stage.kept("codes.item.previous", named))
+        root, name = above(folder)
     if name != STAGE or not root or not key:
         raise ValueError(f"codes.item.previous = {named!r} must be the folder <run.uri>/{STAGE}/<key> of an earlier run, or a key below this one's run.uri.")
     found = Store.open(stage.kept("run.uri", root)).find(STAGE, key)

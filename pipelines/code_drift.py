@@ -11,7 +11,6 @@ import os
 import shlex
 import time
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ from longtail.code_drift_page import CodeDriftResults, page, plainly
 from longtail.codes import CodebookSettings, check_rows
 from longtail.config import Config
 from longtail.run_state import logs_info
+from longtail.storage import local_folder
 from longtail.vectors import to_numpy
 from pipelines import work
 from pipelines.cluster import ray_session
@@ -99,6 +99,8 @@ def main() -> None:
     with clear_errors():
         args = arguments(__doc__ or "")
         config, commit = config_from(args), source_commit()  # now: what is written changes the working tree
+        folder = local_folder("code_drift.results", kept("code_drift.results", config.code_drift.results))
+        folder.mkdir(parents=True, exist_ok=True)
         store = open_store(config)
         with ray_session(config.cluster):
             outcome = ensure(CODE_DRIFT, config, store, build_inputs=True)
@@ -110,8 +112,6 @@ def main() -> None:
             "commit": str(outcome.artifact.manifest["commit"]) if outcome.skipped else commit,
             "command": command(args.config, args.overrides),
         }
-        folder = Path(kept("code_drift.results", config.code_drift.results))
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"saviorrec_codes_{config.run.name}.md"
         path.write_text(page(found, about))
         print("\n".join(plainly(found)))

@@ -14,12 +14,12 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from longtail.artifacts import Store, source_commit
 from longtail.config import Config, load
 from longtail.encoder_study import rates, ratio, table
+from longtail.storage import below, local_folder
 from pipelines import work
 from pipelines.cluster import ray_session
 from pipelines.embeddings import ITEM_VECTORS
@@ -107,15 +107,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[11, 12, 13, 14, 15])
     with clear_errors():
         args = parser.parse_args()
+        target = local_folder("--page", args.page)
         started, commit = time.monotonic(), source_commit()
         found: dict[str, dict[str, list[dict[str, Any]]]] = {}
         with ray_session(load(args.config[0], args.overrides).cluster):
             for path in args.config:
-                own = f"run.uri={json.dumps(str(Path(args.runs) / load(path).run.name))}"
+                own = f"run.uri={json.dumps(below(args.runs, load(path).run.name))}"
                 found |= study([path], [own, *args.overrides], args.arms, args.seeds)
         command = shlex.join(["python", "-m", "pipelines.encoder_study", *sys.argv[1:]])
         k = next(iter(next(iter(found.values())).values()))[0]["k"]
-        target = Path(args.page)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page(found, args.seeds, k, commit, command, (time.monotonic() - started) / 60))
         headline = {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from longtail.config import Config, load
 from longtail.sample_files import Split
+from longtail.storage import below
 from longtail.study import Seed, StudySettings, seeded
 from pipelines.cluster import ROOT
 from pipelines.lent import LENT
@@ -56,7 +57,7 @@ def arm_config(study: StudySettings, dataset: str, arm: str | None, seed: Seed |
         settings = seeded(settings, seed, borrows=borrows(ranker, plain))
     found = load(path, (*shared, *settings, *of_dataset.over))
     ours = {"cluster": config.cluster, "tracking": config.tracking.model_copy(update={"backend": "none"})}
-    return found.model_copy(update={"run": found.run.model_copy(update={"uri": f"{config.run.uri}/{dataset}"}), **ours})
+    return found.model_copy(update={"run": found.run.model_copy(update={"uri": below(config.run.uri, dataset)}), **ours})
 
 
 def borrows(ranker: str, config: Config) -> bool:

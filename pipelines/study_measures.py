@@ -22,6 +22,7 @@ from longtail.rankers.heads import has_label
 from longtail.rankers.settings import Head
 from longtail.run_state import load_behaviour, load_entities, logs_info
 from longtail.sample_files import LABEL_COLUMNS, Split
+from longtail.storage import local_folder
 from longtail.study import Form, Seed, StudySettings
 from longtail.study_page import markdown, page
 from longtail.study_results import Arms, Measured, Metric, StudyResults, compare, measured
@@ -152,7 +153,7 @@ def results_folder(study: StudySettings, datasets: Sequence[str]) -> Path:
     Raises:
         ValueError: it can't.
     """
-    folder = Path(kept("study.results", study.results))
+    folder = local_folder("study.results", kept("study.results", study.results))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -1,22 +1,24 @@
-"""Three Ray nodes on this machine that share nothing but a network: each in a network namespace of its own, with an address of its own.
+"""Three Ray nodes on this machine that share nothing but a network: each in namespaces of its own, with an address and processes that no other node sees.
 
 Their Python has the project's dependencies and not the project: what they know of it comes with a job's working directory.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-BRIDGE, NETWORK = "ltbr0", "10.77.7"
+BRIDGE, NETWORK, INSIDE = "ltbr0", "10.77.7", "eth0"
 HOST = f"{NETWORK}.1"
 NODES = {"lt-head": f"{NETWORK}.2", "lt-left": f"{NETWORK}.3", "lt-right": f"{NETWORK}.4"}
+UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 TOKEN = "0123456789abcdef" * 4
 
 
@@ -24,14 +26,15 @@ def missing() -> str | None:
     """Why namespaces cannot be made here; None where they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    try:
-        made = subprocess.run(["ip", "netns", "add", "lt-probe"], capture_output=True, text=True)
-    except FileNotFoundError:
-        return "there is no ip command (Debian's iproute2)"
+    absent = [name for name in ("ip", "unshare") if shutil.which(name) is None]
+    if absent:
+        return f"there is no {' or '.join(absent)} command (Debian's iproute2 and util-linux)"
+    made = subprocess.run(["ip", "netns", "add", "lt-probe"], capture_output=True, text=True)
     if made.returncode != 0:
         return f"network namespaces cannot be made here: {made.stderr.strip()}"
+    within = subprocess.run(["ip", "netns", "exec", "lt-probe", *UNSHARE, "true"], capture_output=True, text=True)
     subprocess.run(["ip", "netns", "delete", "lt-probe"], check=True)
-    return None
+    return None if within.returncode == 0 else f"process namespaces cannot be made here: {within.stderr.strip()}"
 
 
 def ip(*words: str, check: bool = True) -> None:
@@ -46,12 +49,12 @@ def network() -> Iterator[None]:
         ip("addr", "add", f"{HOST}/24", "dev", BRIDGE)
         ip("link", "set", BRIDGE, "up")
         for number, (name, address) in enumerate(NODES.items()):
-            outside, inside = f"ltv{number}o", f"ltv{number}i"
+            outside = f"ltv{number}o"
             ip("netns", "add", name)
-            ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", name)
+            ip("link", "add", outside, "type", "veth", "peer", "name", INSIDE, "netns", name)
             ip("link", "set", outside, "master", BRIDGE, "up")
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", inside)
-            ip("-n", name, "link", "set", inside, "up")
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", INSIDE)
+            ip("-n", name, "link", "set", INSIDE, "up")
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "route", "add", "default", "via", HOST)
         yield
@@ -99,9 +102,12 @@ def three_nodes(folder: Path, **more: str) -> Iterator[Cluster]:
     python = python_without_the_project(folder)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS", "VIRTUAL_ENV")}
     environment |= {"PATH": f"{python.parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "HOME": str(folder), **more}
+    environment["GLOO_SOCKET_IFNAME"] = INSIDE  # else gloo takes the address of the machine's name, which no namespace has
     with network(), ExitStack() as started:
         for name, address in NODES.items():
-            words = ["ip", "netns", "exec", name, str(python), "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={address}", "--num-cpus=1"]
+            # Ray looks for other Rays among the processes that it sees; and when the first process of a namespace ends, all others in it do.
+            words = ["ip", "netns", "exec", name, *UNSHARE]
+            words += [str(python), "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={address}", "--num-cpus=1"]
             words += [f"--object-store-memory={160 * 2**20}", "--disable-usage-stats", f"--temp-dir={folder / name}"]
             if name == "lt-head":
                 words += ["--head", "--port=6379", "--dashboard-host=0.0.0.0", "--dashboard-port=8265"]
@@ -130,17 +136,10 @@ def wait_for(url: str, timeout_s: float = 120) -> None:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a node and all that it started, which is a session of its own."""
+    """End a node and all that it started: its first process is killed with this one, and is gone when all in its namespace are."""
     import psutil
 
-    with suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=15)
-        for one in family:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-    if process.poll() is None:
-        process.kill()
+    first = psutil.Process(process.pid).children() if process.poll() is None else []
+    process.kill()
     process.wait(timeout=10)
+    psutil.wait_procs(first, timeout=30)

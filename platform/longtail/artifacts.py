@@ -5,9 +5,8 @@
 
 An attempt that was interrupted leaves a folder that no manifest names. Who builds the stage next removes those that started more than six hours ago
 (pipelines.stage); once the key is finished, what is left of others stays. Two attempts at the same key may run at the same time (two trials of a sweep): both
-write aside. On a local disk the first manifest stays, and the later attempt takes that artifact for its own. On an object store that holds only as long as
-the first manifest is there before the later attempt looks for it: of two that are written after that the last one stays, and so does the data of both, since
-the first may have been handed on already.
+write aside, one manifest stays, and the other attempt takes that artifact for its own. On a local disk the first one does, where the disk has hard links; how
+attempts agree on an object store is told in longtail.attempts.
 """
 
 import hashlib
@@ -27,7 +26,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from longtail.attempts import MANIFEST, SETTLE_S, Attempt, clear
 from longtail.hashing import digest
+from longtail.storage import open_place
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class Draft:
     key: str
     attempt: str
     started: float = field(default_factory=time.time)
+    shared: Attempt | None = None  # on an object store: what other attempts see of this one
 
     @property
     def fs(self) -> pafs.FileSystem:
@@ -155,42 +157,49 @@ class Draft:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.time() - self.started, 3),
         }
-        published = self.store.find(self.stage, self.key) is None and self.store.write_manifest(self.stage, self.key, manifest)
+        published = self._publish(manifest)
         found = self.store.find(self.stage, self.key)
         assert found is not None
         if found.manifest["data"] != self.attempt and not published:  # what was published, if only for a moment, somebody may be reading
             self.discard()
         return found
 
+    def _publish(self, manifest: Mapping[str, Any]) -> bool:
+        """End with a manifest at the key, and say whether this one was offered to readers."""
+        if self.shared is None:
+            return self.store.find(self.stage, self.key) is None and self.store.link_manifest(self.stage, self.key, manifest)
+        self.shared.publish(manifest_text(manifest))
+        self.shared.end()
+        return self.shared.offered
+
     def discard(self) -> None:
+        """Remove what was written, unless other attempts may have settled on it."""
+        if self.shared is not None:
+            if self.shared.offered:
+                return
+            self.shared.end()
         if self.fs.get_file_info(self.root).type != pafs.FileType.NotFound:
             self.fs.delete_dir(self.root)
 
 
 @dataclass(frozen=True)
 class Store:
-    """All artifacts of one run's URI (a local path, or any pyarrow file system such as s3://bucket/prefix)."""
+    """All artifacts of one run's URI (longtail.storage says what it may be)."""
 
     uri: str
     fs: pafs.FileSystem
     root: str
+    settle_s: float = SETTLE_S  # only attempts at one key at one time wait for it; longer than a small file takes to be written there
 
     @staticmethod
     def open(uri: str) -> "Store":
-        """Open the store at `uri`: a local path, what pyarrow knows (s3://, gs://, abfs://, hdfs://, file://), or what fsspec has an implementation of.
+        """Open the store at a local path or a URI.
 
         Raises:
             ValueError: no file system answers to the scheme, or the URI holds a secret.
         """
-        if "://" not in uri:
-            root = Path(uri).expanduser().resolve()
-            return Store(str(root), pafs.LocalFileSystem(), root.as_posix())
-        refuse_secrets(uri)
-        try:
-            fs, root_path = pafs.FileSystem.from_uri(uri)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            fs, root_path = _by_fsspec(uri, error)
-        return Store(uri, fs, root_path.rstrip("/"))
+        fs, root = open_place("run.uri", uri)
+        return Store(uri if "://" in uri else root, fs, root)
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """The finished artifact, or None.
@@ -198,7 +207,7 @@ class Store:
         Raises:
             ValueError: its manifest is damaged.
         """
-        path = f"{self.root}/{stage}/{key}/manifest.json"
+        path = f"{self.root}/{stage}/{key}/{MANIFEST}"
         if self.fs.get_file_info(path).type == pafs.FileType.NotFound:
             return None
         try:
@@ -211,76 +220,39 @@ class Store:
 
     def create(self, stage: str, key: str) -> Draft:
         """A draft to write into."""
-        return Draft(self, stage, key, f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}")
+        draft = Draft(self, stage, key, f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}")
+        if not isinstance(self.fs, pafs.LocalFileSystem):
+            draft.shared = Attempt(self.fs, f"{self.root}/{stage}/{key}", draft.attempt, self.settle_s)
+            draft.shared.announce()
+        return draft
 
     def clear_interrupted(self, stage: str, key: str, older_than_s: float = 0.0) -> int:
         """Remove attempts at `key` that no manifest names and that were started more than `older_than_s` ago; returns how many."""
         folder = f"{self.root}/{stage}/{key}"
         if self.fs.get_file_info(folder).type == pafs.FileType.NotFound or self.find(stage, key) is not None:
             return 0
-        removed = 0
         limit = time.strftime("%Y%m%dT%H%M%S", time.gmtime(time.time() - older_than_s))
-        for entry in self.fs.get_file_info(pafs.FileSelector(folder)):
-            if entry.type == pafs.FileType.Directory and entry.base_name < limit:
-                self.fs.delete_dir(entry.path)
-                removed += 1
-        return removed
+        return clear(self.fs, folder, limit, self.settle_s)
 
-    def write_manifest(self, stage: str, key: str, manifest: Mapping[str, Any]) -> bool:
-        """Publish a manifest in one step: linked into place on a local disk, unless there is one; elsewhere one PUT, which replaces what is there.
-
-        Returns whether it was published.
-        """
-        path = f"{self.root}/{stage}/{key}/manifest.json"
-        text = json.dumps(manifest, indent=1, sort_keys=True, default=str).encode()
-        if not isinstance(self.fs, pafs.LocalFileSystem):
-            with self.fs.open_output_stream(path) as stream:
-                stream.write(text)
-            return True
+    def link_manifest(self, stage: str, key: str, manifest: Mapping[str, Any]) -> bool:
+        """Publish a manifest on a local disk, unless there is one; returns whether it was published."""
+        path = f"{self.root}/{stage}/{key}/{MANIFEST}"
         aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
-        aside.write_bytes(text)
+        aside.write_bytes(manifest_text(manifest))
         try:
             os.link(aside, path)
         except FileExistsError:
             logger.info("%s/%s: another attempt was first, its manifest stays", stage, key)
             return False
-        except OSError:  # a file system without hard links (exFAT, some network shares): as on an object store
+        except OSError:  # a file system without hard links (exFAT, some network shares): of two at the same time the last one stays, and the data of both
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
         return True
 
 
-def refuse_secrets(uri: str) -> None:
-    """Refuse a URI with a user's name or password in it: it stands in logs, manifests and tracked runs.
-
-    Raises:
-        ValueError: it has one; the message does not repeat it.
-    """
-    scheme, _, rest = uri.partition("://")
-    if "@" in rest.split("/", 1)[0]:
-        raise ValueError(
-            f"run.uri = '{scheme}://…@…' holds credentials, and would be written into logs and manifests. Leave them out, and give them by the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS) or by the machine's role."
-        )
-
-
-def _by_fsspec(uri: str, error: Exception) -> tuple[pafs.FileSystem, str]:
-    """The file system that fsspec has for a scheme that pyarrow has none for, and the path on it.
-
-    Raises:
-        ValueError: it has none either, or its package is not installed.
-    """
-    import fsspec
-
-    scheme, _, path = uri.partition("://")
-    try:
-        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme))), path
-    except (ValueError, ImportError) as missing:
-        raise ValueError(
-            f"run.uri = {uri!r} names no file system that pyarrow or fsspec knows ({error}; {missing}). Use a local path, s3://, gs://, abfs:// or hdfs://, or "
-            f"install the package that gives fsspec {scheme}://."
-        ) from error
+def manifest_text(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1, sort_keys=True, default=str).encode()
 
 
 def read_parquet(fs: pafs.FileSystem, path: str, columns: list[str] | None = None) -> pa.Table:

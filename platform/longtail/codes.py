@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from scipy import sparse
 
 from longtail.settings import Compute, Settings
+from longtail.storage import Place
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,8 @@ class CodebookSettings(Settings):
 class ItemCodebookSettings(CodebookSettings):
     """The items' codebook, which can go on from an earlier one, and the places that tell items of one tuple apart."""
 
-    previous: str | None = Field(
+    previous: Place | None = Field(
         None,
-        min_length=1,
         description="an earlier item_codes artifact, its folder or, below run.uri, its key: the fit starts from its codebook, and codes keep their numbers",
     )
     num_places: int = Field(

@@ -25,6 +25,7 @@ from longtail.rankers.settings import RankersSettings
 from longtail.samples import SamplesSettings
 from longtail.serving import ServeSettings
 from longtail.settings import Settings
+from longtail.storage import Place, without_secrets
 from longtail.study import StudySettings
 from longtail.sweeping import SweepSettings
 from longtail.tracking import TrackingSettings
@@ -35,7 +36,7 @@ from longtail.user_spaces import UserSpacesSettings
 class RunSettings(Settings):
     """The run: where its artifacts lie and what it is called."""
 
-    uri: str = Field("runs/demo", min_length=1, description="a local path or any pyarrow file system, s3://…")
+    uri: Place = Field("runs/demo", description="a local path or a URI (s3://…, gs://…; longtail.storage)")
     name: str = "demo"
     seed: int = Field(7, ge=0, le=2**32 - 1)
 
@@ -112,7 +113,7 @@ def parse(raw: dict[str, Any], where: str, over: Sequence[str] = ()) -> Config:
 def _place(error: Mapping[str, Any]) -> str:
     """A refused setting and its value; of a whole section, whose rule names the setting, the name alone."""
     name = ".".join(str(part) for part in error["loc"]) or "the config"
-    return name if isinstance(error["input"], dict) and error["type"] == "value_error" else f"{name} = {error['input']!r}"
+    return name if isinstance(error["input"], dict) and error["type"] == "value_error" else f"{name} = {without_secrets(repr(error['input']))}"
 
 
 def _told(error: Mapping[str, Any]) -> str:

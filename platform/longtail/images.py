@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.fs as pafs
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from longtail.storage import open_place, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def encode_images(encoder: ImageEncoder, data: Sequence[bytes | None], uris: Seq
             rows.append(row)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             counts["unreadable_image"] += 1
-            logger.warning("image of row %d (%s) does not decode: %s", row, uri or "bytes", error)
+            logger.warning("image of row %d (%s) does not decode: %s", row, without_secrets(uri or "bytes"), error)
     counts["with_image"] = len(rows)
     if rows:
         out[rows] = encoder.encode(images)
@@ -86,15 +86,11 @@ def open_image(data: bytes | None, uri: str | None) -> Image.Image:
     """The picture in RGB, from its bytes or else from its URI."""
     if data is None:
         assert uri is not None
-        if "://" in uri:
-            try:
-                fs, path = pafs.FileSystem.from_uri(uri)
-            except pa.ArrowInvalid as error:
-                raise ValueError(str(error)) from error
-            with fs.open_input_stream(path) as stream:
-                data = stream.read()
-        else:
-            data = Path(uri).read_bytes()
+        if uri.startswith(("http://", "https://")):
+            raise ValueError("pictures are not fetched from the web one by one. Copy them to a store and name them there.")
+        fs, path = open_place("image_uri", uri)
+        with fs.open_input_stream(path) as stream:
+            data = stream.read()
     with Image.open(io.BytesIO(data)) as image:
         return image.convert("RGB")
 

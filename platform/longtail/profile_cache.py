@@ -2,14 +2,12 @@
 
     <store root>/profile_cache/<engine key>/<digest of its prompts>.parquet
 
-A part is written after every batch, while the plan runs: a stage that was interrupted asks only for the rest. Parts are named by what they hold, so
-that a repeated batch overwrites its own.
+A part is written after every batch, as a whole or not at all, while the plan runs: a stage that was interrupted asks only for the rest. Parts are named by
+what they hold, so that a repeated batch overwrites its own.
 """
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -17,6 +15,7 @@ import pyarrow.parquet as pq
 
 from longtail.artifacts import Store
 from longtail.hashing import digest
+from longtail.storage import write_whole
 
 FOLDER = "profile_cache"
 
@@ -68,13 +67,9 @@ class ProfileCache:
         ]
         self._fs.create_dir(self._folder, recursive=True)
         path = f"{self._folder}/{digest(sorted(answers))}.parquet"
-        table = pa.Table.from_pylist(rows, schema=ANSWERS)
-        if isinstance(self._fs, pafs.LocalFileSystem):
-            aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
-            pq.write_table(table, aside)
-            aside.replace(path)
-        else:
-            pq.write_table(table, path, filesystem=self._fs)
+        part = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=ANSWERS), part)
+        write_whole(self._fs, path, part.getvalue())
         self._answers.update(answers)
 
     def _parts(self) -> list[str]:

@@ -11,7 +11,8 @@ POOL_NAME = r"^[a-z][a-z0-9_]*$"
 class Settings(BaseModel):
     """A frozen section of the config; an unknown key is refused, and so are infinities and NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # A refused value may be a URI with a password in it, which pydantic's own message would repeat; longtail.config tells the value without that.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod

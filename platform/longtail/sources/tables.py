@@ -1,4 +1,4 @@
-"""The user's own three Parquet tables (a file or a folder each, on a local path or any pyarrow URI) as a source.
+"""The user's own three Parquet tables (a file or a folder each, at a local path or a URI) as a source.
 
 What is wrong with them is found by longtail.log_check, which runs before anything is made of them.
 """
@@ -6,7 +6,6 @@ What is wrong with them is found by longtail.log_check, which runs before anythi
 import hashlib
 import logging
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -22,16 +21,17 @@ from longtail.labels import Labels
 from longtail.negatives import Negatives
 from longtail.settings import Settings
 from longtail.sources.raw import RawLogs
+from longtail.storage import Place, open_place
 
 logger = logging.getLogger(__name__)
 
 
 class TablesSettings(Settings):
-    """Where the user's own three tables lie (Parquet files or folders, local or any pyarrow URI)."""
+    """Where the user's own three tables lie (Parquet files or folders; longtail.storage says what a place may be)."""
 
-    users: str = Field(min_length=1)
-    items: str = Field(min_length=1)
-    events: str = Field(min_length=1)
+    users: Place
+    items: Place
+    events: Place
     unknown_ids: Literal["refuse", "drop"] = Field("refuse", description="events of users or items that the tables lack: refused, or dropped and counted")
 
 
@@ -154,13 +154,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _open(name: str, place: str) -> tuple[pafs.FileSystem, str]:
-    if "://" in place:
-        try:
-            fs, path = pafs.FileSystem.from_uri(place)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            raise ValueError(f"logs.tables.{name} = {place!r} names no file system that pyarrow knows: {error}. Use a local path, s3:// or gs://.") from error
-    else:
-        fs, path = pafs.LocalFileSystem(), Path(place).expanduser().resolve().as_posix()
+    fs, path = open_place(f"logs.tables.{name}", place)
     if fs.get_file_info(path).type == pafs.FileType.NotFound:
         raise ValueError(f"logs.tables.{name} = {place!r}: nothing is there (looked at {path}). Relative paths count from the folder of the command.")
     return fs, path

@@ -1,0 +1,136 @@
+"""Storage: which file system a path or URI names, and how an object is written so that it is there as a whole or not at all.
+
+Reads and writes nothing by itself. A place is a local path; what pyarrow opens (s3://, gs://, abfs://, hdfs://, file://); or what fsspec has an
+implementation of, whose package must then be installed on every node. Options follow as pyarrow has them: s3://bucket/prefix?region=…&endpoint_override=….
+"""
+
+import re
+import uuid
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import parse_qsl
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+from pydantic import AfterValidator, Field
+
+_SECRET = r"secret|passw|token|credential|signature|(?:account|access|api).?key"
+_SECRET_NAME = re.compile(rf"{_SECRET}|^sas$|^sig$", re.IGNORECASE)
+_SECRET_OPTION = re.compile(rf"([?&](?:[^=&\s]*(?:{_SECRET})[^=&\s]*|sas|sig))=[^&\s'\"]+", re.IGNORECASE)
+#: A URI with a password, also one whose "/" was not escaped; a colon before digits alone is a port.
+_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*)://(?!\[)[^/?#@:\s]*:(?!\d+/)[^?#@\s]*@", re.IGNORECASE)
+_REMEDY = (
+    "Leave them out, and give them on every node by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or by the "
+    "machine's role."
+)
+
+
+def without_secrets(text: str) -> str:
+    """`text` with what URIs in it hold of passwords, keys and tokens left out: for messages that repeat what somebody typed."""
+    return _SECRET_OPTION.sub(r"\1=…", _PASSWORD.sub(r"\1://…@", text))
+
+
+def refuse_secrets(place: str) -> str:
+    """The place, which holds no credentials: it is written into logs, manifests, tracked runs and a job's command.
+
+    Raises:
+        ValueError: it holds some; the message does not repeat them.
+    """
+    if "://" not in place:
+        return place
+    options = [name for name, _ in parse_qsl(place.partition("?")[2], keep_blank_values=True) if _SECRET_NAME.search(name)]
+    user, at, _ = place.partition("://")[2].partition("/")[0].rpartition("@")
+    key_id = bool(at) and place.startswith("s3:")  # an access key's id, which is of no use without the key
+    if options or key_id or _PASSWORD.match(place) or ":" in user:
+        kind = f"the option {options[0]!r}" if options else "a user's name or password"
+        raise ValueError(f"{place.partition('://')[0]}://… holds credentials ({kind}), and stands in logs, manifests and tracked runs. {_REMEDY}")
+    return place
+
+
+#: A setting that names a place.
+Place = Annotated[str, Field(min_length=1), AfterValidator(refuse_secrets)]
+
+
+def open_place(setting: str, place: str) -> tuple[pafs.FileSystem, str]:
+    """The file system that `place` is on, and its path there; `setting` is for the messages.
+
+    Raises:
+        ValueError: no file system answers to its scheme, or it holds credentials.
+    """
+    if "://" not in place:
+        return pafs.LocalFileSystem(), Path(place).expanduser().resolve().as_posix()
+    try:
+        refuse_secrets(place)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from error
+    try:
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(place)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        found = _by_fsspec(setting, place, error)
+    return found[0], found[1].rstrip("/") or "/"
+
+
+def _by_fsspec(setting: str, place: str, error: Exception) -> tuple[pafs.FileSystem, str]:
+    """The same by fsspec, for what pyarrow does not open.
+
+    Raises:
+        ValueError: fsspec has no implementation either, its package is not installed, or pyarrow knows the scheme and refuses the rest.
+    """
+    import fsspec
+
+    scheme = place.partition("://")[0]
+    said = str(error).partition("\n")[0]
+    if "Unrecognized filesystem type" not in said:
+        raise ValueError(f"{setting} = {place!r} cannot be opened: {said}. Correct it, or install what pyarrow needs for {scheme}://.") from error
+    try:
+        fs, path = fsspec.core.url_to_fs(place)
+    except ImportError as missing:
+        raise ValueError(
+            f"{setting} = {place!r}: the package that gives fsspec {scheme}:// is not installed here ({missing}). Install it on every node."
+        ) from error
+    except ValueError as unknown:
+        raise ValueError(
+            f"{setting} = {place!r} names no file system that pyarrow or fsspec knows ({unknown}). Use a local path, s3://, gs://, abfs:// or hdfs://, or "
+            f"install a package that registers {scheme}:// with fsspec."
+        ) from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), str(path)
+
+
+def below(place: str, *names: str) -> str:
+    """The place `names` below another; a URI's options stay at its end."""
+    if "://" not in place:
+        return Path(place, *names).as_posix()
+    path, mark, options = place.partition("?")
+    return "/".join([path.rstrip("/"), *names]) + mark + options
+
+
+def above(place: str) -> tuple[str, str]:
+    """The folder that holds a place, and its name there; a URI's options stay with the folder."""
+    path, mark, options = place.partition("?") if "://" in place else (place, "", "")
+    folder, _, name = path.rstrip("/").rpartition("/")
+    return folder + mark + options, name
+
+
+def local_folder(setting: str, place: str) -> Path:
+    """The folder of a setting whose files are for the eyes of who runs the command.
+
+    Raises:
+        ValueError: it is a URI.
+    """
+    if "://" in place:
+        raise ValueError(f"{setting} = {place!r} must be a folder of this machine: pages are written there to be looked at. Artifacts go to run.uri.")
+    return Path(place)
+
+
+def write_whole(fs: pafs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+    """Write a file in one step, replacing what is there: renamed into place on a local disk; elsewhere it appears when the one write has succeeded.
+
+    All at once, since pyarrow publishes what an interruption left when it throws the stream away.
+    """
+    if isinstance(fs, pafs.LocalFileSystem):
+        aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
+        aside.write_bytes(content)
+        aside.replace(path)
+        return
+    with fs.open_output_stream(path) as stream:
+        stream.write(content)
