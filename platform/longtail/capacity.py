@@ -38,6 +38,7 @@ class Workload(Settings):
     retention_days: float = Field(365.0, gt=0, description="logs are kept so long")
     snapshots_kept: float = Field(4.0, ge=1, description="snapshots of profiles, vectors, codes and peers that are kept")
     checkpoints_kept: float = Field(7.0, ge=1)
+    runs: float = Field(1.0, ge=1, description="runs that the users are split into, under one run.uri; each has all the items and its own rankers")
     replication: float = Field(1.0, ge=1, description="copies of what is stored; 1 on an object store that replicates by itself")
     peak_requests_per_s: float = Field(1000.0, gt=0)
     candidates: float = Field(200.0, gt=0, description="items of a request")
@@ -50,6 +51,11 @@ class Workload(Settings):
         if self.train_days > self.log_days:
             raise ValueError(f"train_days = {self.train_days:g} must not exceed log_days = {self.log_days:g}: a run trains on the logs that it reads")
         return self
+
+    def of_one_run(self) -> "Workload":
+        """What one of the runs has: its share of users, events and requests, and all the items."""
+        shared = {name: getattr(self, name) / self.runs for name in ("users", "events_per_day", "peak_requests_per_s")}
+        return self.model_copy(update={**shared, "runs": 1.0})
 
 
 class Shape(Settings):
@@ -157,7 +163,7 @@ class Prices(Settings):
     gb_month: float | None = Field(None, ge=0, description="10**9 bytes stored for a month")
 
 
-Unit = Literal["h", "devices", "CPUs", "users", "rows", "GiB", "TiB", "replicas", "ms", "runs", "a day", "once", "a month"]
+Unit = Literal["h", "devices", "CPUs", "users", "events", "rows", "GiB", "TiB", "replicas", "ms", "a day", "once", "a month"]
 
 
 @dataclass(frozen=True)

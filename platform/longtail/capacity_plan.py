@@ -14,6 +14,9 @@
                   `utilisation` of the time and for which a request, arriving at random, waits longer than max_wait_ms in one case of a hundred (M/M/c)
     memory        what one process holds: a k-means shard (twice while it starts), the logs' events at the stage's peak, a replica's state
     storage       rows x measured bytes a row; vectors d x 4
+    totals        all of it times the runs, but for items' texts, which are embedded once for all runs of one run.uri
+
+Every line before the totals is of one run (Workload.runs = 1: of all).
 Reads nothing, writes nothing. Letters: S stages, k centroids, d width.
 """
 
@@ -33,15 +36,18 @@ def plan(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
     Raises:
         ValueError: a rate is missing.
     """
+    one = work.of_one_run()
     lines = [
-        *_profiles(work, shape, rates),
-        *_vectors(work, rates),
-        *_codes(work, shape, rates),
-        *_peers(work, shape, rates),
-        *_training(work, shape, rates),
-        *_serving(work, rates),
-        *_memory(work, shape, rates),
-        *_storage(work, shape, rates),
+        Line("run", "users of a run", f"{n(work.users)} / {n(work.runs)}", one.users, "users"),
+        Line("run", "events of a run", f"{n(work.events_per_day)} / {n(work.runs)} x {n(work.log_days)}", one.events_per_day * one.log_days, "events"),
+        *_profiles(one, shape, rates),
+        *_vectors(one, rates),
+        *_codes(one, shape, rates),
+        *_peers(one, shape, rates),
+        *_training(one, shape, rates),
+        *_serving(one, rates),
+        *_memory(one, shape, rates),
+        *_storage(one, shape, rates),
     ]
     return [*lines, *_totals(work, lines)]
 
@@ -131,14 +137,15 @@ def _training(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
     formula = f"{n(rows)} x {shape.epochs} / {n(trained)} + {n(steps)} x {shape.workers} x {n(a_step)} / {n(moved_per_s)}"
     around, weights = 2 * (shape.workers - 1) / shape.workers, shape.dense_parameters * 4 + table
     exchange = f"2 x {shape.workers - 1} / {shape.workers} x ({n(shape.dense_parameters)} x 4 + {n(table)})"
-    step_hours = steps * (shape.batch_size / trained / shape.workers + a_step / moved_per_s) / 3600
-    step_text = f"{n(steps)} x ({shape.batch_size} / {n(trained)} / {shape.workers} + {n(a_step)} / {n(moved_per_s)}) / 3600"
+    least = rows * shape.epochs / trained / shape.workers / 3600
+    least_text = f"{n(rows)} x {shape.epochs} / {n(trained)} / {shape.workers} / 3600"
     return [
         *_hours("samples", "a day's rows", daily / made, f"{n(daily)} / {n(made)}", work.deadline_h, True),
         Line("training", "rows", f"{n(work.events_per_day)} x {work.rows_per_event:g} x {work.train_days:g}", rows, "rows"),
         Line("training", "what a step moves in the ID tables of each worker", f"2 x {copies} x {table_text} / 2**30", a_step / GIB, "GiB"),
         Line("training", "one ranker: device-hours", f"({formula}) / 3600", seconds / 3600, "h"),
-        Line("training", f"one ranker: hours with {shape.workers} worker(s), but for the network", step_text, step_hours, "h"),
+        Line("training", "one ranker: hours, with tables that cost nothing", least_text, least, "h"),
+        Line("training", "one ranker: hours, but for the network", f"{n(seconds / 3600)} / {shape.workers}", seconds / 3600 / shape.workers, "h"),
         Line("training", "ID tables, gradients and optimiser's state, on each worker", f"{copies} x {table_text} / 2**30", copies * table / GIB, "GiB"),
         Line(
             "training", "items' frozen vectors, on each worker", f"{n(work.items)} x {shape.item_dim} x 4 / 2**30", work.items * shape.item_dim * 4 / GIB, "GiB"
@@ -239,27 +246,39 @@ def _storage(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
 
 
 def _totals(work: Workload, lines: Sequence[Line]) -> list[Line]:
-    by_name = {line.name: line.value for line in lines}
     found: list[Line] = []
     for kind, repeated in repeated_hours(work, lines).items():
-        text = " + ".join(f"{n(hours)} / {days:g}" for hours, days in repeated.values())
-        found.append(Line("totals", f"{kind}-hours a day", text, sum(hours / days for hours, days in repeated.values()), "h"))
-    once = [by_name[f"{part}: {what}: device-hours"] for part, what in (("profiles", "all users, once"), ("embedding", "all users, once"))]
-    once.append(by_name["embedding: all items, once: device-hours"])
-    found.append(Line("totals", "device-hours once, at the start", " + ".join(map(n, once)), sum(once), "h"))
+        text = " + ".join(f"{n(hours)} / {n(days)}{_times(runs)}" for hours, days, runs in repeated.values())
+        found.append(Line("totals", f"{kind}-hours a day", text, sum(hours / days * runs for hours, days, runs in repeated.values()), "h"))
+    by_name = {line.name: line.value for line in lines}
+    profiles, users = (by_name[f"{part}: all users, once: device-hours"] for part in ("profiles", "embedding"))
+    items, replicas = by_name["embedding: all items, once: device-hours"], by_name["serving: replicas at the peak, by the wait too"]
+    once = f"({n(profiles)} + {n(users)}){_times(work.runs)} + {n(items)}"
+    found.append(Line("totals", "device-hours once, at the start", once, (profiles + users) * work.runs + items, "h"))
+    found.append(Line("totals", "replicas", f"{n(replicas)}{_times(work.runs)}", replicas * work.runs, "replicas"))
     stored = [line.value for line in lines if line.part == "storage"]
-    found.append(Line("totals", "storage", " + ".join(map(n, stored)), sum(stored), "TiB"))
+    found.append(Line("totals", "storage", f"({' + '.join(map(n, stored))}){_times(work.runs)}", sum(stored) * work.runs, "TiB"))
     return found
 
 
-def repeated_hours(work: Workload, lines: Sequence[Line]) -> dict[str, dict[str, tuple[float, float]]]:
-    """By device and CPU, what is done again and again: hours each time, and the days between."""
+def _times(runs: float) -> str:
+    return f" x {n(runs)}" if runs != 1 else ""
+
+
+def repeated_hours(work: Workload, lines: Sequence[Line]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """By device and CPU, what is done again and again: hours of a run each time, the days between, and the runs that do it."""
     by_name = {line.name: line.value for line in lines}
-    every_refresh = {"profiles": "profiles: a refresh: device-hours", "embedding of users": "embedding: a refresh: device-hours"}
-    devices = {what: (by_name[name], work.refresh_days) for what, name in every_refresh.items()}
-    devices["embedding of new items"] = by_name["embedding: a day's new items: device-hours"], 1.0
-    devices["training of one ranker"] = by_name["training: one ranker: device-hours"], work.retrain_days
-    cpus = {"codes of users": (by_name["codes: users, encode: CPU-hours"], work.refresh_days)}
-    cpus["samples"] = by_name["samples: a day's rows: CPU-hours"], 1.0
-    cpus |= {"peers": (line.value, work.refresh_days) for line in lines if line.part == "peers" and line.unit == "h"}
+    devices = {
+        "profiles": (by_name["profiles: a refresh: device-hours"], work.refresh_days, work.runs),
+        "embedding of users": (by_name["embedding: a refresh: device-hours"], work.refresh_days, work.runs),
+        "embedding of new items": (by_name["embedding: a day's new items: device-hours"], 1.0, 1.0),
+        "training of one ranker": (by_name["training: one ranker: device-hours"], work.retrain_days, work.runs),
+    }
+    cpus = {
+        "codes of users": (by_name["codes: users, encode: CPU-hours"], work.refresh_days, work.runs),
+        "samples": (by_name["samples: a day's rows: CPU-hours"], 1.0, work.runs),
+    }
+    search = [line.value for line in lines if line.part == "peers" and line.unit == "h"]
+    if search:
+        cpus["search for peers"] = sum(search), work.refresh_days, work.runs
     return {"device": devices, "CPU": cpus}
