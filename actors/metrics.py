@@ -29,12 +29,18 @@ class Metric:
         return _made[self.name]
 
 
+def _ascii(tags: dict[str, str]) -> dict[str, str]:
+    """Ray takes nothing else: dashes become hyphens, at least becomes >=, the rest is written as its number."""
+    plain = str.maketrans({"\u2013": "-", "\u2265": ">="})
+    return {name: value.translate(plain).encode("ascii", "backslashreplace").decode() for name, value in tags.items()}
+
+
 class Count(Metric):
     """What only grows."""
 
     def add(self, number: float, /, **tags: str) -> None:
         """Add `number`; 0 starts the series, so that its first step is seen as one."""
-        self._of_ray(metrics.Counter)._record(number, tags)  # inc() refuses 0
+        self._of_ray(metrics.Counter)._record(number, _ascii(tags))  # inc() refuses 0
 
 
 class Level(Metric):
@@ -43,7 +49,7 @@ class Level(Metric):
     def set(self, value: float | None, /, **tags: str) -> None:
         """Set the value; None and what is no finite number leave the last one."""
         if value is not None and math.isfinite(value):
-            self._of_ray(metrics.Gauge).set(float(value), tags)
+            self._of_ray(metrics.Gauge).set(float(value), _ascii(tags))
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Spread(Metric):
 
     def observe(self, value: float, /, **tags: str) -> None:
         """Count one value."""
-        self._of_ray(metrics.Histogram, boundaries=list(self.bounds)).observe(value, tags)
+        self._of_ray(metrics.Histogram, boundaries=list(self.bounds)).observe(value, _ascii(tags))
 
 
 SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)

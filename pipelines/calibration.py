@@ -1,8 +1,8 @@
 """Calibration: the rates of a capacity plan, measured on this machine with the real parts.
 
 A small synthetic world runs through the stages at two sizes, the second three times the first; what a stage takes is split into a start and a rate. Beside it
-the core's k-means, exact search and table updates run alone, and the config's language model writes answers of two lengths.
-Reads a config; writes into temporary folders alone. Run: python -m pipelines.plan --users 1e9 … --calibrate
+encoders, requests, k-means, exact search and updates of ID tables run alone, and the config's language model writes answers of two lengths.
+Reads a config; writes into temporary folders alone. Run: python -m pipelines.plan --users 1e9 …
 """
 
 import json
@@ -10,7 +10,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from longtail.packaged_models import resolve
 from longtail.ranking import Question, RequestRanker, StatedItem
 from longtail.run_state import load_feature_state, logs_info
 from pipelines.cluster import ROOT
-from pipelines.parts_alone import TABLE_ROWS, Seen, held_bytes, kmeans, language_model, line_through, neighbours, peak_of_logs, table_bytes_per_s
+from pipelines.parts_alone import TABLE_ROWS, Seen, held_bytes, kmeans, language_model, line_through, neighbours, peak_of_logs, table_bytes_per_s, texts
 from pipelines.profiles import PROFILES, add_prompts, facts_of_snapshots
 from pipelines.stage import ensure, line
 from pipelines.study import machine
@@ -43,9 +43,9 @@ KMEANS_ROWS = (20_000, 60_000)
 NEIGHBOURS = (4_000, 12_000)
 CANDIDATES = (20, 200)
 REQUESTS = 40
-PROMPTS = 48
+PROMPTS = 32
 
-#: By the part of a world whose seconds (or bytes) give a rate.
+#: By the part of a world whose CPU seconds (or bytes) give a rate.
 RATES_OF: Mapping[RateName, str] = {
     "user_texts_per_s": "user texts",
     "item_texts_per_s": "item texts",
@@ -53,6 +53,7 @@ RATES_OF: Mapping[RateName, str] = {
     "train_rows_per_s": "training",
 }
 BYTES_OF: Mapping[RateName, str] = {"event_bytes": "events", "profile_bytes": "profiles", "sample_bytes": "samples"}
+COLUMNS = ("samples", "matches", "lent")  # the tables that a training row lies in
 
 
 @dataclass(frozen=True)
@@ -73,25 +74,31 @@ def small_world(config: Config, num_users: int) -> Config:
 
 def run_world(config: Config, store: Store) -> World:
     """Run a world through the stages that a ranker is made from, in this process but for what are Ray Data plans."""
-    name = config.sweep.ranker
     made: dict[str, Artifact] = {}
-    for stage in line(trial_stage(name, ("validation",), any_head=True)):
-        alone = not is_plan(stage, config) and stage is not PROFILES
+    cpu_s: dict[str, float] = {}
+    for stage in line(trial_stage(config.sweep.ranker, ("validation",), any_head=True)):
+        alone, began = not is_plan(stage, config) and stage is not PROFILES, time.process_time()
         made[stage.name] = built_here(stage, config, store) if alone else ensure(stage, config, store).artifact
+        cpu_s[stage.name] = time.process_time() - began
     rows = {one.stage: float(one.manifest["rows"]["out"]) for one in made.values()}
-    taken = {one.stage: float(one.manifest["seconds"]) for one in made.values()}
+    wall_s = {one.stage: float(one.manifest["seconds"]) for one in made.values()}
     size = {one.stage: _bytes(one) for one in made.values()}
-    columns = ("samples", "matches", "lent")
-    trained = made["trials"].info
+    trained = float(made["samples"].info["rows_by_split"]["train"]) * len(made["trials"].info["epochs"])
+    of_a_row = (*COLUMNS, "lifts")
     parts = {
-        "user texts": Seen(rows["profiles"], float(made["profiles"].info["embed_pool"]["busy_s"])),
-        "item texts": Seen(float(made["item_vectors"].info["distinct_texts"]), float(made["item_vectors"].info["embed_pool"]["busy_s"])),
-        "events": Seen(rows["logs"], taken["logs"], size["logs"]),
+        "events": Seen(rows["logs"], cpu_s["logs"], size["logs"], wall_s["logs"]),
         "profiles": Seen(rows["profiles"], 0.0, _bytes(made["profiles"], "profiles.parquet")),
-        "samples": Seen(rows["samples"], sum(taken[one] for one in (*columns, "lifts")), sum(size[one] for one in columns)),
-        "training": Seen(float(made["samples"].info["rows_by_split"]["train"]) * len(trained["epochs"]), float(trained["seconds"])),
+        "samples": Seen(rows["samples"], sum(cpu_s[one] for one in of_a_row), sum(size[one] for one in COLUMNS), sum(wall_s[one] for one in of_a_row)),
+        "training": Seen(trained, cpu_s["trials"], wall_s=wall_s["trials"]),
     }
     return World(config, made, parts)
+
+
+def texts_of(world: World) -> dict[str, tuple[EncoderSettings, list[str]]]:
+    """By part, the encoder and the texts that it meets in the world."""
+    embeddings, made = world.config.embeddings, world.made
+    users, items = made["profiles"].read("profiles", ["text"]), made["item_texts"].read("texts", ["text"])
+    return {"user texts": (embeddings.user, users.column("text").to_pylist()), "item texts": (embeddings.item, items.column("text").to_pylist())}
 
 
 def _bytes(artifact: Artifact, name: str = "") -> float:
@@ -101,25 +108,29 @@ def _bytes(artifact: Artifact, name: str = "") -> float:
     return float(sum(entry.size or 0 for entry in artifact.fs.get_file_info(FileSelector(artifact.path(name).rstrip("/"), recursive=True))))
 
 
-def served(world: World) -> tuple[float, float, float]:
-    """Seconds of a request but for its candidates, seconds a candidate, and bytes of the state that features are computed from."""
+def request_ranker(world: World) -> RequestRanker:
+    """What a replica holds, with freshly drawn weights."""
     made, config, name = world.made, world.config, world.config.sweep.ranker
     state = load_feature_state(made["logs"], made["user_codes"], made["groups"], made["peers"], made["item_codes"], made["collaborative"], config)
     ranker = TrainJob.of(config, made, name, 0).ranker().eval()
-    torch.set_num_threads(config.serve.num_threads)
-    answers = RequestRanker(state, {name: ranker}, logs_info(made["logs"]).end, config.serve.max_items)
-    users, items = state.entities.users.values.to_pylist(), state.entities.items.values.to_pylist()
-    seen: list[Seen] = []
-    for candidates in CANDIDATES:
+    return RequestRanker(state, {name: ranker}, logs_info(made["logs"]).end, config.serve.max_items)
+
+
+def requests(answers: RequestRanker, sizes: Sequence[int], num: int = REQUESTS) -> list[Seen]:
+    """A request of each size, on one CPU and without HTTP: the median; units are candidates."""
+    torch.set_num_threads(1)
+    (name,) = answers.rankers
+    users, items = (entity.values.to_pylist() for entity in (answers.state.entities.users, answers.state.entities.items))
+    found = []
+    for size in sizes:
         taken = []
-        for number in range(REQUESTS):
-            asked = Question(users[number * 7 % len(users)], tuple(StatedItem(items[(number + one) % len(items)]) for one in range(candidates)), name)
-            began = time.perf_counter()
+        for number in range(num):
+            asked = Question(users[number * 7 % len(users)], tuple(StatedItem(items[(number + one) % len(items)]) for one in range(size)), name)
+            began = time.process_time()
             answers.rank(asked)
-            taken.append(time.perf_counter() - began)
-        seen.append(Seen(candidates, statistics.median(taken[5:])))
-    start, per_candidate = line_through(seen)
-    return max(start, 1e-6), per_candidate, held_bytes(state)
+            taken.append(time.process_time() - began)
+        found.append(Seen(float(size), statistics.median(taken[num // 8 :])))
+    return found
 
 
 def facts_bytes(world: World) -> float:
@@ -135,41 +146,74 @@ def apart(function: Callable[..., Any], *arguments: Any, num_cpus: float = 1, nu
 
 def calibrate(config: Config) -> dict[RateName, Rate]:
     """Every rate but the network's, measured on this machine; needs a running Ray."""
-    worlds, widths = [], (user_dim(config), item_dim(config))
     with tempfile.TemporaryDirectory(prefix="longtail-plan-") as folder:
+        worlds = []
         for num_users in CALIBRATION_USERS:
             worlds.append(run_world(small_world(config, num_users), Store.open(f"{folder}/{num_users}")))
             logger.info("calibration: a world of %d users done", num_users)
-        large = worlds[-1]
-        request_s, candidate_s, state = served(large)
-        facts = facts_bytes(large)
-        found: dict[RateName, tuple[float, str]] = {}
-        for name, part in RATES_OF.items():
-            found[name] = (
-                1 / line_through([one.parts[part] for one in worlds])[1],
-                f"{worlds[0].parts[part].units:,.0f} and {large.parts[part].units:,.0f} rows",
-            )
-        for name, part in BYTES_OF.items():
-            found[name] = large.parts[part].size / large.parts[part].units, f"{large.parts[part].units:,.0f} rows"
-        requests, events = f"{REQUESTS} requests of {CANDIDATES[0]} and {CANDIDATES[1]} candidates, without HTTP", large.parts["events"].units
-        found |= {"requests_per_s": (1 / request_s, requests), "candidates_per_s": (1 / candidate_s, requests)}
-        found |= {"event_state_bytes": (state / events, f"{events:,.0f} events"), "facts_bytes": (facts, f"{CALIBRATION_USERS[-1]} users")}
-        if config.profiles.generator == "llm":
-            of_users, kind, _, _ = facts_of_snapshots(large.made["logs"], config.profiles)
-            texts = add_prompts(of_users.slice(0, PROMPTS), config.profiles, kind)
-            compute = config.profiles.compute
-            rates = apart(language_model, config, texts.column("facts").to_pylist(), num_cpus=min(compute.num_cpus, 1), num_gpus=compute.num_gpus)
-            found |= {name: (value, f"{PROMPTS} prompts, answers of 1 and {config.profiles.max_output_tokens} tokens") for name, value in rates.items()}
-    logger.info("calibration: k-means, search, tables and the logs' memory")
-    for side, dim, codes in (("user", widths[0], config.codes.user), ("item", widths[1], config.codes.item)):
-        rate = 1 / line_through([kmeans(rows, dim, codes.codebook_size) for rows in KMEANS_ROWS])[1]
-        found[f"{side}_kmeans_flop_per_s"] = rate, f"{KMEANS_ROWS[0]:,} and {KMEANS_ROWS[1]:,} rows, k = {codes.codebook_size}, d = {dim}"  # type: ignore[index]
-    found["neighbour_flop_per_s"] = 1 / line_through([neighbours(rows, widths[0]) for rows in NEIGHBOURS])[1], f"{NEIGHBOURS[0]:,} and {NEIGHBOURS[1]:,} rows"
-    found["table_bytes_per_s"] = table_bytes_per_s(config), f"a table of {TABLE_ROWS:,} IDs, {config.train.optimizer}"
-    small, big = (apart(peak_of_logs, small_world(config, users)) for users in LOGS_USERS)
-    found["event_memory_bytes"] = (big.size - small.size) / (big.units - small.units), f"{small.units:,.0f} and {big.units:,.0f} events"
+        found = _of_worlds(worlds) | _of_requests(worlds[-1]) | _language_model(config, worlds[-1])
+    found |= _alone(config)
     where = machine()["machine"].rstrip(".")
     return {name: Rate(value=value, origin=f"measured here ({where}, {time.strftime('%Y-%m')}) on {rows}") for name, (value, rows) in found.items()}
+
+
+Measured = dict[RateName, tuple[float, str]]  # with what it was measured on
+
+
+def _of_worlds(worlds: Sequence[World]) -> Measured:
+    large, found = worlds[-1], Measured()
+    seen = {part: [one.parts[part] for one in worlds] for part in large.parts}
+    for part, (encoder, of_texts) in texts_of(large).items():
+        seen[part] = texts(encoder, of_texts, [len(of_texts) // 3, len(of_texts)])
+    for name, part in RATES_OF.items():
+        found[name] = 1 / line_through(seen[part])[1], f"{seen[part][0].units:,.0f} and {seen[part][1].units:,.0f} rows"
+    for name, part in BYTES_OF.items():
+        found[name] = seen[part][-1].size / seen[part][-1].units, f"{seen[part][-1].units:,.0f} rows"
+    found["facts_bytes"] = facts_bytes(large), f"{CALIBRATION_USERS[-1]} users"
+    logger.info("calibration: encoders done")
+    return found
+
+
+def _of_requests(world: World) -> Measured:
+    answers, events = request_ranker(world), world.parts["events"].units
+    start, per_candidate = line_through(requests(answers, CANDIDATES))
+    on = f"{REQUESTS} requests each of {CANDIDATES[0]} and {CANDIDATES[1]} candidates, without HTTP"
+    return {
+        "requests_per_s": (1 / max(start, 1e-6), on),
+        "candidates_per_s": (1 / per_candidate, on),
+        "event_state_bytes": (held_bytes(answers.state) / events, f"{events:,.0f} events"),
+    }
+
+
+def _language_model(config: Config, world: World) -> Measured:
+    """In a process of its own: the engine's memory goes back with it."""
+    if config.profiles.generator != "llm":
+        return {}
+    facts, kind, _, _ = facts_of_snapshots(world.made["logs"], config.profiles)
+    prompts = add_prompts(facts.slice(0, PROMPTS), config.profiles, kind).column("facts").to_pylist()
+    compute = config.profiles.compute
+    rates: dict[RateName, float] = apart(language_model, config, prompts, num_cpus=min(compute.num_cpus, 1), num_gpus=compute.num_gpus)
+    logger.info("calibration: language model done")
+    return {name: (value, f"{PROMPTS} prompts, answers of 1 and {config.profiles.max_output_tokens} tokens") for name, value in rates.items()}
+
+
+def _alone(config: Config) -> Measured:
+    """Rates of what runs without a world."""
+
+    def of_kmeans(dim: int, size: int) -> tuple[float, str]:
+        seen = [kmeans(rows, dim, size) for rows in KMEANS_ROWS]
+        return 1 / line_through(seen)[1], f"{KMEANS_ROWS[0]:,} and {KMEANS_ROWS[1]:,} rows, k = {size}, d = {dim}"
+
+    found: Measured = {
+        "user_kmeans_flop_per_s": of_kmeans(user_dim(config), config.codes.user.codebook_size),
+        "item_kmeans_flop_per_s": of_kmeans(item_dim(config), config.codes.item.codebook_size),
+    }
+    search = line_through([neighbours(rows, user_dim(config)) for rows in NEIGHBOURS])[1]
+    found["neighbour_flop_per_s"] = 1 / search, f"{NEIGHBOURS[0]:,} and {NEIGHBOURS[1]:,} rows, d = {user_dim(config)}"
+    found["table_bytes_per_s"] = table_bytes_per_s(config.train), f"a table of {TABLE_ROWS:,} IDs, {config.train.optimizer}"
+    small, large = (apart(peak_of_logs, small_world(config, users)) for users in LOGS_USERS)
+    found["event_memory_bytes"] = (large.size - small.size) / (large.units - small.units), f"{small.units:,.0f} and {large.units:,.0f} events"
+    return found
 
 
 def text_dim(settings: EncoderSettings) -> int:

@@ -78,11 +78,6 @@ def train(start: Projection, inputs_UI: Floats, pairs: Pairs, settings: ItemEnco
         ValueError: a batch does not divide among the workers.
     """
     compute = settings.compute
-    if settings.pair_batch_size % compute.num_actors:
-        raise ValueError(
-            f"item_encoder.pair_batch_size = {settings.pair_batch_size} must be a multiple of item_encoder.compute.num_actors = {compute.num_actors}, "
-            "or the result would depend on the number of workers. Change either."
-        )
     if work.is_in_place():
         alone = Projection(start.shape)
         load_arrays(alone, state_arrays(start))
@@ -179,6 +174,11 @@ def build(context: Context, draft: Draft) -> Result:
     """Pairs, training, z of every item, Hit@k."""
     settings, seed = context.config.item_encoder, own_seed(context.config.item_encoder.seed, context.seed)
     logs, source = context.inputs["logs"], context.inputs["item_vectors"]
+    if settings.pair_batch_size % settings.compute.num_actors:
+        raise ValueError(
+            f"item_encoder.pair_batch_size = {settings.pair_batch_size} must be a multiple of item_encoder.compute.num_actors = {settings.compute.num_actors}, "
+            "or the result would depend on the number of workers. Change either."
+        )
     if not work.is_in_place():
         blocks.check_room({"item_encoder": settings.compute}, context.config.cluster)
     info = LogsInfo.model_validate(logs.info)

@@ -1,5 +1,6 @@
-"""The speed and the size of single parts on this machine, each run alone: k-means, exact search, table updates, the language model, the logs' memory.
+"""The speed and the size of single parts on this machine, each run alone: encoders, k-means, exact search, table updates, the language model, the logs' memory.
 
+What runs on CPUs is timed in CPU seconds of this process: what a machine takes that does nothing else. The language model is timed by the clock.
 Reads nothing, writes nothing; pipelines.calibration puts them together, pipelines.plan_check holds predictions against them.
 """
 
@@ -18,10 +19,12 @@ from longtail.capacity import RateName
 from longtail.capacity_plan import passes
 from longtail.codes import CodebookSettings, fit_here
 from longtail.config import Config
+from longtail.embeddings import EncoderSettings, TextEncoder
 from longtail.logs import build_logs
 from longtail.peers import nearest
 from longtail.profiles import SYSTEM_PROMPT
 from longtail.token_count import token_counter
+from longtail.training import TrainSettings
 
 TABLE_ROWS = 2_000_000
 
@@ -31,8 +34,9 @@ class Seen:
     """What a part took for so many units of its work."""
 
     units: float
-    seconds: float
+    seconds: float  # of one device or CPU
     size: float = 0.0  # bytes
+    wall_s: float | None = None  # of the stage's manifest, where there is one
 
 
 def line_through(seen: Sequence[Seen]) -> tuple[float, float]:
@@ -47,9 +51,9 @@ def kmeans(rows: int, dim: int, size: int, stages: int = 2, iterations: int = 5)
     """The core's fit on random rows, on one CPU; units are floating point operations as the plan counts them."""
     vectors = np.random.default_rng(0).standard_normal((rows, dim), dtype=np.float32)
     with threadpool_limits(1):
-        began = time.perf_counter()
+        began = time.process_time()
         fit = fit_here(vectors, CodebookSettings(num_stages=stages, codebook_size=size, iterations=iterations), seed=0)
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
     made = sum(one + 1 for one in fit.iterations_S) + stages - 1
     assert made <= passes(stages, iterations)
     return Seen(2.0 * rows * size * dim * made, seconds)
@@ -63,29 +67,46 @@ def neighbours(rows: int, dim: int) -> Seen:
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
-        began = time.perf_counter()
+        began = time.process_time()
         nearest(vectors, everyone, everyone, 20)
-        return Seen(2.0 * rows * rows * dim, time.perf_counter() - began)
+        return Seen(2.0 * rows * rows * dim, time.process_time() - began)
     finally:
         faiss.omp_set_num_threads(threads)
 
 
-def table_bytes_per_s(config: Config, rows: int = TABLE_ROWS) -> float:
+def texts(settings: EncoderSettings, of_texts: Sequence[str], sizes: Sequence[int]) -> list[Seen]:
+    """An encoder on some of the texts, as many as `sizes` say; its start is left out. Seconds of one device: a GPU, or the CPUs of its threads."""
+    gpu, encoder = settings.compute.num_gpus > 0, TextEncoder(settings)
+    clock, found = (time.perf_counter if gpu else time.process_time), []
+    distinct = list(dict.fromkeys(of_texts))
+    encoder.encode(distinct[: settings.compute.forward_size])
+    for size in sizes:
+        began = clock()
+        encoder.encode(distinct[:size])
+        found.append(Seen(float(min(size, len(distinct))), (clock() - began) / (1 if gpu else settings.compute.threads)))
+    return found
+
+
+def table_bytes_per_s(train: TrainSettings, rows: int = TABLE_ROWS, dim: int = 16) -> float:
     """Bytes a second that steps of an ID table move, as the plan counts them: weights, gradient and optimiser's state, each read and written once."""
-    torch.set_num_threads(max(1, int(config.train.compute.num_cpus)))
-    adam = config.train.optimizer == "adam"
-    table = torch.nn.Embedding(rows, 16)
-    optimizer: torch.optim.Optimizer = torch.optim.Adam(table.parameters(), fused=True) if adam else torch.optim.Adagrad(table.parameters())
+    torch.set_num_threads(1)
+    table = torch.nn.Embedding(rows, dim)
+    # As longtail.training_loop makes them.
+    stepper = torch.optim.Adam(table.parameters(), fused=True) if train.optimizer == "adam" else torch.optim.Adagrad(table.parameters())
     picked, taken = torch.randint(rows, (1024,)), []
     for _ in range(4):
-        began = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
+        began = time.process_time()
+        stepper.zero_grad(set_to_none=True)
         table(picked).sum().backward()
-        torch.nn.utils.clip_grad_norm_(table.parameters(), config.train.max_grad_norm)
-        optimizer.step()
-        taken.append(time.perf_counter() - began)
-    copies = 2 if adam else 1
-    return 2 * (2 + copies) * rows * 16 * 4 / statistics.median(taken[1:])
+        torch.nn.utils.clip_grad_norm_(table.parameters(), train.max_grad_norm)
+        stepper.step()
+        taken.append(time.process_time() - began)
+    return 2 * (2 + optimizer_copies(train)) * rows * dim * 4 / statistics.median(taken[1:])
+
+
+def optimizer_copies(train: TrainSettings) -> int:
+    """Numbers that the optimiser keeps for each of the ranker's."""
+    return 2 if train.optimizer == "adam" else 1
 
 
 def held_bytes(held: Any) -> float:

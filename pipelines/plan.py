@@ -26,7 +26,7 @@ from longtail.token_count import token_counter
 from pipelines import plan_check
 from pipelines.calibration import calibrate, item_dim, text_dim, user_dim
 from pipelines.cluster import ray_session
-from pipelines.parts_alone import shared_tokens
+from pipelines.parts_alone import optimizer_copies, shared_tokens
 from pipelines.stage import clear_errors
 
 GIVEN = ("workload", "shape", "room", "price")  # flags of name=number
@@ -44,7 +44,7 @@ def shape_of(config: Config, given: Mapping[str, float]) -> Shape:
         "item_dim": item_dim(config),
         "peers": config.peers.form,
         "id_dim": getattr(config.rankers, config.sweep.ranker).id_dim,
-        "optimizer_copies": 2 if train.optimizer == "adam" else 1,
+        "optimizer_copies": optimizer_copies(train),
         "epochs": train.epochs,
         "batch_size": train.batch_size,
         "workers": train.compute.num_actors,
@@ -58,7 +58,7 @@ def shape_of(config: Config, given: Mapping[str, float]) -> Shape:
             found["prompt_tokens"] = token_counter(profiles.model)([SYSTEM_PROMPT])[0] + profiles.max_fact_tokens
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"profiles.model = {profiles.model!r}: its tokenizer is not on this machine ({type(error).__name__}), so the prompt's tokens are not known. Give "
+                f"profiles.model = {profiles.model!r}: its tokenizer is not on this machine ({type(error).__name__}), so the prompt's tokens are unknown. Give "
                 "them: --shape prompt_tokens=1800 --shape shared_prompt_tokens=500."
             ) from error
     found["answer_tokens"] = profiles.max_output_tokens

@@ -260,10 +260,10 @@ def tune_callbacks(config: Config, store: Store, group: str) -> list[Any]:
     if config.tracking.backend == "mlflow":
         from pipelines.tracking_mlflow import mlflow_tune_callback
 
-        return [mlflow_tune_callback(config.tracking, local_folder(store, config.run.name), group)]
+        return [mlflow_tune_callback(config.tracking, made_folder(store, config.run.name), group)]
     from pipelines.tracking_wandb import wandb_tune_callback
 
-    return [wandb_tune_callback(config.tracking, local_folder(store, config.run.name), group)]
+    return [wandb_tune_callback(config.tracking, made_folder(store, config.run.name), group)]
 
 
 def check_credentials(settings: TrackingSettings) -> None:
@@ -299,10 +299,16 @@ def lineage_of(artifact: Artifact) -> dict[str, Any]:
     return {name: value for name, value in artifact.manifest.items() if name != "info"}
 
 
-def local_folder(store: Store, run: str) -> Path:
+def disk_folder(store: Store, run: str) -> Path:
     """Where files of a backend lie that must be on a disk: the store, or a folder of this machine where that is none."""
-    home = Path(os.environ.get("LONGTAIL_HOME", "~/.longtail")).expanduser()
-    folder = Path(store.root) if isinstance(store.fs, pafs.LocalFileSystem) else home / run
+    if isinstance(store.fs, pafs.LocalFileSystem):
+        return Path(store.root)
+    return Path(os.environ.get("LONGTAIL_HOME", "~/.longtail")).expanduser() / run
+
+
+def made_folder(store: Store, run: str) -> Path:
+    """`disk_folder`, made where it is missing."""
+    folder = disk_folder(store, run)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -68,7 +68,7 @@ def mlflow_run(tracked: "TrackedRun") -> Iterator[MlflowTrack]:
     """Record a run for the length of a block, as failed if that raises."""
     from mlflow.entities import Param, RunStatus
 
-    folder = tracking.local_folder(tracked.store, str(tracked.config["settings"]["run"]["name"]))
+    folder = tracking.made_folder(tracked.store, str(tracked.config["settings"]["run"]["name"]))
     client, experiment = opened(tracked.settings, folder)
     tags = {"longtail.run_id": tracked.run_id, "longtail.group": tracked.group, "longtail.job_type": tracked.job_type}
     run_id = client.create_run(experiment, run_name=tracked.name, tags=tags).info.run_id

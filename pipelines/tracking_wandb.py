@@ -5,6 +5,7 @@ tracking.mode = "online" streams them (key in WANDB_API_KEY). Artifacts are name
 that tables stay where they are, and a version in W&B is what a content hash is here; small results (SMALL_FILES) go along. Called by pipelines.tracking.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ def wandb_run(tracked: "TrackedRun") -> Iterator[WandbTrack]:
     from ray.air.integrations.wandb import setup_wandb
 
     tracking.check_credentials(tracked.settings)
-    with _folder(tracked.store) as folder:
+    with _folder(tracked.store) as folder, _staged(tracked):
         arguments = _arguments(tracked.settings, tracked.group, tracked.job_type, folder)
         run = setup_wandb(dict(tracked.config), id=tracked.run_id, name=tracked.name, **arguments)
         failed = True
@@ -95,6 +96,20 @@ def wandb_run(tracked: "TrackedRun") -> Iterator[WandbTrack]:
         finally:
             run.finish(exit_code=1 if failed else 0)
             wandb.teardown()  # ends W&B's service process now, not some time after this one
+
+
+@contextmanager
+def _staged(tracked: "TrackedRun") -> Iterator[None]:
+    """Keep what `wandb sync` will read of tables beside the run folders, and not in W&B's folder below the home of whoever ran this."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    here = tracking.disk_folder(tracked.store, str(tracked.config["settings"]["run"]["name"]))
+    os.environ["WANDB_DATA_DIR"] = str(here / "wandb" / "staged")
+    try:
+        yield
+    finally:
+        os.environ.pop("WANDB_DATA_DIR")
+        if before is not None:
+            os.environ["WANDB_DATA_DIR"] = before
 
 
 def wandb_tune_callback(settings: TrackingSettings, folder: Path, group: str) -> Any:

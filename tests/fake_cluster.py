@@ -116,11 +116,11 @@ class FakeCluster:
         command = [ray, "start", "--head", *(f"--{name}" if value is None else f"--{name}={value}" for name, value in flags.items())]
         with open(self._temp / "head.log", "wb") as log:
             self._head = subprocess.Popen(command, env=self.environment, cwd=self._temp, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        self.wait(lambda nodes: len(nodes) == 1, "the head answers", 60)
+        self.wait(lambda nodes: len(nodes) == 1, "the head answers", 180)
 
     def nodes(self) -> dict[str, str]:
         """The nodes that are up, by id: their type, as the autoscaler sees them."""
-        told = subprocess.run([sys.executable, "-c", WATCH, self.address], env=self.environment, capture_output=True, text=True, timeout=60)
+        told = subprocess.run([sys.executable, "-c", WATCH, self.address], env=self.environment, capture_output=True, text=True, timeout=180)
         return dict(json.loads(told.stdout.splitlines()[-1])["nodes"]) if told.returncode == 0 else {}
 
     def wait(self, wanted: Callable[[dict[str, str]], bool], what: str, timeout_s: float) -> dict[str, str]:

@@ -31,7 +31,7 @@ def cluster() -> Iterator[FakeCluster]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_nodes_come_with_the_work_are_replaced_when_lost_and_go_again(cluster: FakeCluster, tmp_path: Path) -> None:
     plain = [f"run.uri={tmp_path / 'run'}", "profiles.generator=deterministic", 'train.rankers=["base"]', "embeddings.item.compute.batch_size=2"]
     pools = {"embeddings.user": "embed", "embeddings.item": "embed", "item_encoder": "train", "train": "train"}
@@ -69,4 +69,4 @@ def test_nodes_come_with_the_work_are_replaced_when_lost_and_go_again(cluster: F
 
     config, store = load(CONFIG, plain), Store.open(str(tmp_path / "run"))
     assert all(find(stage, config, store) for stage in stages(config)), "a config without pools finds the same artifacts"
-    cluster.wait(lambda nodes: len(nodes) == 1, "the workers are gone", 120)
+    cluster.wait(lambda nodes: len(nodes) == 1, "the workers are gone", 240)

@@ -1,4 +1,4 @@
-"""deploy/monitoring: config, rules and dashboards as Prometheus' own tools see them; whether what they ask for is there; a real scrape of a real Ray."""
+"""deploy/monitoring: config, rules and dashboards as Prometheus' own tools see them, metrics that they ask for, and a real scrape of a real Ray."""
 
 import json
 import os

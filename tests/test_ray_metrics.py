@@ -126,11 +126,18 @@ def test_an_evaluation_tells_scores_lift_and_gate_and_leaves_bins_out(told: Told
     )
     one_bin = main.model_copy(update={"name": "purchases_3", "family": "activity"})
     head = HeadMetrics(head="outcome", definition="", rankers=("duet",), slices=(main, one_bin), calibration={})
-    gate = {"duet": (AlphaBin(title="3", rows=9, mean=0.25, p10=0.1, p90=0.5),)}
+    gate = {"duet": (AlphaBin(title="4\u20139", rows=9, mean=0.25, p10=0.1, p90=0.5),)}
     tell(Metrics(baseline="base", rankers=("duet",), test_users=3, low_activity_max=1, high_activity_min=2, heads=(head,), alpha_fusion=gate), "demo")
     assert {tags["slice"] for name, _, tags in told if name in ("longtail_lift", "longtail_evaluation_score")} == {"all"}
     assert {(tags["bound"], value) for name, value, tags in told if name == "longtail_lift"} == {("difference", 0.02), ("low", 0.01), ("high", 0.03)}
     assert {(tags["metric"], value) for name, value, tags in told if name == "longtail_evaluation_score"} == {
         ("auc", 0.7), ("log_loss", 0.5), ("calibration_error", 0.01)
     }  # fmt: skip
-    assert {(tags["value"], value) for name, value, tags in told if name == "longtail_alpha_fusion"} == {("mean", 0.25), ("p10", 0.1), ("p90", 0.5)}
+    gates = {(tags["activity"], tags["value"], value) for name, value, tags in told if name == "longtail_alpha_fusion"}
+    assert gates == {("4-9", "mean", 0.25), ("4-9", "p10", 0.1), ("4-9", "p90", 0.5)}
+
+
+def test_tags_of_any_script_are_taken(told: Told) -> None:
+    """Ray takes ASCII alone and raises a UnicodeEncodeError otherwise; a run may be called anything."""
+    metrics.EPOCH.set(1, run="\u00dcbung", ranker="\u2265 10")
+    assert told == [("longtail_train_epoch", 1.0, {"run": "\\xdcbung", "ranker": ">= 10"})]

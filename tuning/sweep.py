@@ -290,7 +290,9 @@ def main() -> None:
             print(show(space, current(config, space)))
             return
         store = open_store(config)
-        with ray_session(config.cluster):
+        # Where the scheduler stops a trial, Ray Train's cleaner gives back what its workers had reserved; it asks the dashboard whether they are gone.
+        stops = config.sweep.scheduler != "none"
+        with ray_session(config.cluster.model_copy(update={"dashboard": config.cluster.dashboard or stops})):
             outcome = ensure(SWEEP, config, store)
         found = SweepResults.model_validate(outcome.artifact.read_json("results.json"))
         if not outcome.skipped:

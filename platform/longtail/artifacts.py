@@ -6,8 +6,8 @@
 An attempt that was interrupted leaves a folder that no manifest names. Who builds the stage next removes those that started more than six hours ago
 (pipelines.stage); once the key is finished, what is left of others stays. Two attempts at the same key may run at the same time (two trials of a sweep): both
 write aside. On a local disk the first manifest stays, and the later attempt takes that artifact for its own. On an object store that holds only as long as
-the first manifest is there before the later attempt looks for it: of two that are written after that the last one stays, beside the data that the first
-attempt may have handed on already.
+the first manifest is there before the later attempt looks for it: of two that are written after that the last one stays, and so does the data of both, since
+the first may have been handed on already.
 """
 
 import hashlib
@@ -155,11 +155,10 @@ class Draft:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.time() - self.started, 3),
         }
-        if self.store.find(self.stage, self.key) is None:
-            self.store.write_manifest(self.stage, self.key, manifest)
+        published = self.store.find(self.stage, self.key) is None and self.store.write_manifest(self.stage, self.key, manifest)
         found = self.store.find(self.stage, self.key)
         assert found is not None
-        if found.manifest["data"] != self.attempt:
+        if found.manifest["data"] != self.attempt and not published:  # what was published, if only for a moment, somebody may be reading
             self.discard()
         return found
 
@@ -227,24 +226,29 @@ class Store:
                 removed += 1
         return removed
 
-    def write_manifest(self, stage: str, key: str, manifest: Mapping[str, Any]) -> None:
-        """Publish a manifest in one step: linked into place on a local disk, unless there is one; elsewhere one PUT, which replaces what is there."""
+    def write_manifest(self, stage: str, key: str, manifest: Mapping[str, Any]) -> bool:
+        """Publish a manifest in one step: linked into place on a local disk, unless there is one; elsewhere one PUT, which replaces what is there.
+
+        Returns whether it was published.
+        """
         path = f"{self.root}/{stage}/{key}/manifest.json"
         text = json.dumps(manifest, indent=1, sort_keys=True, default=str).encode()
         if not isinstance(self.fs, pafs.LocalFileSystem):
             with self.fs.open_output_stream(path) as stream:
                 stream.write(text)
-            return
+            return True
         aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
         aside.write_bytes(text)
         try:
             os.link(aside, path)
         except FileExistsError:
             logger.info("%s/%s: another attempt was first, its manifest stays", stage, key)
+            return False
         except OSError:  # a file system without hard links (exFAT, some network shares): as on an object store
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
+        return True
 
 
 def refuse_secrets(uri: str) -> None:

@@ -70,8 +70,8 @@ def _training(work: Workload, shape: Shape, found: dict[str, float]) -> Iterator
         workers = math.ceil(shape.workers * least / work.deadline_h)
         more = f" {workers} workers (train.compute.num_actors) read the rows in time." if workers > shape.workers else ""
         yield (
-            f"one ranker trains for {n(hours)} h with {shape.workers} worker(s), the deadline is {work.deadline_h:g} h; {n(hours - least)} h of it are steps that "
-            f"write the whole ID tables.{raised}{more}"
+            f"one ranker trains for {n(hours)} h with {shape.workers} worker(s), the deadline is {work.deadline_h:g} h; {n(hours - least)} h of it are "
+            f"steps that write the whole ID tables.{raised}{more}"
         )
     network = found.get("training: one ranker: hours on the network", 0.0)
     if network > work.deadline_h:

@@ -67,17 +67,18 @@ def _hours(part: str, what: str, seconds: float, formula: str, deadline_h: float
 
 
 def _profiles(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
-    a_user, words = 0.0, "0"
-    if shape.language_model:
-        prefill, decode = needed(rates, "prefill_tokens_per_s"), needed(rates, "decode_tokens_per_s")
-        fresh = max(0.0, shape.prompt_tokens - shape.shared_prompt_tokens)
-        a_user = fresh / prefill + shape.answer_tokens / decode
-        words = f"({n(fresh)} / {n(prefill)} + {n(shape.answer_tokens)} / {n(decode)})"
     refreshed = refreshed_users(work)
-    acted = f"{n(work.users)} x (1 - (1 - {work.daily_active_frac:g}) ** {work.refresh_days:g})"
+    formula = f"{n(work.users)} x (1 - (1 - {work.daily_active_frac:g}) ** {work.refresh_days:g})"
+    acted = Line("profiles", "users who acted since the last refresh", formula, refreshed, "users")
+    if not shape.language_model:
+        return [acted]
+    prefill, decode = needed(rates, "prefill_tokens_per_s"), needed(rates, "decode_tokens_per_s")
+    fresh = max(0.0, shape.prompt_tokens - shape.shared_prompt_tokens)
+    a_user = fresh / prefill + shape.answer_tokens / decode
+    words = f"({n(fresh)} / {n(prefill)} + {n(shape.answer_tokens)} / {n(decode)})"
     return [
         *_hours("profiles", "all users, once", work.users * a_user, f"{n(work.users)} x {words}", work.deadline_h),
-        Line("profiles", "users who acted since the last refresh", acted, refreshed, "users"),
+        acted,
         *_hours("profiles", "a refresh", refreshed * a_user, f"{n(refreshed)} x {words}", work.deadline_h),
     ]
 
@@ -251,7 +252,9 @@ def _totals(work: Workload, lines: Sequence[Line]) -> list[Line]:
         text = " + ".join(f"{n(hours)} / {n(days)}{_times(runs)}" for hours, days, runs in repeated.values())
         found.append(Line("totals", f"{kind}-hours a day", text, sum(hours / days * runs for hours, days, runs in repeated.values()), "h"))
     by_name = {line.name: line.value for line in lines}
-    profiles, users = (by_name[f"{part}: all users, once: device-hours"] for part in ("profiles", "embedding"))
+    profiles, users = (
+        by_name.get(f"{part}: all users, once: device-hours", 0.0) for part in ("profiles", "embedding")
+    )  # no language model: no profiles' hours
     items, replicas = by_name["embedding: all items, once: device-hours"], by_name["serving: replicas at the peak, by the wait too"]
     once = f"({n(profiles)} + {n(users)}){_times(work.runs)} + {n(items)}"
     found.append(Line("totals", "device-hours once, at the start", once, (profiles + users) * work.runs + items, "h"))
@@ -269,7 +272,7 @@ def repeated_hours(work: Workload, lines: Sequence[Line]) -> dict[str, dict[str,
     """By device and CPU, what is done again and again: hours of a run each time, the days between, and the runs that do it."""
     by_name = {line.name: line.value for line in lines}
     devices = {
-        "profiles": (by_name["profiles: a refresh: device-hours"], work.refresh_days, work.runs),
+        "profiles": (by_name.get("profiles: a refresh: device-hours", 0.0), work.refresh_days, work.runs),
         "embedding of users": (by_name["embedding: a refresh: device-hours"], work.refresh_days, work.runs),
         "embedding of new items": (by_name["embedding: a day's new items: device-hours"], 1.0, 1.0),
         "training of one ranker": (by_name["training: one ranker: device-hours"], work.retrain_days, work.runs),
