@@ -172,9 +172,7 @@ def test_calibration_gives_rates_that_plan(tmp_path: Path) -> None:
     assert set(rates) == set(get_args(RateName)) - OPTIONAL
     assert all(rate.origin.startswith("measured here (") for rate in rates.values())
     assert rates["prefill_tokens_per_s"].value > rates["decode_tokens_per_s"].value / 10
-    again = command(
-        "--users", "1e5", "--items", "1e4", "--events-per-day", "1e6", "--config", demo, "--rates", "plan/rates.toml", "--out", "again", cwd=tmp_path
-    )
+    again = command(*flags, "--rates", "plan/rates.toml", "--out", "again", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     first, second = (json.loads((tmp_path / folder / "plan.json").read_text()) for folder in ("plan", "again"))
     assert first == second
