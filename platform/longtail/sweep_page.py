@@ -176,7 +176,7 @@ def page(found: SweepResults) -> str:
     goal = f"Goal: {found.metric} on the validation window{_floor(found)}."
     parts = [
         f'<p class="kicker">Longtail sweep</p><h1>{escape(found.ranker)}</h1>',
-        *(f"<p>{escape(line)}</p>" for line in [*finals_sentences(found.finals), goal]),
+        *(f"<p>{escape(line.replace('`', ''))}</p>" for line in finals_sentences(found.finals)),
         section("Trials by score", goal, figure(f"{found.metric} against {found.whole}", _scatter(found), _DOTS)),
         section("The search", "", figure(f"{found.metric} in the order begun", _history(found), "The line is the best trial so far that may win.")),
     ]

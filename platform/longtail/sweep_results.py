@@ -208,7 +208,7 @@ class SweepResults(Settings):
     machine: str
     searcher: str
     scheduler: str
-    minutes: dict[str, float]  # search, finals; of all attempts
+    minutes: dict[str, float]  # search, finals; of the attempt that ended the sweep
     trials: tuple[Trial, ...]  # ranked
     importance: dict[str, float] = Field(default_factory=dict)  # by setting, shares of the score's variance
     finals: Finals | None = None
