@@ -1,29 +1,24 @@
-"""Capacity: what a deployment of given size costs, by documented formulas over rates that were measured or given.
+"""Capacity: the inputs of a plan, each with its unit; what a deployment of given size costs is worked out of them in longtail.capacity_plan.
 
-Reads nothing, writes nothing; python -m pipelines.plan prints the plan and measures the rates. Every line of a plan says its formula with the numbers in it.
-
-    profiles      users x (new prompt tokens / prefill rate + answer tokens / decode rate)
-    embedding     distinct texts / text rate
-    codes         fit: 2 x rows x S x k x d x iterations floating point operations, encode: 2 x rows x S x k x d; both / the machine's rate
-    samples       rows / row rate
-    training      rows x epochs / row rate
-    serving       replicas = requests/s x candidates / (candidate rate x utilisation)
-    memory        vectors of a k-means shard: rows / shards x d x 4; ID tables: (users + items) x width x 4 x (1 + optimiser's copies)
-    network       k-means: shards x S x iterations x (sums k x d x 8 + counts k x 8 up, centroids k x d x 4 down);
-                  training: steps x workers x 2 (n - 1) / n x bytes of the parameters (ring all-reduce)
-    storage       rows x measured bytes a row
+Workload    what is to be served: users, items, events a day, how often what is made anew, requests a second
+Shape       what of a config decides the cost: tokens, vector widths, codebooks, the ranker's numbers
+Rates       how fast, and how large, one thing is: each a number with its unit and where it comes from
+Room        what one device and one node hold
+Prices      what an hour and a stored byte cost; without them a plan has no cost lines
+Reads nothing, writes nothing; python -m pipelines.plan prints the plan and measures the rates.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longtail.settings import Settings
 
 GIB = 2**30
+TIB = 2**40
+OBJECT_STORE_SHARE = 0.3  # of a node's memory, Ray's default
 
 
 class Workload(Settings):
@@ -37,34 +32,57 @@ class Workload(Settings):
     distinct_text_frac: float = Field(1.0, gt=0, le=1, description="distinct texts over items: identical ones are embedded once")
     rows_per_event: float = Field(1.0, gt=0, description="training rows (exposures) for each event")
     refresh_days: float = Field(7.0, gt=0, description="profiles, user vectors and groups are made anew so often, for users who acted since")
+    log_days: float = Field(90.0, gt=0, description="days of logs that one run reads: history, training and test windows")
     train_days: float = Field(30.0, gt=0, description="window of the rows that a ranker is trained on")
     retrain_days: float = Field(1.0, gt=0, description="a ranker is trained so often")
     retention_days: float = Field(365.0, gt=0, description="logs are kept so long")
+    snapshots_kept: float = Field(4.0, ge=1, description="snapshots of profiles, vectors, codes and peers that are kept")
+    checkpoints_kept: float = Field(7.0, ge=1)
+    runs: float = Field(1.0, ge=1, description="runs that the users are split into, under one run.uri; each has all the items and its own rankers")
     replication: float = Field(1.0, ge=1, description="copies of what is stored; 1 on an object store that replicates by itself")
     peak_requests_per_s: float = Field(1000.0, gt=0)
     candidates: float = Field(200.0, gt=0, description="items of a request")
-    utilisation: float = Field(0.6, gt=0, lt=1, description="of a serving replica at the peak: beyond it queues grow and p99 with them")
+    utilisation: float = Field(0.6, gt=0, lt=1, description="of serving replicas at the peak, at most")
+    max_wait_ms: float = Field(20.0, gt=0, description="99 % of the requests wait no longer than this for a replica")
     deadline_h: float = Field(8.0, gt=0, description="a refresh, or a training, is to be done within")
+
+    @model_validator(mode="after")
+    def _windows(self) -> Self:
+        if self.train_days > self.log_days:
+            raise ValueError(f"train_days = {self.train_days:g} must not exceed log_days = {self.log_days:g}: a run trains on the logs that it reads")
+        return self
+
+    def of_one_run(self) -> "Workload":
+        """What one of the runs has: its share of users, events and requests, and all the items."""
+        shared = {name: getattr(self, name) / self.runs for name in ("users", "events_per_day", "peak_requests_per_s")}
+        return self.model_copy(update={**shared, "runs": 1.0})
 
 
 class Shape(Settings):
     """What of a config decides the cost."""
 
-    language_model: bool = Field(True, description="off: profiles are a text of the facts, which costs no device")
+    language_model: bool = Field(True, description="profiles.generator is llm")
     prompt_tokens: float = Field(800.0, gt=0)
-    shared_prompt_tokens: float = Field(600.0, ge=0, description="of these the prefix cache computes once")
+    shared_prompt_tokens: float = Field(600.0, ge=0, description="of these the prefix cache computes once: whole blocks of profiles.compute.kv_block_size")
     answer_tokens: float = Field(96.0, gt=0)
-    user_dim: int = Field(ge=1, description="d of user vectors")
-    item_dim: int = Field(ge=1)
+    user_dim: int = Field(ge=1, description="d of the vectors that users are grouped by")
+    profile_dim: int = Field(ge=1, description="d of the profiles' embeddings")
+    text_dim: int = Field(ge=1, description="d of the items' text embeddings")
+    item_dim: int = Field(ge=1, description="d of z, the vector that rankers read")
     user_codes: tuple[int, int] = Field(description="S, k")
     item_codes: tuple[int, int]
-    iterations: int = Field(ge=1)
+    user_block_rows: int = Field(ge=1, description="codes.user.block_rows: a shard answers block by block")
+    item_block_rows: int = Field(ge=1)
+    user_shards: int = Field(1, ge=1, description="codes.user.compute.num_actors")
+    item_shards: int = Field(1, ge=1)
+    user_iterations: int = Field(ge=1)
+    item_iterations: int = Field(ge=1)
+    peers: Literal["none", "neighbours", "leaves", "groups", "random"] = "neighbours"
     id_dim: int = Field(ge=1)
-    dense_parameters: float = Field(100_000, gt=0, description="of the ranker, without its tables")
+    dense_parameters: float = Field(100_000, gt=0, description="of the ranker, without its ID tables")
     optimizer_copies: int = Field(ge=1, description="1 of Adagrad, 2 of Adam")
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    shards: int = Field(1, ge=1)
+    batch_size: int = Field(ge=1, description="global, over all workers")
     workers: int = Field(1, ge=1)
 
 
@@ -73,48 +91,94 @@ RateName = Literal[
     "decode_tokens_per_s",
     "user_texts_per_s",
     "item_texts_per_s",
-    "kmeans_flop_per_s",
+    "user_kmeans_flop_per_s",
+    "item_kmeans_flop_per_s",
+    "neighbour_flop_per_s",
     "sample_rows_per_s",
     "train_rows_per_s",
+    "table_bytes_per_s",
+    "requests_per_s",
     "candidates_per_s",
+    "network_bytes_per_s",
     "event_bytes",
     "profile_bytes",
     "sample_bytes",
+    "event_memory_bytes",
+    "event_state_bytes",
+    "facts_bytes",
 ]
 UNITS: Mapping[RateName, str] = {
     "prefill_tokens_per_s": "prompt tokens/s of one device",
     "decode_tokens_per_s": "answer tokens/s of one device, all requests together",
     "user_texts_per_s": "profiles/s of one device",
     "item_texts_per_s": "item texts/s of one device",
-    "kmeans_flop_per_s": "floating point operations/s of one device",
-    "sample_rows_per_s": "rows/s of one CPU",
-    "train_rows_per_s": "rows/s of one worker",
+    "user_kmeans_flop_per_s": "floating point operations/s of one CPU, at the users' k and d",
+    "item_kmeans_flop_per_s": "floating point operations/s of one CPU, at the items' k and d",
+    "neighbour_flop_per_s": "floating point operations/s of one CPU in exact search",
+    "sample_rows_per_s": "rows/s of one CPU, own, matched and lent columns together",
+    "train_rows_per_s": "rows/s of one worker, whose ID tables are small",
+    "table_bytes_per_s": "bytes/s that a training device moves in its memory",
+    "requests_per_s": "requests/s of one replica, but for their candidates",
     "candidates_per_s": "candidates/s of one replica",
-    "event_bytes": "bytes of an event in Parquet",
+    "network_bytes_per_s": "bytes/s into or out of one node",
+    "event_bytes": "bytes of an event in Parquet, with its share of users, items and examples",
     "profile_bytes": "bytes of a profile in Parquet",
-    "sample_bytes": "bytes of a training row in Parquet",
+    "sample_bytes": "bytes of a training row in Parquet, own, matched and lent columns",
+    "event_memory_bytes": "bytes of an event at the peak of the logs stage",
+    "event_state_bytes": "bytes of an event in the state that features are computed from",
+    "facts_bytes": "bytes of a user's facts in memory",
 }
+OPTIONAL: frozenset[RateName] = frozenset({"network_bytes_per_s"})  # one machine cannot measure it; without it the plan says bytes and no hours
+LANGUAGE_MODEL: tuple[RateName, ...] = ("prefill_tokens_per_s", "decode_tokens_per_s")
 
 
 class Rate(Settings):
     """One rate and where it comes from."""
 
     value: float = Field(gt=0)
-    origin: str = Field(min_length=1, description='"measured on …", "given", "assumed"')
+    origin: str = Field(min_length=1, description='"measured here on N rows", "given", "assumed: why"')
 
 
-Rates = Mapping[str, Rate]
+Rates = Mapping[RateName, Rate]
+
+
+class Room(Settings):
+    """What one device and one node hold."""
+
+    device_gib: float = Field(80.0, gt=0, description="memory of a training device")
+    node_gib: float = Field(256.0, gt=0, description="memory of a node: one process of a stage, one k-means shard, one replica")
+    nodes: float = Field(8.0, ge=1, description="nodes whose object stores hold what is in flight")
+
+    @property
+    def object_store_gib(self) -> float:
+        return OBJECT_STORE_SHARE * self.node_gib
+
+
+class Prices(Settings):
+    """What is paid, in any one currency; what has no price has no cost line."""
+
+    device_hour: float | None = Field(None, ge=0)
+    cpu_hour: float | None = Field(None, ge=0)
+    replica_hour: float | None = Field(None, ge=0)
+    gb_month: float | None = Field(None, ge=0, description="10**9 bytes stored for a month")
+
+
+Unit = Literal["h", "devices", "CPUs", "users", "events", "rows", "GiB", "TiB", "replicas", "ms", "a day", "once", "a month"]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plan."""
+    """One line of a plan: what it is, its formula with the numbers put in, the result and its unit."""
 
     part: str
     what: str
-    formula: str  # with the numbers in it
+    formula: str
     value: float
-    unit: str
+    unit: Unit
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}: {self.what}"
 
 
 def needed(rates: Rates, name: RateName) -> float:
@@ -124,7 +188,10 @@ def needed(rates: Rates, name: RateName) -> float:
         ValueError: it is not there.
     """
     if name not in rates:
-        raise ValueError(f"the rate {name} ({UNITS[name]}) is missing: measure it (leave out --rates), or give [{name}] value and origin in --rates.")
+        raise ValueError(
+            f"the rate {name} ({UNITS[name]}) is missing. Write [{name}] with value and origin into the file of --rates, or add --calibrate to measure "
+            "on this machine what the file does not give."
+        )
     value: float = rates[name].value
     return value
 
@@ -135,160 +202,8 @@ def refreshed_users(work: Workload) -> float:
     return acted
 
 
-def plan(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
-    """Every line of the plan.
-
-    Raises:
-        ValueError: a rate is missing.
-    """
-    return [
-        *_profiles(work, shape, rates),
-        *_vectors(work, rates),
-        *_codes(work, shape, rates),
-        *_training(work, shape, rates),
-        *_serving(work, rates),
-        *_storage(work, shape, rates),
-    ]
-
-
-def _hours(part: str, what: str, seconds: float, formula: str, deadline_h: float, device: str = "device") -> list[Line]:
-    hours = seconds / 3600
-    return [
-        Line(part, f"{what}: {device}-hours", f"{formula} / 3600", hours, "h"),
-        Line(part, f"{what}: {device}s to be done in {deadline_h:g} h", f"ceil({n(hours)} / {deadline_h:g})", math.ceil(hours / deadline_h), device + "s"),
-    ]
-
-
-def _profiles(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
-    refreshed = refreshed_users(work)
-    formula = f"{n(work.users)} x (1 - (1 - {work.daily_active_frac:g}) ** {work.refresh_days:g})"
-    acted = Line("profiles", "users who acted since the last refresh", formula, refreshed, "users")
-    if not shape.language_model:
-        return [acted]
-    prefill, decode = needed(rates, "prefill_tokens_per_s"), needed(rates, "decode_tokens_per_s")
-    fresh = max(0.0, shape.prompt_tokens - shape.shared_prompt_tokens)
-    a_user = fresh / prefill + shape.answer_tokens / decode
-    words = f"({n(fresh)} / {n(prefill)} + {n(shape.answer_tokens)} / {n(decode)})"
-    return [
-        *_hours("profiles", "all users, once", work.users * a_user, f"{n(work.users)} x {words}", work.deadline_h),
-        acted,
-        *_hours("profiles", "a refresh", refreshed * a_user, f"{n(refreshed)} x {words}", work.deadline_h),
-    ]
-
-
-def _vectors(work: Workload, rates: Rates) -> list[Line]:
-    users, items = needed(rates, "user_texts_per_s"), needed(rates, "item_texts_per_s")
-    refreshed, texts, fresh = refreshed_users(work), work.items * work.distinct_text_frac, work.items * work.new_items_per_day_frac
-    return [
-        *_hours("embedding", "all users, once", work.users / users, f"{n(work.users)} / {n(users)}", work.deadline_h),
-        *_hours("embedding", "a refresh", refreshed / users, f"{n(refreshed)} / {n(users)}", work.deadline_h),
-        *_hours("embedding", "all items, once", texts / items, f"{n(work.items)} x {work.distinct_text_frac:g} / {n(items)}", work.deadline_h),
-        *_hours("embedding", "a day's new items", fresh / items, f"{n(fresh)} / {n(items)}", work.deadline_h),
-    ]
-
-
-def _codes(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
-    flops, lines = needed(rates, "kmeans_flop_per_s"), []
-    for side, rows, dim, (stages, size) in (("users", work.users, shape.user_dim, shape.user_codes), ("items", work.items, shape.item_dim, shape.item_codes)):
-        one_pass = 2.0 * stages * size * dim
-        lines += _hours(
-            "codes",
-            f"{side}, fit",
-            rows * one_pass * shape.iterations / flops,
-            f"2 x {n(rows)} x {stages} x {size} x {dim} x {shape.iterations} / {n(flops)}",
-            work.deadline_h,
-        )
-        lines += _hours("codes", f"{side}, encode", rows * one_pass / flops, f"2 x {n(rows)} x {stages} x {size} x {dim} / {n(flops)}", work.deadline_h)
-        sent = shape.shards * stages * shape.iterations * (size * dim * 8 + size * 8 + size * dim * 4)
-        formula = f"{shape.shards} x {stages} x {shape.iterations} x ({size} x {dim} x 12 + {size} x 8) / 2**30"
-        lines.append(Line("codes", f"{side}, fit: network", formula, sent / GIB, "GiB"))
-        memory = rows / shape.shards * dim * 4
-        lines.append(Line("codes", f"{side}, fit: memory of a shard", f"{n(rows)} / {shape.shards} x {dim} x 4 / 2**30", memory / GIB, "GiB"))
-    return lines
-
-
-def _training(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
-    rows = work.events_per_day * work.rows_per_event * work.train_days
-    made, trained = needed(rates, "sample_rows_per_s"), needed(rates, "train_rows_per_s")
-    daily = work.events_per_day * work.rows_per_event
-    table = (work.users + work.items) * shape.id_dim * 4 * (1 + shape.optimizer_copies)
-    steps = rows * shape.epochs / shape.batch_size
-    dense = shape.dense_parameters * 4
-    sent = steps * shape.workers * 2 * (shape.workers - 1) / shape.workers * dense
-    return [
-        *_hours("samples", "a day's rows", daily / made, f"{n(daily)} / {n(made)}", work.deadline_h, "CPU"),
-        Line("training", "rows", f"{n(work.events_per_day)} x {work.rows_per_event:g} x {work.train_days:g}", rows, "rows"),
-        *_hours("training", "one ranker", rows * shape.epochs / trained, f"{n(rows)} x {shape.epochs} / {n(trained)}", work.deadline_h),
-        Line(
-            "training",
-            "ID tables and their optimiser's state, on each worker",
-            f"({n(work.users)} + {n(work.items)}) x {shape.id_dim} x 4 x (1 + {shape.optimizer_copies}) / 2**30",
-            table / GIB,
-            "GiB",
-        ),
-        Line(
-            "training",
-            "network, all workers",
-            f"{n(steps)} x {shape.workers} x 2 x {shape.workers - 1} / {shape.workers} x {n(dense)} / 2**30",
-            sent / GIB,
-            "GiB",
-        ),
-    ]
-
-
-def _serving(work: Workload, rates: Rates) -> list[Line]:
-    rate = needed(rates, "candidates_per_s")
-    replicas = work.peak_requests_per_s * work.candidates / (rate * work.utilisation)
-    formula = f"ceil({n(work.peak_requests_per_s)} x {n(work.candidates)} / ({n(rate)} x {work.utilisation:g}))"
-    return [Line("serving", "replicas at the peak", formula, math.ceil(replicas), "replicas")]
-
-
-def _storage(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
-    events, profile, sample = needed(rates, "event_bytes"), needed(rates, "profile_bytes"), needed(rates, "sample_bytes")
-    copies = f" x {work.replication:g}" if work.replication != 1 else ""
-    parts = [
-        ("logs", work.events_per_day * work.retention_days * events, f"{n(work.events_per_day)} x {work.retention_days:g} x {n(events)}"),
-        ("profiles, one snapshot", work.users * profile, f"{n(work.users)} x {n(profile)}"),
-        ("user vectors, one snapshot", work.users * shape.user_dim * 4, f"{n(work.users)} x {shape.user_dim} x 4"),
-        ("item vectors", work.items * shape.item_dim * 4, f"{n(work.items)} x {shape.item_dim} x 4"),
-        (
-            "training rows",
-            work.events_per_day * work.rows_per_event * work.train_days * sample,
-            f"{n(work.events_per_day)} x {work.rows_per_event:g} x {work.train_days:g} x {n(sample)}",
-        ),
-        ("a checkpoint", (work.users + work.items) * shape.id_dim * 4, f"({n(work.users)} + {n(work.items)}) x {shape.id_dim} x 4"),
-    ]
-    return [Line("storage", what, f"{formula}{copies} / 2**40", size * work.replication / 2**40, "TiB") for what, size, formula in parts]
-
-
-def warnings_of(work: Workload, shape: Shape, lines: Sequence[Line], device_gib: float, node_gib: float) -> list[str]:
-    """What does not fit, with what to do about it, and what dominates."""
-    by_name = {line.what: line for line in lines}
-    said = []
-    table = by_name["ID tables and their optimiser's state, on each worker"].value
-    if table > device_gib:
-        fits = device_gib * GIB / ((work.users + work.items) * 4 * (1 + shape.optimizer_copies))
-        remedy = f"rankers.*.id_dim = {int(fits)} would fit" if fits >= 1 else "no width fits"
-        said.append(
-            f"ID tables take {table:,.0f} GiB on every worker, a device has {device_gib:g}: {remedy}. Only users and items with training rows need an ID; "
-            "tables sharded over workers are not part of this project."
-        )
-    for side in ("users", "items"):
-        shard = by_name[f"{side}, fit: memory of a shard"].value
-        if shard > node_gib:
-            shards = math.ceil(shape.shards * shard / node_gib)
-            said.append(f"a k-means shard of the {side} holds {shard:,.0f} GiB, a node has {node_gib:g}: {shards} shards fit (codes.*.compute.num_actors).")
-    hours = {(line.part, line.what): line.value for line in lines}
-    repeated = {"training of one ranker": (hours["training", "one ranker: device-hours"], work.retrain_days)}
-    for part in ("profiles", "embedding"):
-        if (part, "a refresh: device-hours") in hours:
-            repeated[f"{part}, a refresh"] = hours[part, "a refresh: device-hours"], work.refresh_days
-    daily = {name: hours / days for name, (hours, days) in repeated.items()}
-    first = max(daily, key=lambda name: daily[name])
-    said.append(f"of what is repeated, {first} costs most: {daily[first]:,.0f} device-hours a day.")
-    return said
-
-
 def n(value: float) -> str:
-    """A number as the plan says it: three digits, with an exponent where it is large."""
-    return f"{value:.3g}" if value < 1e6 else f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
+    """A number as a plan says it: three digits, thousands in groups, an exponent from a million on."""
+    if 1e3 <= abs(value) < 1e6:
+        return f"{float(f'{value:.4g}'):,.0f}"
+    return f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
