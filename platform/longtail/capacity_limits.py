@@ -54,11 +54,12 @@ def _tables(work: Workload, shape: Shape, found: dict[str, float], room: Room) -
     if tables > left:
         an_id = 4 * (2 + shape.optimizer_copies)
         width = int(max(left, 0) * GIB / ((work.users + work.items) * an_id))
-        remedy = f"rankers.*.id_dim = {width} would fit" if width >= 1 else f"{n(max(left, 0) * GIB / (shape.id_dim * an_id))} IDs would"
+        remedy = f"rankers.*.id_dim = {width} would fit" if width >= 1 else f"{n(left * GIB / (shape.id_dim * an_id))} IDs would"
+        room_left = f"a device has {n(left)} GiB beside the frozen vectors: {remedy}" if left > 0 else "the frozen vectors leave a device no room for any"
         yield (
-            f"ID tables of {n(work.users + work.items)} users and items lie whole on every worker, {n(tables)} GiB with gradients and optimiser's state, and a "
-            f"device has {n(max(left, 0))} GiB beside the frozen vectors: {remedy}. Only users and items with training rows have an ID: fewer train days, "
-            "fewer IDs. Tables that are sharded over workers, or hashed to fewer rows, are not part of this project."
+            f"ID tables of {n(work.users + work.items)} users and items lie whole on every worker, {n(tables)} GiB with gradients and optimiser's state, and "
+            f"{room_left}. Only users and items with training rows have an ID: fewer train days, fewer IDs. Tables that are sharded over workers, or hashed to "
+            "fewer rows, are not part of this project."
         )
 
 
