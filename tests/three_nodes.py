@@ -44,6 +44,7 @@ def ip(*words: str, check: bool = True) -> None:
 @contextmanager
 def network() -> Iterator[None]:
     """A bridge with this machine's address, and a namespace for every node on it."""
+    take_down()  # what a run that was killed has left
     try:
         ip("link", "add", BRIDGE, "type", "bridge")
         ip("addr", "add", f"{HOST}/24", "dev", BRIDGE)
@@ -59,9 +60,13 @@ def network() -> Iterator[None]:
             ip("-n", name, "route", "add", "default", "via", HOST)
         yield
     finally:
-        for name in NODES:
-            ip("netns", "delete", name, check=False)  # its end of the cable goes with it, and so does the other end
-        ip("link", "delete", BRIDGE, check=False)
+        take_down()
+
+
+def take_down() -> None:
+    for name in NODES:
+        ip("netns", "delete", name, check=False)  # its end of the cable goes with it, and so does the other end
+    ip("link", "delete", BRIDGE, check=False)
 
 
 def python_without_the_project(folder: Path) -> Path:

@@ -100,6 +100,7 @@ class Search:
             return list(fitted.metrics), fitted.best_epoch
         finally:
             draft.discard()
+            self.store.fs.delete_dir(f"{self.store.root}/{draft.stage}/{draft.key}")  # nobody else's: it is the trial's
 
 
 def refusal(error: ValueError) -> dict[str, Any]:
