@@ -27,7 +27,8 @@ from longtail.packaged_models import cache_dir
 from longtail.projection import load_projection
 from longtail.ranking import Encoded, Question, Ranking, RequestRanker, Unknowns
 from longtail.run_state import load_feature_state, logs_info
-from serve_apps.web import ModelInfo, ServiceInfo, web_app
+from serve_apps.service_info import ModelInfo, ServiceInfo
+from serve_apps.web import web_app
 
 logger = logging.getLogger(__name__)
 

@@ -30,6 +30,7 @@ class RankerOutput:
     alpha_distill_B: torch.Tensor | None = None  # ChoirRec
     semantic_attention_BL: torch.Tensor | None = None  # SaviorRec, branch (a)
     behaviour_attention_BL: torch.Tensor | None = None  # SaviorRec, branch (b)
+    group_attention_BG: torch.Tensor | None = None  # ChoirRec, over the group's sequence
 
     @property
     def probabilities_BH(self) -> torch.Tensor:  # noqa: N802
