@@ -1,11 +1,13 @@
 """Own features of (user, item, time) rows, as they were known strictly before the time; training samples and serving requests both come through here.
 
 What groups and peers lend beside them is in longtail.lent.
-Letters: B rows, L history length, A attributes, U user, X user-by-item and I item statistics.
+Letters: B rows, O owners (pairs of user and time: the rows', or one for all of them), L history length, A attributes, U user, X user-by-item and I item
+statistics.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ from longtail.times import DAY_US
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Columns = dict[str, npt.NDArray[Any]]  # features by name, [B, ..], or [O, ..] of what only the owner decides
 
 USER_STATS = ("log_purchases", "log_clicks", "log_active_days", "log_events_28d", "log_days_since_last", "mean_log_price")
 CROSS_STATS = (
@@ -53,9 +56,16 @@ class Rows:
     item_row_B: Ints
     time_B: Ints  # microseconds since the epoch
     stated: ItemFacts | None = None  # what a request says of items that the run does not know; read where item_row is 0
+    one_owner: bool = False  # a request: every row is of one user and one time, whose features are worked out once
 
     def __len__(self) -> int:
         return len(self.time_B)
+
+    @property
+    def owners(self) -> tuple[Ints, Ints]:
+        """User rows and times [O] whose own features are asked for."""
+        some = slice(0, 1) if self.one_owner else slice(None)
+        return self.user_row_B[some], self.time_B[some]
 
     @staticmethod
     def of(examples: pa.Table, entities: Entities) -> "Rows":
@@ -176,30 +186,30 @@ class OwnState:
             collaborative=collaborative,
         )
 
-    def columns(self, rows: Rows, own_BA: npt.NDArray[np.int32]) -> dict[str, pa.Array]:
-        """The rows' own features; `own_BA` are their users' attribute codes."""
+    def columns(self, rows: Rows, own_OA: npt.NDArray[np.int32]) -> Columns:
+        """The rows' own features; `own_OA` are their owners' attribute codes."""
         user, item, time = rows.user_row_B, rows.item_row_B, rows.time_B
         snapshot = snapshot_us(time, self.start_us, self.settings)
-        user_stats, activity = self.activity.statistics(user, time)
-        history, history_days = self._history(user, time)
+        user_stats, activity = self.activity.statistics(*rows.owners)
+        history, history_days = self._history(*rows.owners)
         item_events = self.by_item.count(item, snapshot)
         facts = item_facts(rows, self.entities)
         age_days = _age_days(facts.first_seen_B, item_events, snapshot)
         collaborative = np.zeros((len(rows), 0), np.float32) if self.collaborative is None else self.collaborative.scores(user, item, time)
         return {
-            "user_row": pa.array(user.astype(np.int32)),
-            "item_row": pa.array(item.astype(np.int32)),
-            "history": fixed(history, pa.int32()),
-            "history_days": fixed(history_days, pa.float32()),
-            "attributes": fixed(own_BA, pa.int32()),
-            "user_stats": fixed(user_stats, pa.float32()),
-            "cross_stats": fixed(self._cross(user, item, time, facts), pa.float32()),
-            "item_stats": fixed(self._item(item, snapshot, facts, age_days), pa.float32()),
-            "collaborative_stats": fixed(collaborative, pa.float32()),
-            "activity": fixed(activity, pa.float32()),
-            "num_purchases": pa.array(activity[:, 0].astype(np.int32)),
-            "item_events": pa.array(item_events.astype(np.int32)),
-            "item_age_days": pa.array(age_days.astype(np.float32)),
+            "user_row": rows.owners[0],
+            "item_row": item,
+            "history": history,
+            "history_days": history_days,
+            "attributes": own_OA,
+            "user_stats": user_stats,
+            "cross_stats": self._cross(rows, facts),
+            "item_stats": self._item(item, snapshot, item_events, facts, age_days),
+            "collaborative_stats": collaborative,
+            "activity": activity,
+            "num_purchases": activity[:, 0].astype(np.int32),
+            "item_events": item_events,
+            "item_age_days": age_days.astype(np.float32),
         }
 
     def _history(self, user_B: Ints, time_B: Ints) -> tuple[Ints, Floats]:
@@ -214,15 +224,17 @@ class OwnState:
         days = np.where(there, (time_B[:, None] - self.activity.by_user.times_E[safe]) / DAY_US, 0)
         return items, days.astype(np.float32)
 
-    def _cross(self, user_B: Ints, item_B: Ints, time_B: Ints, facts: ItemFacts) -> Floats:
+    def _cross(self, rows: Rows, facts: ItemFacts) -> Floats:
         """CROSS_STATS [B, X]: what this user did with the item, its categories and its brand."""
+        user_B, time_B = rows.user_row_B, rows.time_B
         leaf, root, brand, price = facts.leaf_B, facts.root_B, facts.brand_B, facts.log_price_B
-        same_item = self.by_user_item.count(pair_keys(user_B, item_B), time_B)
-        same_leaf = np.where(leaf > 0, self.by_user_leaf.count(pair_keys(user_B, leaf), time_B), 0)
+        same_item, since_item = self.by_user_item.count_and_days(pair_keys(user_B, rows.item_row_B), time_B)
+        same_leaf, since_leaf = self.by_user_leaf.count_and_days(pair_keys(user_B, leaf), time_B)
+        same_leaf = np.where(leaf > 0, same_leaf, 0)
         same_root = np.where(root > 0, self.by_user_root.count(pair_keys(user_B, root), time_B), 0)
         same_brand = np.where(brand > 0, self.by_user_brand.count(pair_keys(user_B, brand), time_B), 0)
-        total = self.activity.by_user.count(user_B, time_B)
-        gap = np.where((total > 0) & ~np.isnan(price), np.nan_to_num(price) - self.activity.mean_log_price(user_B, time_B), 0.0)
+        total = self.activity.by_user.count(*rows.owners)
+        gap = np.where((total > 0) & ~np.isnan(price), np.nan_to_num(price) - self.activity.mean_log_price(*rows.owners), 0.0)
         return np.stack(
             [
                 np.log1p(same_item),
@@ -230,21 +242,21 @@ class OwnState:
                 np.log1p(same_root),
                 np.log1p(same_brand),
                 same_leaf / np.maximum(total, 1),
-                recency(self.by_user_item.days_since_last(pair_keys(user_B, item_B), time_B)),
-                np.where(leaf > 0, recency(self.by_user_leaf.days_since_last(pair_keys(user_B, leaf), time_B)), 0.0),
+                recency(since_item),
+                np.where(leaf > 0, recency(since_leaf), 0.0),
                 gap,
             ],
             1,
         ).astype(np.float32)
 
-    def _item(self, item_B: Ints, snapshot_B: Ints, facts: ItemFacts, age_days_B: npt.NDArray[np.float64]) -> Floats:
+    def _item(self, item_B: Ints, snapshot_B: Ints, events_B: Ints, facts: ItemFacts, age_days_B: npt.NDArray[np.float64]) -> Floats:
         """ITEM_STATS [B, I], counts as of the snapshot."""
         leaf, price = facts.leaf_B, facts.log_price_B
         return np.stack(
             [
                 np.log1p(self.by_item.count(item_B, snapshot_B, snapshot_B - 7 * DAY_US)),
                 np.log1p(self.by_item.count(item_B, snapshot_B, snapshot_B - 28 * DAY_US)),
-                np.log1p(self.by_item.count(item_B, snapshot_B)),
+                np.log1p(events_B),
                 np.where(leaf > 0, np.log1p(self.by_leaf.count(leaf, snapshot_B, snapshot_B - 28 * DAY_US)), 0.0),
                 np.nan_to_num(price),
                 ~np.isnan(price),
@@ -255,9 +267,20 @@ class OwnState:
         ).astype(np.float32)
 
 
-def written(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
-    """Columns as a table that Parquet takes: lists of width 0 (a source without attributes) are left out, and Batch takes them as empty."""
-    return pa.table({name: column for name, column in columns.items() if not (pa.types.is_fixed_size_list(column.type) and column.type.list_size == 0)})
+def written(columns: Mapping[str, npt.NDArray[Any] | pa.Array | pa.ChunkedArray], num_rows: int) -> pa.Table:
+    """Columns as a table that Parquet takes: one owner's stand in every row; lists of width 0 (a source without attributes) are left out, Batch takes them
+    as empty."""
+    made = {}
+    for name, column in columns.items():
+        if isinstance(column, np.ndarray):
+            if column.ndim == 2 and column.shape[1] == 0:
+                continue
+            of_rows = np.broadcast_to(column, (num_rows, *column.shape[1:])) if len(column) != num_rows else column
+            kind = pa.int32() if np.issubdtype(column.dtype, np.integer) else pa.float32()
+            made[name] = fixed(of_rows, kind) if column.ndim == 2 else pa.array(of_rows.astype(kind.to_pandas_dtype()), kind)
+        else:
+            made[name] = column
+    return pa.table(made)
 
 
 def recency(days: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -283,6 +306,4 @@ def pair_keys(first: npt.NDArray[np.signedinteger], second: npt.NDArray[np.signe
 def fixed(values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.FixedSizeListArray:
     """[B, W] as a fixed_size_list column of width W."""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind)
-    if values.shape[1] == 0:
-        return pa.nulls(len(values), pa.list_(kind, 0))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

@@ -245,14 +245,13 @@ class RequestRanker:
             item_row_B=found.item_row_B,
             time_B=np.full(num, found.time_us, np.int64),
             stated=stated,
+            one_owner=True,
         )
         attributes = None
-        codes: list[tuple[int, ...] | None] | None = None
         if question.user is not None and question.user.attributes:
-            attributes = np.tile(state.entities.attribute_codes(question.user.attributes), (num, 1))
-        if encoded is not None and encoded.user_codes is not None:
-            codes = [encoded.user_codes for _ in question.items]
-        return Batch.from_table(state.features(rows, attributes, codes), state.spec)
+            attributes = state.entities.attribute_codes(question.user.attributes)[None]
+        codes: list[tuple[int, ...] | None] | None = [encoded.user_codes] if encoded is not None and encoded.user_codes is not None else None
+        return Batch.from_columns(state.columns(rows, attributes, codes), num, state.spec)
 
     def _clusters(self, question: Question, found: Found, encoded: Encoded) -> npt.NDArray[np.int64]:
         """The cluster [B] of each described item, by the codes that were found for it; 0 in the rows of the others."""

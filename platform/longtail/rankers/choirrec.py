@@ -85,8 +85,9 @@ class GroupSide(nn.Module):
             parts.append(self.peer_stats(batch.peer_stats_BP))
         attention_BG = None
         if self.attention is not None:
-            sequence_BGD = view.distinct.spread(view.items_RD, batch.group_history_BG)
-            pooled_BD, attention_BG = self.attention(view.target_BD, sequence_BGD, batch.group_history_BG > 0, prior_BL=batch.group_weight_BG)
+            sequence_BGD = view.distinct.sequence(view.items_RD, batch.group_history_BG)
+            some = slice(0, len(sequence_BGD))
+            pooled_BD, attention_BG = self.attention(view.target_BD, sequence_BGD, batch.group_history_BG[some] > 0, prior_BL=batch.group_weight_BG[some])
             parts.append(pooled_BD)
         return torch.cat(parts, dim=1), attention_BG
 

@@ -76,10 +76,12 @@ class Ranker(nn.Module):
 def predict_rows(ranker: Ranker, batch: Batch, rows_per_step: int = 4096) -> RankerOutput:
     """The ranker's output on a batch of any size, without gradients, computed a few thousand rows at a time; on the CPU."""
     was_training = ranker.training
-    ranker.eval()
+    if was_training:  # it goes through all modules, which a request would feel
+        ranker.eval()
     with torch.no_grad():
         outputs = [ranker(batch.rows(slice(start, start + rows_per_step))) for start in range(0, max(len(batch), 1), rows_per_step)]
-    ranker.train(was_training)
+    if was_training:
+        ranker.train()
     return _concatenate(outputs)
 
 
