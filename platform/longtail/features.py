@@ -6,7 +6,7 @@ statistics.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ ITEM_STATS = ("log_events_7d", "log_events_28d", "log_events", "log_leaf_events_
 
 EXAMPLE_COLUMNS = ("example_id", "user_id", "item_id", "ts", "split", "outcome", "conversion")
 
+KEPT_SNAPSHOTS = 4
+MOST_KEPT_ITEMS = 4_000_000  # 32 bytes an item and snapshot
 NEVER_DAYS = 1000.0  # stands for "not yet": recency features are 1 / (1 + days), so that it reads as nearly 0
 
 
@@ -145,6 +147,44 @@ def item_facts(rows: Rows, entities: Entities, cluster_N: Ints | None = None) ->
 
 
 @dataclass(frozen=True)
+class ItemCounts:
+    """Events of items and of their leaf categories before a snapshot."""
+
+    by_item: CountIndex
+    by_leaf: CountIndex
+
+    def of(self, item_B: Ints, leaf_B: Ints, snapshot_B: Ints) -> tuple[Ints, Ints]:
+        """Of each item in 7 days, in 28 days and in all [B, 3], and of its leaf in 28 days [B]."""
+        total = self.by_item.count(item_B, snapshot_B)
+        recent = [self.by_item.count(item_B, snapshot_B, snapshot_B - days * DAY_US) for days in (7, 28)]
+        return np.stack([*recent, total], 1), self.by_leaf.count(leaf_B, snapshot_B, snapshot_B - 28 * DAY_US)
+
+
+@dataclass
+class KeptCounts:
+    """The counts of all items at the snapshots that requests were last of: thousands of requests ask for the same few."""
+
+    counts: ItemCounts
+    num_items: int
+    num_leaves: int
+    tables: dict[int, tuple[Ints, Ints]] = field(default_factory=dict)  # by snapshot, least recently made first
+
+    def of(self, item_B: Ints, leaf_B: Ints, snapshot: int) -> tuple[Ints, Ints]:
+        """As ItemCounts.of."""
+        found = self.tables.get(snapshot)
+        if found is None:
+            all_items, all_leaves = np.arange(self.num_items), np.arange(self.num_leaves)
+            times = np.full(max(self.num_items, self.num_leaves), snapshot)
+            by_item, _ = self.counts.of(all_items, all_items[:1].repeat(self.num_items), times[: self.num_items])
+            _, by_leaf = self.counts.of(all_leaves[:1].repeat(self.num_leaves), all_leaves, times[: self.num_leaves])
+            found = by_item, by_leaf
+            if len(self.tables) >= KEPT_SNAPSHOTS:
+                self.tables.pop(next(iter(self.tables)), None)
+            self.tables[snapshot] = found
+        return found[0][item_B], found[1][leaf_B]
+
+
+@dataclass(frozen=True)
 class OwnState:
     """What a user's and an item's own features are computed from; built once per process from the artifacts of one run."""
 
@@ -157,8 +197,8 @@ class OwnState:
     by_user_leaf: CountIndex
     by_user_root: CountIndex
     by_user_brand: CountIndex
-    by_item: CountIndex
-    by_leaf: CountIndex
+    item_counts: ItemCounts
+    kept_counts: KeptCounts | None  # None: there are too many items to keep them
     collaborative: CollaborativeIndex | None
 
     @staticmethod
@@ -171,6 +211,8 @@ class OwnState:
     ) -> "OwnState":
         user, item, time = behaviour.user_row_E, behaviour.item_row_E, behaviour.time_E
         leaf, root, brand = entities.leaf_codes_N[item], entities.root_codes[item], entities.brand_codes_N[item]
+        counts = ItemCounts(CountIndex.build(item, time), CountIndex.build(leaf.astype(np.int64), time))
+        num_items, num_leaves = len(entities.items) + 1, sum(len(level) for level in entities.categories) + 1
         return OwnState(
             entities=entities,
             behaviour=behaviour,
@@ -181,8 +223,8 @@ class OwnState:
             by_user_leaf=CountIndex.build(pair_keys(user, leaf), time),
             by_user_root=CountIndex.build(pair_keys(user, root), time),
             by_user_brand=CountIndex.build(pair_keys(user, brand), time),
-            by_item=CountIndex.build(item, time),
-            by_leaf=CountIndex.build(leaf.astype(np.int64), time),
+            item_counts=counts,
+            kept_counts=KeptCounts(counts, num_items, num_leaves) if num_items <= MOST_KEPT_ITEMS else None,
             collaborative=collaborative,
         )
 
@@ -192,8 +234,12 @@ class OwnState:
         snapshot = snapshot_us(time, self.start_us, self.settings)
         user_stats, activity = self.activity.statistics(*rows.owners)
         history, history_days = self._history(*rows.owners)
-        item_events = self.by_item.count(item, snapshot)
         facts = item_facts(rows, self.entities)
+        if rows.one_owner and self.kept_counts is not None:
+            counts, leaf_events = self.kept_counts.of(item, facts.leaf_B, int(snapshot[0]))
+        else:
+            counts, leaf_events = self.item_counts.of(item, facts.leaf_B, snapshot)
+        item_events = counts[:, 2]
         age_days = _age_days(facts.first_seen_B, item_events, snapshot)
         collaborative = np.zeros((len(rows), 0), np.float32) if self.collaborative is None else self.collaborative.scores(user, item, time)
         return {
@@ -204,7 +250,7 @@ class OwnState:
             "attributes": own_OA,
             "user_stats": user_stats,
             "cross_stats": self._cross(rows, facts),
-            "item_stats": self._item(item, snapshot, item_events, facts, age_days),
+            "item_stats": _item_stats(counts, leaf_events, facts, age_days),
             "collaborative_stats": collaborative,
             "activity": activity,
             "num_purchases": activity[:, 0].astype(np.int32),
@@ -249,22 +295,21 @@ class OwnState:
             1,
         ).astype(np.float32)
 
-    def _item(self, item_B: Ints, snapshot_B: Ints, events_B: Ints, facts: ItemFacts, age_days_B: npt.NDArray[np.float64]) -> Floats:
-        """ITEM_STATS [B, I], counts as of the snapshot."""
-        leaf, price = facts.leaf_B, facts.log_price_B
-        return np.stack(
-            [
-                np.log1p(self.by_item.count(item_B, snapshot_B, snapshot_B - 7 * DAY_US)),
-                np.log1p(self.by_item.count(item_B, snapshot_B, snapshot_B - 28 * DAY_US)),
-                np.log1p(events_B),
-                np.where(leaf > 0, np.log1p(self.by_leaf.count(leaf, snapshot_B, snapshot_B - 28 * DAY_US)), 0.0),
-                np.nan_to_num(price),
-                ~np.isnan(price),
-                np.log1p(np.nan_to_num(age_days_B)),
-                ~np.isnan(age_days_B),
-            ],
-            1,
-        ).astype(np.float32)
+
+def _item_stats(counts_B3: Ints, leaf_events_B: Ints, facts: ItemFacts, age_days_B: npt.NDArray[np.float64]) -> Floats:
+    """ITEM_STATS [B, I], counts as of the snapshot."""
+    price = facts.log_price_B
+    return np.stack(
+        [
+            *np.log1p(counts_B3).T,
+            np.where(facts.leaf_B > 0, np.log1p(leaf_events_B), 0.0),
+            np.nan_to_num(price),
+            ~np.isnan(price),
+            np.log1p(np.nan_to_num(age_days_B)),
+            ~np.isnan(age_days_B),
+        ],
+        1,
+    ).astype(np.float32)
 
 
 def written(columns: Mapping[str, npt.NDArray[Any] | pa.Array | pa.ChunkedArray], num_rows: int) -> pa.Table:
