@@ -27,6 +27,7 @@ from longtail.packaged_models import cache_dir
 from longtail.projection import load_projection
 from longtail.ranking import Encoded, Question, Ranking, RequestRanker, Unknowns
 from longtail.run_state import load_feature_state, logs_info
+from serve_apps.inference_grpc import InferenceService
 from serve_apps.service_info import ModelInfo, ServiceInfo
 from serve_apps.web import web_app
 
@@ -120,13 +121,13 @@ class Encoder:
         """Answer."""
 
 
-class Rankers:
-    """Every ranker of the run, and the application's only door."""
+class Rankers(InferenceService):
+    """Every ranker of the run, and the application's only door: HTTP, and gRPC by the methods of InferenceService."""
 
     def __init__(self, run: ServedRun, encoder: Any, route_prefix: str) -> None:
         torch.set_num_threads(run.config.serve.num_threads)
         self._ranker = run.request_ranker()
-        self._info = run.info(self._ranker)
+        super().__init__(run.info(self._ranker), self.answer, self.not_ready)
         self._encoder = encoder
         self._root_path = route_prefix.rstrip("/")
 

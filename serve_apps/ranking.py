@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import BackpressureConfig, HTTPOptions
+from ray.serve.config import BackpressureConfig, HTTPOptions, gRPCOptions
 from ray.serve.schema import LoggingConfig
 
 from longtail.artifacts import Artifact, Store
@@ -31,6 +31,7 @@ from pipelines.peers import PEERS
 from pipelines.stage import Stage, find, open_store
 from pipelines.train import RANKER_STAGES
 from serve_apps.deployments import Encoder, Rankers, ServedRun
+from serve_apps.inference_grpc import SERVICER
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,11 @@ def deployed(run: ServedRun) -> Iterator[Deployed]:
         logger.warning("Serve runs on this Ray already, on %s:%d; serve.host and serve.port are left unused", options.host, options.port)
     else:
         options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
-        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=_quiet())
+        grpc_port = settings.grpc_port and free_port(settings.host, settings.grpc_port)
+        grpc_options = (
+            None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
+        )
+        serve.start(proxy_location="HeadOnly", http_options=options, grpc_options=grpc_options, logging_config=_quiet())
     try:
         serve.run(app, name=APP_NAME, route_prefix=settings.route_prefix, logging_config=_quiet())
         host = "127.0.0.1" if options.host in ("0.0.0.0", "::", None) else options.host

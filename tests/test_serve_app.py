@@ -34,7 +34,11 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return small_run.publish(tmp_path_factory.mktemp("small run"))
+    config = small_run.publish(tmp_path_factory.mktemp("small run"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return config.model_copy(update={"serve": config.serve.model_copy(update={"grpc_port": port})})
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,32 @@ def test_the_page_the_health_and_the_problems_reach_through_serve(client: RankCl
     assert refused.headers["content-type"] == "application/problem+json"
     with pytest.raises(ValueError, match=r"404 .*'oracle' is not serving.*Choose one of"):
         client.rank({"user_id": "a", "item_ids": ["tea"], "ranker": "oracle"})
+
+
+def test_the_open_inference_protocol_over_http_and_grpc(client: RankClient, config: Any) -> None:
+    import grpc
+
+    from serve_apps import open_inference_pb2 as pb
+    from serve_apps.open_inference_pb2_grpc import GRPCInferenceServiceStub
+
+    v1 = {item["item_id"]: item["score"] for item in client.rank({"user_id": "a", "item_ids": ["tea", "book"], "ranker": "choirrec"})["items"]}
+    inputs = [{"name": name, "datatype": "BYTES", "shape": [len(ids)], "data": ids} for name, ids in (("user_id", ["a"]), ("item_id", ["tea", "book"]))]
+    answer = requests.post(f"{client.url}/v2/models/choirrec/infer", json={"inputs": inputs}, timeout=30).json()
+    assert answer["outputs"][0]["data"] == pytest.approx([v1["tea"], v1["book"]], abs=1e-6)
+    with grpc.insecure_channel(f"127.0.0.1:{config.serve.grpc_port}") as channel:
+        service = GRPCInferenceServiceStub(channel)
+        assert service.ServerReady(pb.ServerReadyRequest(), timeout=30).ready
+        request = pb.ModelInferRequest(model_name="choirrec")
+        for one in inputs:
+            tensor = request.inputs.add(name=one["name"], datatype="BYTES", shape=one["shape"])
+            tensor.contents.bytes_contents.extend(value.encode() for value in one["data"])
+        response = service.ModelInfer(request, timeout=30)
+        assert list(response.outputs[0].contents.fp32_contents) == pytest.approx([v1["tea"], v1["book"]], abs=1e-6)
+        request.model_name = "oracle"
+        with pytest.raises(grpc.RpcError) as refused:
+            service.ModelInfer(request, timeout=30)
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+        assert "Serving are" in refused.value.details()
 
 
 def test_the_serve_file_names_the_builder_and_the_builder_is_strict(config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

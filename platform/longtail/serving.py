@@ -35,6 +35,7 @@ class ServeSettings(Settings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
+    grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC, on every address; None: not served")
     route_prefix: str = Field("/", pattern=r"^/([^/]+/)*[^/]*$")
     default_ranker: RankerName = "choirrec"
     num_replicas: int = Field(1, ge=1, description="of the rankers, which hold the checkpoints and the feature state")
