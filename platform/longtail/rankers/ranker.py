@@ -82,7 +82,7 @@ def predict_rows(ranker: Ranker, batch: Batch, rows_per_step: int = 4096) -> Ran
         outputs = [ranker(batch.rows(slice(start, start + rows_per_step))) for start in range(0, max(len(batch), 1), rows_per_step)]
     if was_training:
         ranker.train()
-    return _concatenate(outputs)
+    return outputs[0] if len(outputs) == 1 and outputs[0].logits_BH.is_cpu else _concatenate(outputs)
 
 
 def _concatenate(outputs: Sequence[RankerOutput]) -> RankerOutput:
