@@ -90,10 +90,15 @@ def tensors_of(request: Any) -> list[Tensor]:
 
 @contextmanager
 def refusals(context: Any) -> Iterator[None]:
-    """Tell a problem by gRPC's own codes."""
+    """Tell a problem by gRPC's own codes.
+
+    Raises:
+        ValueError: there is one; of a class that Serve's proxy can take out of its wrapping.
+    """
     try:
         yield
     except RequestProblemError as error:
+        said = f"{error.problem.detail} {error.problem.remedy}"
         context.set_code(_CODES.get(error.problem.status, grpc.StatusCode.INTERNAL))
-        context.set_details(f"{error.problem.detail} {error.problem.remedy}")
-        raise
+        context.set_details(said)
+        raise ValueError(said) from None

@@ -14,7 +14,6 @@ from pipelines.cluster import ROOT
 from serve_apps import open_inference_pb2 as pb
 from serve_apps.inference_grpc import InferenceService
 from serve_apps.open_inference_pb2_grpc import GRPCInferenceServiceServicer
-from serve_apps.problems import RequestProblemError
 from serve_apps.service_info import ModelInfo, ServiceInfo
 from tests import small_run, small_world
 
@@ -124,7 +123,7 @@ def test_metadata_and_readiness(service: InferenceService) -> None:
 def test_refusals_have_a_code_and_say_what_to_do(service: InferenceService) -> None:
     def refused(method: str, request: Any) -> Context:
         context = Context()
-        with pytest.raises(RequestProblemError):
+        with pytest.raises(ValueError, match=r"model|input"):
             asyncio.run(getattr(service, method)(request, grpc_context=context))
         return context
 
