@@ -102,6 +102,7 @@ class ServedRun:
             default_ranker=self.default_ranker,
             max_items=self.config.serve.max_items,
             max_batch=self.config.serve.max_batch,
+            max_body_bytes=int(self.config.serve.max_body_mb * 2**20),
         )
 
 

@@ -8,6 +8,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from serve_apps.body_limit import BodyTooLargeError
+
 logger = logging.getLogger(__name__)
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -66,6 +68,11 @@ def add_problem_handlers(app: FastAPI) -> None:
             ),
             request=request,
         )
+
+    @app.exception_handler(BodyTooLargeError)
+    async def too_large(request: Request, error: BodyTooLargeError) -> JSONResponse:
+        problem = RequestProblemError(413, "too-large", "The body is too large", str(error.detail), "Split the request, or raise serve.max_body_mb.").problem
+        return problem_response(problem, request=request)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

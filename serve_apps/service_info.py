@@ -27,3 +27,4 @@ class ServiceInfo:
     default_ranker: str
     max_items: int
     max_batch: int = 64
+    max_body_bytes: int = 16 * 2**20

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
+from serve_apps.body_limit import BodyLimit
 from serve_apps.inference_routes import inference_routes
 from serve_apps.problems import RequestProblemError, add_problem_handlers
 from serve_apps.rank_routes import Answer, rank_routes
@@ -36,6 +37,7 @@ def web_app(info: ServiceInfo, answer: Answer, root_path: str = "", not_ready: N
     """The FastAPI application over one run's rankers."""
     # FastAPI's own /docs takes Swagger UI from a CDN and is blank where that cannot be reached; this one brings it along.
     app = FastAPIOffline(title="Longtail", version=version("longtail"), description=DESCRIPTION, root_path=root_path)
+    app.add_middleware(BodyLimit, max_bytes=info.max_body_bytes)
     add_problem_handlers(app)
     app.include_router(rank_routes(info, answer))
     app.include_router(inference_routes(info, answer, not_ready))

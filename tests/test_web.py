@@ -1,7 +1,9 @@
 """The web side without Ray: routes, problem details, examples that can be sent as they stand."""
 
 import asyncio
+import json
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 
 import numpy as np
@@ -222,3 +224,24 @@ def test_what_is_not_ready_is_named(client: TestClient) -> None:
         assert int(response.headers["retry-after"]) >= 1
         assert "Rankers" in response.json()["detail"]
     assert lame.get("/healthz").status_code == 200, "it is up all the same"
+
+
+def test_a_body_of_megabytes_works_and_one_beyond_the_limit_is_refused(client: TestClient) -> None:
+    item = {"item_id": "tea", "title": "x" * 1000, "category": ["y" * 1000] * 16}
+    large = {"requests": [{"user_id": "a", "items": [{**item, "item_id": f"{n}"} for n in range(6)]}] * 50}
+    assert len(json.dumps(large)) > 5e6
+    response = client.post("/v1/rank:batch", json=large)
+    assert (response.status_code, len(response.json()["answers"])) == (200, 50)
+    beyond = b"[" + b" " * (16 * 2**20) + b"]"
+
+    def in_pieces() -> Iterator[bytes]:  # nobody says how long it is
+        for start in range(0, len(beyond), 2**20):
+            yield beyond[start : start + 2**20]
+
+    for content in (beyond, in_pieces()):
+        for path in ("/v1/rank", "/v1/rank:batch", "/v2/models/base/infer"):
+            refused = client.post(path, content=content, headers={"content-type": "application/json"})
+            assert (refused.status_code, refused.headers["content-type"]) == (413, PROBLEM_MEDIA_TYPE), path
+            assert "16,777,216 bytes" in refused.json()["detail"]
+            if content is not beyond:
+                break  # it can be read once

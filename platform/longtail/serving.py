@@ -53,3 +53,4 @@ class ServeSettings(Settings):
     drain_timeout_s: float = Field(20.0, ge=0, description="what a replica that must go may take to answer what it has begun")
     max_batch: int = Field(64, ge=1, description="requests in one POST /v1/rank:batch")
     max_items: int = Field(1000, ge=1, description="candidates in one request")
+    max_body_mb: float = Field(16.0, gt=0, description="of a request's body in MiB; a larger one gets 413")
