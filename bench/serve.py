@@ -35,7 +35,7 @@ from pipelines.logs import LOGS
 from pipelines.stage import clear_errors, ensure, find, open_store
 from pipelines.study import machine
 from pipelines.train import RANKER_STAGES
-from serve_apps.ranking import APP_NAME, application, deployed, served_run
+from serve_apps.ranking import APP_NAME, application, deployed, quiet_logs, served_run
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def deploy_under_load(config: Config, url: str, path: Path, rate: float) -> dict
     loader.start()
     time.sleep(PHASE_S)
     began = time.monotonic()
-    serve.run(application(served_run(changed, open_store(changed))), name=APP_NAME, route_prefix=config.serve.route_prefix)
+    serve.run(application(served_run(changed, open_store(changed))), name=APP_NAME, route_prefix=config.serve.route_prefix, logging_config=quiet_logs())
     took = time.monotonic() - began
     loader.join()
     now = requests.get(f"{url}/v1/models", timeout=30).json()["max_items"]

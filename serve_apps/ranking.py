@@ -154,9 +154,9 @@ def deployed(run: ServedRun) -> Iterator[Deployed]:
         grpc_options = (
             None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
         )
-        serve.start(proxy_location="HeadOnly", http_options=options, grpc_options=grpc_options, logging_config=_quiet())
+        serve.start(proxy_location="HeadOnly", http_options=options, grpc_options=grpc_options, logging_config=quiet_logs())
     try:
-        serve.run(app, name=APP_NAME, route_prefix=settings.route_prefix, logging_config=_quiet())
+        serve.run(app, name=APP_NAME, route_prefix=settings.route_prefix, logging_config=quiet_logs())
         host = "127.0.0.1" if options.host in ("0.0.0.0", "::", None) else options.host
         yield Deployed(f"http://{host}:{options.port}{settings.route_prefix.rstrip('/')}", host, options.port)
     finally:
@@ -191,5 +191,6 @@ def _running_http_options() -> HTTPOptions:
     return options
 
 
-def _quiet() -> LoggingConfig:
+def quiet_logs() -> LoggingConfig:
+    """Warnings, and no line for each request."""
     return LoggingConfig(log_level="WARNING", enable_access_log=False)
