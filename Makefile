@@ -27,7 +27,7 @@ export PYTHONUNBUFFERED ?= 1
 
 config = --config "$(or $(CONFIG),$(1))" $(foreach pair,$(SET),--set "$(pair)")
 
-.PHONY: help setup demo up sweep study test test-all check format lock lock-gpu lock-gpu-check clean
+.PHONY: help setup demo up sweep study test test-all check protos format lock lock-gpu lock-gpu-check clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -62,6 +62,9 @@ check: setup ## ruff, ruff format, mypy
 	@$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+protos: setup ## the gRPC messages of serve_apps/open_inference.proto
+	@scripts/protos.sh
 
 format: setup ## let ruff format and fix what it can
 	@$(PY) -m ruff check --fix .

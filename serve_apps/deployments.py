@@ -1,7 +1,7 @@
 """What lives in the replicas: shells over the core, imported by reference (no pipeline is imported here, so that a replica starts fast).
 
-Web       the HTTP side: validation, problem details, the OpenAPI page
-Rankers   the run's checkpoints and its feature state; asks Encoder only for what the run does not know
+Rankers   the application's door: the HTTP side, the run's checkpoints and its feature state in one process, since a hop between two costs more than ranking
+          does; asks Encoder only for what the run does not know
 Encoder   the frozen text encoder, the item projection and both codebooks; loaded before it is ready, so that no request waits for a model
 """
 
@@ -27,9 +27,13 @@ from longtail.packaged_models import cache_dir
 from longtail.projection import load_projection
 from longtail.ranking import Encoded, Question, Ranking, RequestRanker, Unknowns
 from longtail.run_state import load_feature_state, logs_info
-from serve_apps.web import ModelInfo, ServiceInfo, web_app
+from serve_apps.inference_grpc import InferenceService
+from serve_apps.service_info import ModelInfo, ServiceInfo
+from serve_apps.web import web_app
 
 logger = logging.getLogger(__name__)
+
+PING_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class ServedRun:
             ),
             default_ranker=self.default_ranker,
             max_items=self.config.serve.max_items,
+            max_batch=self.config.serve.max_batch,
+            max_body_bytes=int(self.config.serve.max_body_mb * 2**20),
         )
 
 
@@ -112,18 +118,44 @@ class Encoder:
         """Codes of the described user, z and codes of the described items."""
         return await asyncio.to_thread(self._encoder.encode, unknowns)
 
+    async def ping(self) -> None:
+        """Answer."""
 
-class Rankers:
-    """Every ranker of the run."""
 
-    def __init__(self, run: ServedRun, encoder: Any) -> None:
+class Rankers(InferenceService):
+    """Every ranker of the run, and the application's only door: HTTP, and gRPC by the methods of InferenceService."""
+
+    def __init__(self, run: ServedRun, encoder: Any, route_prefix: str) -> None:
         torch.set_num_threads(run.config.serve.num_threads)
         self._ranker = run.request_ranker()
-        self._info = run.info(self._ranker)
+        super().__init__(run.info(self._ranker), self.answer, self.not_ready)
         self._encoder = encoder
+        self._root_path = route_prefix.rstrip("/")
 
-    def info(self) -> ServiceInfo:
-        return self._info
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Serve takes the application from here once the constructor is done."""
+        return web_app(self._info, self.answer, self._root_path, self.not_ready)
+
+    async def not_ready(self) -> list[str]:
+        """What does not answer, of the deployments that this one asks."""
+        try:
+            await asyncio.wait_for(self._ping(), PING_TIMEOUT_S)
+        except Exception as error:  # whatever it is, it is no answer
+            logger.warning("the encoder does not answer: %s", error)
+            return ["Encoder"]
+        return []
+
+    async def _ping(self) -> None:
+        await self._encoder.ping.remote()
+
+    async def answer(self, question: Question) -> Ranking:
+        """One request, timed and counted."""
+        try:
+            with timed(question.ranker, "whole"):
+                return await self.rank(question)
+        except Exception as error:
+            metrics.REQUEST_ERRORS.add(1, ranker=question.ranker, error=type(error).__name__)
+            raise
 
     async def rank(self, question: Question) -> Ranking:
         """One request, one batch."""
@@ -156,26 +188,3 @@ def count(question: Question, ranking: Ranking) -> None:
         metrics.CANDIDATES.add(number, ranker=ranker, basis=basis)
     if ranking.alpha_fusion is not None:
         metrics.SERVED_ALPHA.observe(ranking.alpha_fusion, ranker=ranker, activity=metrics.activity_level(ranking.num_purchases))
-
-
-class Web:
-    """The application's only door."""
-
-    async def __init__(self, rankers: Any, route_prefix: str) -> None:  # type: ignore[misc]  # Serve awaits an async constructor
-        self._rankers = rankers
-        self._info: ServiceInfo = await rankers.info.remote()
-        self._root_path = route_prefix.rstrip("/")
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """Serve takes the application from here once the constructor is done."""
-
-        async def answer(question: Question) -> Ranking:
-            try:
-                with timed(question.ranker, "whole"):
-                    ranking: Ranking = await self._rankers.rank.remote(question)
-            except Exception as error:
-                metrics.REQUEST_ERRORS.add(1, ranker=question.ranker, error=type(error).__name__)
-                raise
-            return ranking
-
-        return web_app(self._info, answer, self._root_path)

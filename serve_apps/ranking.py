@@ -1,4 +1,4 @@
-"""The Serve application: one web door, all rankers of one run behind it, and the text encoder for what a request describes.
+"""The Serve application: all rankers of one run behind one door, and the text encoder for what a request describes.
 
 Reads the finished artifacts of logs, user_codes, groups, item_z, item_codes and of every ranker in train.rankers; writes nothing.
 Run: python -m serve_apps.up --config …, or with Serve's own tools: serve run serve_apps/config.yaml (or serve deploy, on a cluster).
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import HTTPOptions
+from ray.serve.config import BackpressureConfig, HTTPOptions, gRPCOptions
 from ray.serve.schema import LoggingConfig
 
 from longtail.artifacts import Artifact, Store
@@ -30,12 +30,12 @@ from pipelines.logs import LOGS
 from pipelines.peers import PEERS
 from pipelines.stage import Stage, find, open_store
 from pipelines.train import RANKER_STAGES
-from serve_apps.deployments import Encoder, Rankers, ServedRun, Web
+from serve_apps.deployments import Encoder, Rankers, ServedRun
+from serve_apps.inference_grpc import SERVICER
 
 logger = logging.getLogger(__name__)
 
 APP_NAME = "longtail"
-WEB_CPUS = 0.1  # it checks and forwards
 
 
 class AppArgs(Settings):
@@ -77,27 +77,27 @@ def served_run(config: Config, store: Store) -> ServedRun:
 
 
 def application(run: ServedRun) -> Application:
-    """The three deployments over a finished run."""
+    """The two deployments over a finished run."""
     settings = run.config.serve
-    pool = pool_resources(settings.pool)  # the web door too: no part of serving may stand on a node that can be taken away
+    pool = pool_resources(settings.pool)  # both: no part of serving may stand on a node that can be taken away
     encoder = serve.deployment(
         name="Encoder",
         num_replicas=settings.num_encoder_replicas,
         ray_actor_options={"num_cpus": settings.num_encoder_cpus, "num_gpus": settings.num_encoder_gpus, "resources": pool},
         max_ongoing_requests=settings.max_ongoing_requests,
+        graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(Encoder)
+    scaling = settings.autoscaling
     rankers = serve.deployment(
         name="Rankers",
-        num_replicas=settings.num_replicas,
+        **({"num_replicas": settings.num_replicas} if scaling is None else {"autoscaling_config": scaling.for_serve()}),
         ray_actor_options={"num_cpus": settings.num_cpus, "resources": pool},
         max_ongoing_requests=settings.max_ongoing_requests,
-    )(Rankers)
-    web = serve.deployment(
-        name="Web",
-        ray_actor_options={"num_cpus": WEB_CPUS, "resources": pool},
-        max_ongoing_requests=settings.num_replicas * settings.max_ongoing_requests,
-    )(serve.ingress()(Web))
-    return web.bind(rankers.bind(run, encoder.bind(run)), settings.route_prefix)
+        max_queued_requests=settings.max_queued_requests,
+        backpressure_config=BackpressureConfig(retry_after_s=settings.retry_after_s),
+        graceful_shutdown_timeout_s=settings.drain_timeout_s,
+    )(serve.ingress()(Rankers))
+    return rankers.bind(run, encoder.bind(run), settings.route_prefix)
 
 
 def build_app(config: Config, store: Store | None = None) -> Application:
@@ -149,10 +149,14 @@ def deployed(run: ServedRun) -> Iterator[Deployed]:
         options = _running_http_options()
         logger.warning("Serve runs on this Ray already, on %s:%d; serve.host and serve.port are left unused", options.host, options.port)
     else:
-        options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port))
-        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=_quiet())
+        options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
+        grpc_port = settings.grpc_port and free_port(settings.host, settings.grpc_port)
+        grpc_options = (
+            None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
+        )
+        serve.start(proxy_location="HeadOnly", http_options=options, grpc_options=grpc_options, logging_config=quiet_logs())
     try:
-        serve.run(app, name=APP_NAME, route_prefix=settings.route_prefix, logging_config=_quiet())
+        serve.run(app, name=APP_NAME, route_prefix=settings.route_prefix, logging_config=quiet_logs())
         host = "127.0.0.1" if options.host in ("0.0.0.0", "::", None) else options.host
         yield Deployed(f"http://{host}:{options.port}{settings.route_prefix.rstrip('/')}", host, options.port)
     finally:
@@ -187,5 +191,6 @@ def _running_http_options() -> HTTPOptions:
     return options
 
 
-def _quiet() -> LoggingConfig:
+def quiet_logs() -> LoggingConfig:
+    """Warnings, and no line for each request."""
     return LoggingConfig(log_level="WARNING", enable_access_log=False)

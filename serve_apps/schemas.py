@@ -5,9 +5,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from longtail.explanation import Attention
 from longtail.ranking import GroupBasis, ItemBasis, Question, StatedItem, StatedUser
-
-PROBLEM_MEDIA_TYPE = "application/problem+json"
+from serve_apps.problems import Problem
 
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
@@ -60,6 +60,7 @@ class RankRequest(Strict):
     heads: list[str] | None = Field(None, min_length=1, description="probabilities wanted, the one to sort by first; by default all of the ranker's")
     now: Time | None = Field(None, description="the time of the request; by default the end of the run's logs, since nothing later is known")
     user: UserIn | None = None
+    explain: bool = Field(False, description="tell how each score came to be: channels, gate, group path, what attention weighed most")
 
     @model_validator(mode="after")
     def _one_list_of_distinct_items(self) -> "RankRequest":
@@ -88,7 +89,14 @@ class RankRequest(Strict):
             heads=tuple(self.heads) if self.heads is not None else None,
             now=self.now,
             user=StatedUser(self.user.attributes, self.user.profile) if self.user is not None else None,
+            explain=self.explain,
         )
+
+
+class BatchRequest(Strict):
+    """Several requests, answered one by one."""
+
+    requests: list[RankRequest] = Field(min_length=1)
 
 
 class UserOut(BaseModel):
@@ -98,6 +106,35 @@ class UserOut(BaseModel):
     known: bool = Field(description="the run's logs have this user")
     group: list[int] = Field(description="codes of the user's group, coarse to fine; empty: none, and everyone's features stand in")
     group_basis: GroupBasis = Field(description="published: from the run's snapshot | request: from what the request states | everyone: the root group")
+    group_path: list["GroupStepOut"] = Field([], description="with explain: the prefixes of the user's codes from the root on, and which of them lends")
+
+
+class GroupStepOut(BaseModel):
+    """One group on the user's path."""
+
+    prefix: list[int]
+    size: int = Field(description="members at the snapshot; 0: no such group there")
+    lends: bool = Field(description="whose attributes, statistics and sequence the ranker saw")
+
+
+class AttendedOut(BaseModel):
+    """An item that attention weighed much."""
+
+    item_id: str
+    weight: float = Field(description="share of the whole sequence's attention")
+    days: float | None = Field(description="before the request; null in a group's sequence")
+
+
+class ExplanationOut(BaseModel):
+    """How one score came to be."""
+
+    logits: dict[str, float] = Field(description="by head; the probability is their sigmoid")
+    individual: dict[str, float] | None = Field(description="logits of the individual channel; null of a ranker without channels")
+    group: dict[str, float] | None = Field(description="logits of the group channel")
+    alpha_fusion: float | None = Field(description="share of the group channel: logits = (1 - share) x individual + share x group")
+    attended: dict[Attention, list[AttendedOut]] = Field(
+        description="history: of the user | group: of the group's sequence | semantic, behaviour: SaviorRec's attention across the two spaces"
+    )
 
 
 class ItemOut(BaseModel):
@@ -108,6 +145,7 @@ class ItemOut(BaseModel):
     scores: dict[str, float] = Field(description="probability under every head asked for")
     known: bool = Field(description="the run's catalogue has this item")
     basis: ItemBasis = Field(description="catalogue: known | content: unknown, ranked by the content given | none: unknown, nothing but an id")
+    explanation: ExplanationOut | None = Field(None, description="with explain")
 
 
 class RankResponse(BaseModel):
@@ -121,6 +159,20 @@ class RankResponse(BaseModel):
     heads: list[str]
     items: list[ItemOut]
     seconds: float = Field(description="time taken behind the HTTP server")
+
+
+class BatchAnswer(BaseModel):
+    """The answer to one request of several: either `answer` or `problem`."""
+
+    status: int = Field(description="what the request alone would have got")
+    answer: RankResponse | None = None
+    problem: Problem | None = None
+
+
+class BatchResponse(BaseModel):
+    """Answers in the order of the requests."""
+
+    answers: list[BatchAnswer]
 
 
 class ModelOut(BaseModel):
@@ -154,14 +206,3 @@ class Health(BaseModel):
     status: str
     run: str
     rankers: list[str]
-
-
-class Problem(BaseModel):
-    """Problem details (RFC 9457)."""
-
-    type: str = Field(description="a URN that names the kind of problem")
-    title: str
-    status: int
-    detail: str
-    remedy: str
-    errors: list[str] = Field([], description="one line per refused field")

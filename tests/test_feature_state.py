@@ -35,7 +35,7 @@ def test_features_are_the_columns_of_all_tables() -> None:
 def test_a_stated_attribute_wins_over_nothing_and_codes_over_the_root() -> None:
     built = state()
     rows = Rows(np.array([0]), np.array([5]), np.array([small_world.us(25)]))
-    got = built.features(rows, attributes_BA=np.array([[2, 0]], np.int32), codes=[(0, 1)]).to_pydict()
+    got = built.features(rows, attributes_OA=np.array([[2, 0]], np.int32), codes=[(0, 1)]).to_pydict()
     assert got["attributes"][0] == [2, 0]
     assert got["completed"][0] == [2, 1]
     assert got["user_codes"][0] == [1, 2]
@@ -43,7 +43,7 @@ def test_a_stated_attribute_wins_over_nothing_and_codes_over_the_root() -> None:
 
 def test_an_attribute_that_the_run_knows_is_kept_where_a_request_states_none() -> None:
     rows = Rows(np.array([3, 3]), np.array([5, 5]), np.array([small_world.us(25)] * 2))
-    got = state().features(rows, attributes_BA=np.array([[1, 0], [0, 0]], np.int32)).to_pydict()
+    got = state().features(rows, attributes_OA=np.array([[1, 0], [0, 0]], np.int32)).to_pydict()
     assert got["attributes"] == [[1, 3], [2, 3]]
     assert got["completed"] == [[1, 3], [2, 3]]
 

@@ -338,7 +338,7 @@ def test_an_upgrade_leaves_no_gap() -> None:
     assert cluster_spec("RayService")["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", "no replica on the head"
     assert groups("RayService")["serve"]["minReplicas"] >= 2
     (served,) = yaml.safe_load(spec["serveConfigV2"])["applications"]
-    assert served["deployments"] == [{"name": "Web", "num_replicas": 2}], "the door is not one"
+    assert served["deployments"] == [{"name": "Rankers", "num_replicas": 2}], "the door is not one"
     assert document("RayService")["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 30
 
 

@@ -11,7 +11,7 @@ import pytest
 from longtail import schema
 from longtail.config import Config
 from longtail.feature_state import lent_rows
-from longtail.features import EXAMPLE_COLUMNS, ItemFacts, Rows
+from longtail.features import EXAMPLE_COLUMNS, ItemFacts, Rows, written
 from longtail.lent import LentState, UserGroups, inherited
 from longtail.peers import PEER_STATS
 from longtail.rankers.batch import Batch
@@ -99,7 +99,7 @@ def test_a_row_borrows_from_the_latest_snapshot_not_after_it() -> None:
 def test_codes_found_for_an_unknown_user_choose_the_group_and_published_ones_win() -> None:
     state = lent_state()
     rows = rows_of([("nobody", "tea", 25), ("a", "tea", 25), ("nobody", "tea", 25), ("nobody", "tea", 10)])
-    got = pa.table(state.columns(rows, own_attributes(rows), codes=[(0, 1), (1, 0), None, (0, 1)])).to_pydict()
+    got = written(state.columns(rows, own_attributes(rows), codes=[(0, 1), (1, 0), None, (0, 1)]), len(rows)).to_pydict()
     known = lent([("a", "tea", 25), ("nobody", "tea", 25)])
     assert got["user_codes"] == [[1, 2], [1, 2], [0, 0], [1, 2]]
     assert got["group_history"][0] == got["group_history"][1] == known["group_history"][0]
@@ -131,9 +131,9 @@ def test_peers_lend_what_they_know_of_the_kind_of_an_item_that_only_a_request_de
     facts = {name: np.array([0, values[TEA]]) for name, values in tea.items()}
     unread = {"brand_B": np.zeros(2, np.int64), "log_price_B": np.zeros(2, np.float32), "first_seen_B": np.zeros(2, np.int64)}
     rows = Rows(np.array([A, A]), np.array([MILK, 0]), np.array([small_world.us(21)] * 2), ItemFacts(**facts, **unread))
-    known, described = state.columns(rows, own_attributes(rows))["peer_stats"].to_pylist()
-    of_tea = state.columns(rows_of([("a", "tea", 21)]), own_attributes(rows)[:1])["peer_stats"].to_pylist()[0]
-    of_milk = state.columns(rows_of([("a", "milk", 21)]), own_attributes(rows)[:1])["peer_stats"].to_pylist()[0]
+    known, described = state.columns(rows, own_attributes(rows))["peer_stats"].tolist()
+    of_tea = state.columns(rows_of([("a", "tea", 21)]), own_attributes(rows)[:1])["peer_stats"].tolist()[0]
+    of_milk = state.columns(rows_of([("a", "milk", 21)]), own_attributes(rows)[:1])["peer_stats"].tolist()[0]
     assert known == of_milk, "what is stated of an item that the run knows is not read"
     assert described == [0.0, *of_tea[1:]], "all but who has met the very item"
 

@@ -1,6 +1,7 @@
 """Layers against torch and by hand; parts that are switched off are gone; the papers' constraints on gradients."""
 
 import math
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,8 @@ def test_group_inputs_matter_exactly_where_their_part_is_on() -> None:
         "attribute_completion": {"group_stats_BU": batch.group_stats_BU.flip(0), "completed_BA": batch.completed_BA.flip(0)},
         "group_sequence": {"group_history_BG": batch.group_history_BG.flip(0), "group_weight_BG": batch.group_weight_BG.flip(0)},
     }
-    for part, fields in changed.items():
-        other = Batch(**{**vars(batch), **fields})
+    for part, other_fields in changed.items():
+        other = Batch(**{**vars(batch), **other_fields})
         for on in (True, False):
             ranker = make("choirrec", **{part: on})
             same = torch.equal(ranker(batch).logits_BH, ranker(other).logits_BH)
@@ -390,3 +391,43 @@ def test_save_and_load_give_the_same_scores(name: str, tmp_path: Path) -> None:
     assert torch.isfinite(loaded(spare).logits_BH).all()
     with pytest.raises(ValueError, match="no checkpoint"):
         load_ranker(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in RANKERS),
+        ("saviorrec", {"similarity": "tiers", "content_gate": True}),
+        ("saviorrec", {"similarity": "kernels"}),
+        ("duet", {"similarity": "kernels", "group_semantics": False}),
+        ("choirrec", {"group_sequence": False}),
+    ],
+)
+def test_one_owner_s_features_seen_in_every_row_score_like_copies_of_them(name: str, settings: dict[str, Any]) -> None:
+    ranker = make(name, **settings)
+    with torch.no_grad():
+        for parameter in ranker.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)  # what starts at zero must count
+    many = Batch.from_table(WORLD.rows(200, seed=3), WORLD.spec)
+    ranker.fit_statistics(many)
+    of_items = ("item_row_B", "cross_stats_BX", "match_stats_BM", "item_stats_BI", "collaborative_stats_BF", "peer_stats_BP", "outcome_B", "conversion_B")
+    for owner in (0, int((many.history_BL == 0).sum(1).argmax())):
+        seen = {f.name: getattr(many, f.name)[owner : owner + 1].expand_as(getattr(many, f.name)) for f in fields(Batch) if f.name not in of_items}
+        shared = replace(many, **seen)
+        copied = replace(many, **{key: value.contiguous() for key, value in seen.items()})
+        assert shared.one_owner
+        assert not copied.one_owner
+        assert shared.rows(slice(3, 60)).one_owner
+        got, expected = predict_rows(ranker, shared, 64), predict_rows(ranker, copied, 64)
+        for field in fields(RankerOutput):
+            value = getattr(expected, field.name)
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(getattr(got, field.name), value, rtol=1e-5, atol=1e-6, msg=field.name)
+    assert expected.logits_BH.std() > 0.01, "the rows differ"
+
+
+def test_distinct_rows_of_one_owner_cost_nothing_of_the_catalogue_s_size() -> None:
+    sequence = torch.tensor([[3, 9, 9, 0]]).expand(5, 4)
+    distinct = DistinctRows.of(10**15, [sequence])
+    assert distinct.rows_R.tolist() == [0, 3, 9]
+    assert distinct.place(sequence[0]).tolist() == [1, 2, 2, 0]

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ import pyarrow.fs as pafs
 import pytest
 import requests
 import yaml
+from pydantic import ValidationError
 
 from longtail.artifacts import Store
 from longtail.checkpoint import save_vocabulary
 from longtail.embeddings import TextEncoder
 from longtail.ranking import Question, StatedItem, StatedUser, Unknowns
+from longtail.serving import AutoscalingSettings
 from pipelines.cluster import ROOT
 from serve_apps.client import RankClient
 from serve_apps.deployments import Encoder
@@ -34,7 +38,12 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return small_run.publish(tmp_path_factory.mktemp("small run"))
+    config = small_run.publish(tmp_path_factory.mktemp("small run"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    few = {"max_ongoing_requests": 2, "max_queued_requests": 2, "retry_after_s": 3}
+    return config.model_copy(update={"serve": config.serve.model_copy(update={"grpc_port": port, **few})})
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +91,66 @@ def test_the_page_the_health_and_the_problems_reach_through_serve(client: RankCl
     assert refused.headers["content-type"] == "application/problem+json"
     with pytest.raises(ValueError, match=r"404 .*'oracle' is not serving.*Choose one of"):
         client.rank({"user_id": "a", "item_ids": ["tea"], "ranker": "oracle"})
+
+
+def test_surplus_load_is_turned_away_with_a_time_to_come_back_and_the_rest_is_answered(client: RankClient) -> None:
+    items = ["book", "milk", "odd", "soap", "tea"]
+    batch = {"requests": [{"user_id": "a", "item_ids": items, "ranker": name} for name in ("base", "choirrec", "saviorrec")] * 20}
+
+    def ask(_: int) -> requests.Response:
+        return requests.post(f"{client.url}/v1/rank:batch", json=batch, timeout=120)
+
+    with ThreadPoolExecutor(16) as threads:
+        responses = list(threads.map(ask, range(16)))
+    statuses = Counter(response.status_code for response in responses)
+    assert set(statuses) == {200, 503}
+    assert all(response.headers["retry-after"] == "3" for response in responses if response.status_code == 503)
+    answers = [response.json()["answers"] for response in responses if response.status_code == 200]
+    assert all(answer["status"] == 200 for one in answers for answer in one)
+    assert client.rank({"user_id": "a", "item_ids": items})["items"], "and it goes on"
+
+
+def test_replicas_follow_the_settings(config: Any) -> None:
+    run = served_run(config, Store.open(config.run.uri))
+    scaled = {"autoscaling": AutoscalingSettings(min_replicas=2, max_replicas=5, target_ongoing_requests=3), "drain_timeout_s": 7.0}
+    for more, replicas in (({"num_replicas": 3}, (3, None)), (scaled, (None, (2, 5, 3.0)))):
+        changed = config.model_copy(update={"serve": config.serve.model_copy(update=more)})
+        bound: Any = application(replace(run, config=changed))
+        found = bound._bound_deployment._deployment_config
+        scaling = found.autoscaling_config
+        told = None if scaling is None else (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests)
+        assert (found.num_replicas if scaling is None else None, told) == replicas
+        assert (found.max_ongoing_requests, found.max_queued_requests) == (2, 2)
+        assert found.backpressure_config.retry_after_s == 3
+        assert found.graceful_shutdown_timeout_s == changed.serve.drain_timeout_s
+    with pytest.raises(ValidationError, match="max_replicas = 1 is below min_replicas = 2"):
+        AutoscalingSettings(min_replicas=2, max_replicas=1)
+
+
+def test_the_open_inference_protocol_over_http_and_grpc(client: RankClient, config: Any) -> None:
+    import grpc
+
+    from serve_apps import open_inference_pb2 as pb
+    from serve_apps.open_inference_pb2_grpc import GRPCInferenceServiceStub
+
+    v1 = {item["item_id"]: item["score"] for item in client.rank({"user_id": "a", "item_ids": ["tea", "book"], "ranker": "choirrec"})["items"]}
+    inputs = [{"name": name, "datatype": "BYTES", "shape": [len(ids)], "data": ids} for name, ids in (("user_id", ["a"]), ("item_id", ["tea", "book"]))]
+    answer = requests.post(f"{client.url}/v2/models/choirrec/infer", json={"inputs": inputs}, timeout=30).json()
+    assert answer["outputs"][0]["data"] == pytest.approx([v1["tea"], v1["book"]], abs=1e-6)
+    with grpc.insecure_channel(f"127.0.0.1:{config.serve.grpc_port}") as channel:
+        service = GRPCInferenceServiceStub(channel)
+        assert service.ServerReady(pb.ServerReadyRequest(), timeout=30).ready
+        request = pb.ModelInferRequest(model_name="choirrec")
+        for one in inputs:
+            tensor = request.inputs.add(name=one["name"], datatype="BYTES", shape=one["shape"])
+            tensor.contents.bytes_contents.extend(value.encode() for value in one["data"])
+        response = service.ModelInfer(request, timeout=30)
+        assert list(response.outputs[0].contents.fp32_contents) == pytest.approx([v1["tea"], v1["book"]], abs=1e-6)
+        request.model_name = "oracle"
+        with pytest.raises(grpc.RpcError) as refused:
+            service.ModelInfer(request, timeout=30)
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+        assert "Serving are" in refused.value.details()
 
 
 def test_the_serve_file_names_the_builder_and_the_builder_is_strict(config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

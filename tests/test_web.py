@@ -1,16 +1,20 @@
 """The web side without Ray: routes, problem details, examples that can be sent as they stand."""
 
 import asyncio
+import json
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from longtail.ranking import Encoded, Question, Ranking, RequestRanker
-from serve_apps.schemas import PROBLEM_MEDIA_TYPE, RankResponse
-from serve_apps.web import ModelInfo, ServiceInfo, web_app
+from longtail.ranking import Encoded, Knowledge, Question, Ranking, RequestRanker
+from serve_apps.problems import PROBLEM_MEDIA_TYPE
+from serve_apps.schemas import RankResponse
+from serve_apps.service_info import ModelInfo, ServiceInfo
+from serve_apps.web import web_app
 from tests import small_run, small_world
 
 
@@ -49,7 +53,8 @@ def test_an_answer_is_sorted_typed_and_says_who_made_it(client: TestClient) -> N
     assert [item.score for item in answer.items] == sorted((item.score for item in answer.items), reverse=True)
     assert {item.item_id: item.known for item in answer.items} == {"tea": True, "nothing like it": False, "book": True}
     assert all(item.scores == {"outcome": item.score} for item in answer.items)
-    assert answer.user.model_dump() == {"user_id": "a", "known": True, "group": [0, 1], "group_basis": "published"}
+    assert response.json()["user"] == {"user_id": "a", "known": True, "group": [0, 1], "group_basis": "published"}
+    assert "explanation" not in response.json()["items"][0], "nobody asked"
 
 
 def test_stated_time_user_and_items_arrive(client: TestClient) -> None:
@@ -108,7 +113,7 @@ def test_a_refusal_is_a_problem_that_names_the_remedy(client: TestClient, change
 
 def test_broken_json_unknown_paths_and_faults_are_problems_too(client: TestClient) -> None:
     broken = client.post("/v1/rank", content=b"{", headers={"content-type": "application/json"})
-    lost = client.get("/v2/rank")
+    lost = client.get("/v3/rank")
     fault = client.post("/v1/rank", json={**RANK, "user_id": "boom"})
     assert [r.status_code for r in (broken, lost, fault)] == [422, 404, 500]
     assert all(r.headers["content-type"] == PROBLEM_MEDIA_TYPE for r in (broken, lost, fault))
@@ -146,8 +151,97 @@ def test_the_openapi_page_is_typed_and_its_examples_work(client: TestClient) -> 
     assert "swagger" in page.text.lower()
     described = client.get("/openapi.json").json()["paths"]["/v1/rank"]["post"]
     assert described["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("RankResponse")
-    assert set(described["responses"]) == {"200", "404", "422"}
+    assert set(described["responses"]) == {"200", "404", "422", "503"}
     examples = described["requestBody"]["content"]["application/json"]["examples"]
     assert len(examples) == 3
     for example in examples.values():
         assert client.post("/v1/rank", json=example["value"]).status_code == 200, example
+
+
+def test_an_explanation_adds_up(client: TestClient) -> None:
+    body = {"user_id": "a", "item_ids": ["tea", "book", "soap"], "ranker": "choirrec", "explain": True}
+    answer = RankResponse.model_validate(client.post("/v1/rank", json=body).json())
+    assert [(step.prefix, step.size > 0) for step in answer.user.group_path] == [([], True), ([0], True), ([0, 1], True)]
+    assert sum(step.lends for step in answer.user.group_path) == 1
+    for item in answer.items:
+        why = item.explanation
+        assert why is not None
+        assert why.individual is not None
+        assert why.group is not None
+        assert why.alpha_fusion is not None
+        mixed = (1 - why.alpha_fusion) * why.individual["outcome"] + why.alpha_fusion * why.group["outcome"]
+        assert why.logits["outcome"] == pytest.approx(mixed, abs=1e-5)
+        assert item.score == pytest.approx(1 / (1 + np.exp(-mixed)), abs=1e-5)
+        assert set(why.attended) == {"history", "group"}
+        for name, most in why.attended.items():
+            weights = [one.weight for one in most]
+            assert weights == sorted(weights, reverse=True), name
+            assert 0 < sum(weights) <= 1 + 1e-5
+            assert all((one.days is None) == (name == "group") for one in most)
+    plain = RankResponse.model_validate(client.post("/v1/rank", json={**body, "explain": False}).json())
+    assert [item.score for item in plain.items] == [item.score for item in answer.items]
+    other = RankResponse.model_validate(client.post("/v1/rank", json={**body, "ranker": "saviorrec"}).json()).items[0].explanation
+    assert other is not None
+    assert (other.individual, other.group, other.alpha_fusion) == (None, None, None)
+    assert {"history", "semantic", "behaviour"} == set(other.attended)
+
+
+def test_a_user_without_history_or_group_has_an_explanation_too(client: TestClient) -> None:
+    body = {"user_id": "nobody", "item_ids": ["tea"], "ranker": "choirrec", "explain": True}
+    answer = RankResponse.model_validate(client.post("/v1/rank", json=body).json())
+    assert [(step.prefix, step.lends) for step in answer.user.group_path] == [([], True)]
+    assert answer.items[0].explanation is not None
+    assert answer.items[0].explanation.attended["history"] == []
+
+
+def test_each_request_of_a_batch_is_answered_alone(client: TestClient) -> None:
+    requests = [RANK, {**RANK, "ranker": "oracle"}, {**RANK, "user_id": "boom"}, {**RANK, "ranker": "base"}]
+    answers = client.post("/v1/rank:batch", json={"requests": requests}).json()["answers"]
+    assert [answer["status"] for answer in answers] == [200, 404, 500, 200]
+    assert [set(answer) for answer in answers] == [{"status", "answer"}, {"status", "problem"}, {"status", "problem"}, {"status", "answer"}]
+    assert answers[0]["answer"]["items"] == client.post("/v1/rank", json=RANK).json()["items"]
+    refused = client.post("/v1/rank:batch", json={"requests": [RANK] * 65})
+    assert (refused.status_code, refused.json()["type"]) == (422, "urn:longtail:problem:too-many-requests-in-one")
+    broken = client.post("/v1/rank:batch", json={"requests": [RANK, {"user_id": "a"}]})
+    assert broken.status_code == 422
+    assert "requests.1" in broken.json()["errors"][0]
+
+
+def test_what_is_not_ready_is_named(client: TestClient) -> None:
+    assert client.get("/readyz").json()["status"] == "ok"
+    info = ServiceInfo("small", "tables", "sampled", Knowledge({}, {}, small_world.INFO.end, 0, 0, (), ()), (), "choirrec", 6)
+
+    async def never(question: Question) -> Ranking:
+        raise AssertionError(question)
+
+    async def not_ready() -> list[str]:
+        return ["Rankers"]
+
+    lame = TestClient(web_app(info, never, not_ready=not_ready))
+    for path in ("/readyz", "/v2/health/ready"):
+        response = lame.get(path)
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
+        assert "Rankers" in response.json()["detail"]
+    assert lame.get("/healthz").status_code == 200, "it is up all the same"
+
+
+def test_a_body_of_megabytes_works_and_one_beyond_the_limit_is_refused(client: TestClient) -> None:
+    item = {"item_id": "tea", "title": "x" * 1000, "category": ["y" * 1000] * 16}
+    large = {"requests": [{"user_id": "a", "items": [{**item, "item_id": f"{n}"} for n in range(6)]}] * 50}
+    assert len(json.dumps(large)) > 5e6
+    response = client.post("/v1/rank:batch", json=large)
+    assert (response.status_code, len(response.json()["answers"])) == (200, 50)
+    beyond = b"[" + b" " * (16 * 2**20) + b"]"
+
+    def in_pieces() -> Iterator[bytes]:  # nobody says how long it is
+        for start in range(0, len(beyond), 2**20):
+            yield beyond[start : start + 2**20]
+
+    for content in (beyond, in_pieces()):
+        for path in ("/v1/rank", "/v1/rank:batch", "/v2/models/base/infer"):
+            refused = client.post(path, content=content, headers={"content-type": "application/json"})
+            assert (refused.status_code, refused.headers["content-type"]) == (413, PROBLEM_MEDIA_TYPE), path
+            assert "16,777,216 bytes" in refused.json()["detail"]
+            if content is not beyond:
+                break  # it can be read once

@@ -62,11 +62,15 @@ class CountIndex:
 
     def days_since_last(self, keys: Ints, times: Ints) -> npt.NDArray[np.float64]:
         """Days from the key's last event before each time; NaN where there is none."""
+        return self.count_and_days(keys, times)[1]
+
+    def count_and_days(self, keys: Ints, times: Ints) -> tuple[Ints, npt.NDArray[np.float64]]:
+        """`count` and `days_since_last`, looked up once."""
         start, end = self.span(keys, times)
         found = end > start
         last = self.times_E[np.maximum(end - 1, 0)] if len(self.times_E) else np.zeros(len(keys), np.int64)
         days: npt.NDArray[np.float64] = np.where(found, (times - last) / DAY_US, np.nan)
-        return days
+        return end - start, days
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Own features of (user, item, time) rows, as they were known strictly before the time; training samples and serving requests both come through here.
 
 What groups and peers lend beside them is in longtail.lent.
-Letters: B rows, L history length, A attributes, U user, X user-by-item and I item statistics.
+Letters: B rows, O owners (pairs of user and time: the rows', or one for all of them), L history length, A attributes, U user, X user-by-item and I item
+statistics.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ from longtail.times import DAY_US
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Columns = dict[str, npt.NDArray[Any]]  # features by name, [B, ..], or [O, ..] of what only the owner decides
 
 USER_STATS = ("log_purchases", "log_clicks", "log_active_days", "log_events_28d", "log_days_since_last", "mean_log_price")
 CROSS_STATS = (
@@ -30,6 +33,8 @@ ITEM_STATS = ("log_events_7d", "log_events_28d", "log_events", "log_leaf_events_
 
 EXAMPLE_COLUMNS = ("example_id", "user_id", "item_id", "ts", "split", "outcome", "conversion")
 
+KEPT_SNAPSHOTS = 4
+MOST_KEPT_ITEMS = 4_000_000  # 32 bytes an item and snapshot
 NEVER_DAYS = 1000.0  # stands for "not yet": recency features are 1 / (1 + days), so that it reads as nearly 0
 
 
@@ -53,9 +58,16 @@ class Rows:
     item_row_B: Ints
     time_B: Ints  # microseconds since the epoch
     stated: ItemFacts | None = None  # what a request says of items that the run does not know; read where item_row is 0
+    one_owner: bool = False  # a request: every row is of one user and one time, whose features are worked out once
 
     def __len__(self) -> int:
         return len(self.time_B)
+
+    @property
+    def owners(self) -> tuple[Ints, Ints]:
+        """User rows and times [O] whose own features are asked for."""
+        some = slice(0, 1) if self.one_owner else slice(None)
+        return self.user_row_B[some], self.time_B[some]
 
     @staticmethod
     def of(examples: pa.Table, entities: Entities) -> "Rows":
@@ -135,6 +147,44 @@ def item_facts(rows: Rows, entities: Entities, cluster_N: Ints | None = None) ->
 
 
 @dataclass(frozen=True)
+class ItemCounts:
+    """Events of items and of their leaf categories before a snapshot."""
+
+    by_item: CountIndex
+    by_leaf: CountIndex
+
+    def of(self, item_B: Ints, leaf_B: Ints, snapshot_B: Ints) -> tuple[Ints, Ints]:
+        """Of each item in 7 days, in 28 days and in all [B, 3], and of its leaf in 28 days [B]."""
+        total = self.by_item.count(item_B, snapshot_B)
+        recent = [self.by_item.count(item_B, snapshot_B, snapshot_B - days * DAY_US) for days in (7, 28)]
+        return np.stack([*recent, total], 1), self.by_leaf.count(leaf_B, snapshot_B, snapshot_B - 28 * DAY_US)
+
+
+@dataclass
+class KeptCounts:
+    """The counts of all items at the snapshots that requests were last of: thousands of requests ask for the same few."""
+
+    counts: ItemCounts
+    num_items: int
+    num_leaves: int
+    tables: dict[int, tuple[Ints, Ints]] = field(default_factory=dict)  # by snapshot, least recently made first
+
+    def of(self, item_B: Ints, leaf_B: Ints, snapshot: int) -> tuple[Ints, Ints]:
+        """As ItemCounts.of."""
+        found = self.tables.get(snapshot)
+        if found is None:
+            all_items, all_leaves = np.arange(self.num_items), np.arange(self.num_leaves)
+            times = np.full(max(self.num_items, self.num_leaves), snapshot)
+            by_item, _ = self.counts.of(all_items, all_items[:1].repeat(self.num_items), times[: self.num_items])
+            _, by_leaf = self.counts.of(all_leaves[:1].repeat(self.num_leaves), all_leaves, times[: self.num_leaves])
+            found = by_item, by_leaf
+            if len(self.tables) >= KEPT_SNAPSHOTS:
+                self.tables.pop(next(iter(self.tables)), None)
+            self.tables[snapshot] = found
+        return found[0][item_B], found[1][leaf_B]
+
+
+@dataclass(frozen=True)
 class OwnState:
     """What a user's and an item's own features are computed from; built once per process from the artifacts of one run."""
 
@@ -147,8 +197,8 @@ class OwnState:
     by_user_leaf: CountIndex
     by_user_root: CountIndex
     by_user_brand: CountIndex
-    by_item: CountIndex
-    by_leaf: CountIndex
+    item_counts: ItemCounts
+    kept_counts: KeptCounts | None  # None: there are too many items to keep them
     collaborative: CollaborativeIndex | None
 
     @staticmethod
@@ -161,6 +211,8 @@ class OwnState:
     ) -> "OwnState":
         user, item, time = behaviour.user_row_E, behaviour.item_row_E, behaviour.time_E
         leaf, root, brand = entities.leaf_codes_N[item], entities.root_codes[item], entities.brand_codes_N[item]
+        counts = ItemCounts(CountIndex.build(item, time), CountIndex.build(leaf.astype(np.int64), time))
+        num_items, num_leaves = len(entities.items) + 1, sum(len(level) for level in entities.categories) + 1
         return OwnState(
             entities=entities,
             behaviour=behaviour,
@@ -171,35 +223,39 @@ class OwnState:
             by_user_leaf=CountIndex.build(pair_keys(user, leaf), time),
             by_user_root=CountIndex.build(pair_keys(user, root), time),
             by_user_brand=CountIndex.build(pair_keys(user, brand), time),
-            by_item=CountIndex.build(item, time),
-            by_leaf=CountIndex.build(leaf.astype(np.int64), time),
+            item_counts=counts,
+            kept_counts=KeptCounts(counts, num_items, num_leaves) if num_items <= MOST_KEPT_ITEMS else None,
             collaborative=collaborative,
         )
 
-    def columns(self, rows: Rows, own_BA: npt.NDArray[np.int32]) -> dict[str, pa.Array]:
-        """The rows' own features; `own_BA` are their users' attribute codes."""
+    def columns(self, rows: Rows, own_OA: npt.NDArray[np.int32]) -> Columns:
+        """The rows' own features; `own_OA` are their owners' attribute codes."""
         user, item, time = rows.user_row_B, rows.item_row_B, rows.time_B
         snapshot = snapshot_us(time, self.start_us, self.settings)
-        user_stats, activity = self.activity.statistics(user, time)
-        history, history_days = self._history(user, time)
-        item_events = self.by_item.count(item, snapshot)
+        user_stats, activity = self.activity.statistics(*rows.owners)
+        history, history_days = self._history(*rows.owners)
         facts = item_facts(rows, self.entities)
+        if rows.one_owner and self.kept_counts is not None:
+            counts, leaf_events = self.kept_counts.of(item, facts.leaf_B, int(snapshot[0]))
+        else:
+            counts, leaf_events = self.item_counts.of(item, facts.leaf_B, snapshot)
+        item_events = counts[:, 2]
         age_days = _age_days(facts.first_seen_B, item_events, snapshot)
         collaborative = np.zeros((len(rows), 0), np.float32) if self.collaborative is None else self.collaborative.scores(user, item, time)
         return {
-            "user_row": pa.array(user.astype(np.int32)),
-            "item_row": pa.array(item.astype(np.int32)),
-            "history": fixed(history, pa.int32()),
-            "history_days": fixed(history_days, pa.float32()),
-            "attributes": fixed(own_BA, pa.int32()),
-            "user_stats": fixed(user_stats, pa.float32()),
-            "cross_stats": fixed(self._cross(user, item, time, facts), pa.float32()),
-            "item_stats": fixed(self._item(item, snapshot, facts, age_days), pa.float32()),
-            "collaborative_stats": fixed(collaborative, pa.float32()),
-            "activity": fixed(activity, pa.float32()),
-            "num_purchases": pa.array(activity[:, 0].astype(np.int32)),
-            "item_events": pa.array(item_events.astype(np.int32)),
-            "item_age_days": pa.array(age_days.astype(np.float32)),
+            "user_row": rows.owners[0],
+            "item_row": item,
+            "history": history,
+            "history_days": history_days,
+            "attributes": own_OA,
+            "user_stats": user_stats,
+            "cross_stats": self._cross(rows, facts),
+            "item_stats": _item_stats(counts, leaf_events, facts, age_days),
+            "collaborative_stats": collaborative,
+            "activity": activity,
+            "num_purchases": activity[:, 0].astype(np.int32),
+            "item_events": item_events,
+            "item_age_days": age_days.astype(np.float32),
         }
 
     def _history(self, user_B: Ints, time_B: Ints) -> tuple[Ints, Floats]:
@@ -214,15 +270,17 @@ class OwnState:
         days = np.where(there, (time_B[:, None] - self.activity.by_user.times_E[safe]) / DAY_US, 0)
         return items, days.astype(np.float32)
 
-    def _cross(self, user_B: Ints, item_B: Ints, time_B: Ints, facts: ItemFacts) -> Floats:
+    def _cross(self, rows: Rows, facts: ItemFacts) -> Floats:
         """CROSS_STATS [B, X]: what this user did with the item, its categories and its brand."""
+        user_B, time_B = rows.user_row_B, rows.time_B
         leaf, root, brand, price = facts.leaf_B, facts.root_B, facts.brand_B, facts.log_price_B
-        same_item = self.by_user_item.count(pair_keys(user_B, item_B), time_B)
-        same_leaf = np.where(leaf > 0, self.by_user_leaf.count(pair_keys(user_B, leaf), time_B), 0)
+        same_item, since_item = self.by_user_item.count_and_days(pair_keys(user_B, rows.item_row_B), time_B)
+        same_leaf, since_leaf = self.by_user_leaf.count_and_days(pair_keys(user_B, leaf), time_B)
+        same_leaf = np.where(leaf > 0, same_leaf, 0)
         same_root = np.where(root > 0, self.by_user_root.count(pair_keys(user_B, root), time_B), 0)
         same_brand = np.where(brand > 0, self.by_user_brand.count(pair_keys(user_B, brand), time_B), 0)
-        total = self.activity.by_user.count(user_B, time_B)
-        gap = np.where((total > 0) & ~np.isnan(price), np.nan_to_num(price) - self.activity.mean_log_price(user_B, time_B), 0.0)
+        total = self.activity.by_user.count(*rows.owners)
+        gap = np.where((total > 0) & ~np.isnan(price), np.nan_to_num(price) - self.activity.mean_log_price(*rows.owners), 0.0)
         return np.stack(
             [
                 np.log1p(same_item),
@@ -230,34 +288,44 @@ class OwnState:
                 np.log1p(same_root),
                 np.log1p(same_brand),
                 same_leaf / np.maximum(total, 1),
-                recency(self.by_user_item.days_since_last(pair_keys(user_B, item_B), time_B)),
-                np.where(leaf > 0, recency(self.by_user_leaf.days_since_last(pair_keys(user_B, leaf), time_B)), 0.0),
+                recency(since_item),
+                np.where(leaf > 0, recency(since_leaf), 0.0),
                 gap,
             ],
             1,
         ).astype(np.float32)
 
-    def _item(self, item_B: Ints, snapshot_B: Ints, facts: ItemFacts, age_days_B: npt.NDArray[np.float64]) -> Floats:
-        """ITEM_STATS [B, I], counts as of the snapshot."""
-        leaf, price = facts.leaf_B, facts.log_price_B
-        return np.stack(
-            [
-                np.log1p(self.by_item.count(item_B, snapshot_B, snapshot_B - 7 * DAY_US)),
-                np.log1p(self.by_item.count(item_B, snapshot_B, snapshot_B - 28 * DAY_US)),
-                np.log1p(self.by_item.count(item_B, snapshot_B)),
-                np.where(leaf > 0, np.log1p(self.by_leaf.count(leaf, snapshot_B, snapshot_B - 28 * DAY_US)), 0.0),
-                np.nan_to_num(price),
-                ~np.isnan(price),
-                np.log1p(np.nan_to_num(age_days_B)),
-                ~np.isnan(age_days_B),
-            ],
-            1,
-        ).astype(np.float32)
+
+def _item_stats(counts_B3: Ints, leaf_events_B: Ints, facts: ItemFacts, age_days_B: npt.NDArray[np.float64]) -> Floats:
+    """ITEM_STATS [B, I], counts as of the snapshot."""
+    price = facts.log_price_B
+    return np.stack(
+        [
+            *np.log1p(counts_B3).T,
+            np.where(facts.leaf_B > 0, np.log1p(leaf_events_B), 0.0),
+            np.nan_to_num(price),
+            ~np.isnan(price),
+            np.log1p(np.nan_to_num(age_days_B)),
+            ~np.isnan(age_days_B),
+        ],
+        1,
+    ).astype(np.float32)
 
 
-def written(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Table:
-    """Columns as a table that Parquet takes: lists of width 0 (a source without attributes) are left out, and Batch takes them as empty."""
-    return pa.table({name: column for name, column in columns.items() if not (pa.types.is_fixed_size_list(column.type) and column.type.list_size == 0)})
+def written(columns: Mapping[str, npt.NDArray[Any] | pa.Array | pa.ChunkedArray], num_rows: int) -> pa.Table:
+    """Columns as a table that Parquet takes: one owner's stand in every row; lists of width 0 (a source without attributes) are left out, Batch takes them
+    as empty."""
+    made = {}
+    for name, column in columns.items():
+        if isinstance(column, np.ndarray):
+            if column.ndim == 2 and column.shape[1] == 0:
+                continue
+            of_rows = np.broadcast_to(column, (num_rows, *column.shape[1:])) if len(column) != num_rows else column
+            kind = pa.int32() if np.issubdtype(column.dtype, np.integer) else pa.float32()
+            made[name] = fixed(of_rows, kind) if column.ndim == 2 else pa.array(of_rows.astype(kind.to_pandas_dtype()), kind)
+        else:
+            made[name] = column
+    return pa.table(made)
 
 
 def recency(days: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -283,6 +351,4 @@ def pair_keys(first: npt.NDArray[np.signedinteger], second: npt.NDArray[np.signe
 def fixed(values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.FixedSizeListArray:
     """[B, W] as a fixed_size_list column of width W."""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind)
-    if values.shape[1] == 0:
-        return pa.nulls(len(values), pa.list_(kind, 0))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from longtail.entities import Entities
-from longtail.features import Floats, Ints, Rows, fixed, item_facts, snapshot_us
+from longtail.features import Columns, Floats, Ints, Rows, item_facts, snapshot_us
 from longtail.groups import GroupsSettings
 from longtail.peers import PeerIndex
 from longtail.samples import SamplesSettings
@@ -126,34 +126,35 @@ class LentState:
     groups: UserGroups
     lifts: PeerLifts | None
 
-    def columns(self, rows: Rows, own_BA: npt.NDArray[np.int32], codes: list[tuple[int, ...] | None] | None = None) -> dict[str, pa.Array]:
+    def columns(self, rows: Rows, own_OA: npt.NDArray[np.int32], codes: list[tuple[int, ...] | None] | None = None) -> Columns:
         """What is lent to each row's user; unknown users get what their group, or everyone, lends.
 
         Args:
             rows: what is asked for.
-            own_BA: the users' own attribute codes, which a group's never replace.
-            codes: group codes found for users whom the run does not know, None where there are none.
+            own_OA: the owners' own attribute codes, which a group's never replace.
+            codes: group codes found for owners whom the run does not know, None where there are none.
         """
-        group_place, codes_BS = self._memberships(rows, codes)
+        group_place, codes_OS = self._memberships(*rows.owners, codes)
         lent = group_place >= 0
         place = np.maximum(group_place, 0)
         group_attributes = np.where(lent[:, None], self.groups.attributes_PA[place], 0)
         return {
-            "completed": fixed(np.where(own_BA > 0, own_BA, group_attributes), pa.int32()),
-            "group_stats": fixed(np.where(lent[:, None], self.groups.stats_PU[place], 0), pa.float32()),
-            "user_codes": fixed(codes_BS, pa.int32()),
-            "group_history": fixed(np.where(lent[:, None], self.groups.sequence_PG[place], 0), pa.int32()),
-            "group_weight": fixed(np.where(lent[:, None], self.groups.weight_PG[place], 0), pa.float32()),
-            "peer_stats": fixed(self.lifts.of(rows) if self.lifts is not None else np.zeros((len(rows), 0)), pa.float32()),
+            "completed": np.where(own_OA > 0, own_OA, group_attributes),
+            "group_stats": np.where(lent[:, None], self.groups.stats_PU[place], np.float32(0)),
+            "user_codes": codes_OS,
+            "group_history": np.where(lent[:, None], self.groups.sequence_PG[place], 0),
+            "group_weight": np.where(lent[:, None], self.groups.weight_PG[place], np.float32(0)),
+            "peer_stats": self.lifts.of(rows) if self.lifts is not None else np.zeros((len(rows), 0), np.float32),
         }
 
-    def _memberships(self, rows: Rows, given: list[tuple[int, ...] | None] | None) -> tuple[Ints, npt.NDArray[np.int32]]:
-        """Row of the lending group [B], and the user's codes plus one [B, S]; looked up once per distinct (user, snapshot)."""
-        snapshots = self.groups.snapshot(rows.time_B)
+    def _memberships(self, user_O: Ints, time_O: Ints, given: list[tuple[int, ...] | None] | None) -> tuple[Ints, npt.NDArray[np.int32]]:
+        """Row of the lending group [O], and the user's codes plus one [O, S]; looked up once per distinct (user, snapshot)."""
+        snapshots = self.groups.snapshot(time_O)
         num_stages = len(self.groups.code_sizes)
-        pairs, inverse = np.unique(np.stack([snapshots, rows.user_row_B]), axis=1, return_inverse=True)
-        if given is not None:  # a request: few rows, each with its own codes
-            pairs, inverse = np.stack([snapshots, rows.user_row_B]), np.arange(len(rows))
+        if given is not None or len(user_O) == 1:  # a request: few owners, each with its own codes
+            pairs, inverse = np.stack([snapshots, user_O]), np.arange(len(user_O))
+        else:
+            pairs, inverse = np.unique(np.stack([snapshots, user_O]), axis=1, return_inverse=True)
         place = np.empty(pairs.shape[1], np.int64)
         codes_PS = np.zeros((pairs.shape[1], num_stages), np.int32)
         for number, (snapshot, user) in enumerate(pairs.T):

@@ -7,11 +7,10 @@ Letters: B rows, N items, M match statistics.
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from longtail.behaviour import Behaviour, CountIndex
 from longtail.entities import Entities
-from longtail.features import Floats, Ints, Rows, fixed, item_facts, pair_keys, recency
+from longtail.features import Columns, Floats, Ints, Rows, item_facts, pair_keys, recency
 
 MATCH_STATS = ("log_same_cluster", "cluster_share", "cluster_recency")
 
@@ -32,14 +31,12 @@ class MatchState:
 
     def of(self, rows: Rows) -> Floats:
         """MATCH_STATS [B, M], as they were known strictly before each row's time; zeros for an item of no cluster."""
-        user, time = rows.user_row_B, rows.time_B
         cluster = item_facts(rows, self.entities, self.cluster_N).cluster_B
-        key = pair_keys(user, cluster)
-        same = self.by_user_cluster.count(key, time)
-        share = same / np.maximum(self.by_user.count(user, time), 1)
-        last = recency(self.by_user_cluster.days_since_last(key, time))
+        same, since = self.by_user_cluster.count_and_days(pair_keys(rows.user_row_B, cluster), rows.time_B)
+        share = same / np.maximum(self.by_user.count(*rows.owners), 1)
+        last = recency(since)
         return np.where(cluster[:, None] > 0, np.stack([np.log1p(same), share, last], 1), 0.0).astype(np.float32)
 
-    def columns(self, rows: Rows) -> dict[str, pa.Array]:
+    def columns(self, rows: Rows) -> Columns:
         """The rows' match statistics as a column."""
-        return {"match_stats": fixed(self.of(rows), pa.float32())}
+        return {"match_stats": self.of(rows)}

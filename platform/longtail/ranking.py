@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from longtail.entities import UNKNOWN_TIME, Entities
+from longtail.explanation import GroupStep, ItemExplanation, explain, group_path
 from longtail.feature_state import FeatureState
 from longtail.features import ItemFacts, Rows
 from longtail.rankers.batch import Batch
@@ -63,6 +64,7 @@ class Question:
     heads: tuple[str, ...] | None = None  # None: all of the ranker's; the first one decides the order
     now: datetime | None = None  # None: the end of the run's logs
     user: StatedUser | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class RankedItem:
     item_id: str
     scores: tuple[float, ...]  # probabilities by head, in the answer's order of heads
     basis: ItemBasis
+    explanation: ItemExplanation | None = None  # where the question asked for it
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class Ranking:
     group_basis: GroupBasis
     num_purchases: int  # the user's before the request's time
     alpha_fusion: float | None  # ChoirRec: weight of the group channel, mean over the candidates
+    group_path: tuple[GroupStep, ...] = ()  # where the question asked for explanations
 
 
 @dataclass(frozen=True)
@@ -207,21 +211,27 @@ class RequestRanker:
         if lacking:
             raise ValueError(f"ranker {question.ranker!r} has no head {lacking}. Its heads are {list(ranker.heads)}.")
         output = self._score(question.ranker, batch, places, spare)
-        probabilities_BH = output.probabilities_BH.double().numpy()[:, [ranker.heads.index(head) for head in heads]]
+        heads_at = [ranker.heads.index(head) for head in heads]
+        probabilities_BH = output.probabilities_BH.double().numpy()[:, heads_at]
         basis: list[ItemBasis] = ["catalogue"] * num
         for number, place in enumerate(places):
             basis[place] = "none" if spare[number].vector_D is None else "content"
-        order = np.argsort(-probabilities_BH[:, 0], kind="stable")
+        order = np.argsort(-probabilities_BH[:, 0], kind="stable").tolist()
         group = tuple(int(code) - 1 for code in batch.user_codes_BS[0] if code > 0)
+        told = explain(output, batch, self.state.entities.items, order, heads_at) if question.explain else [None] * num
         return Ranking(
             heads=heads,
-            items=tuple(RankedItem(question.items[place].item_id, tuple(probabilities_BH[place].tolist()), basis[place]) for place in order),
+            items=tuple(
+                RankedItem(question.items[place].item_id, tuple(probabilities_BH[place].tolist()), basis[place], why)
+                for place, why in zip(order, told, strict=True)
+            ),
             now=question.now or self.now,
             user_known=found.user_row > 0,
             group=group,
             group_basis="everyone" if not group else "published" if found.published else "request",
             num_purchases=int(batch.activity_B3[0, 0]),
             alpha_fusion=None if output.alpha_fusion_B is None else float(output.alpha_fusion_B.mean()),
+            group_path=group_path(self.state.lent.groups, found.time_us, group) if question.explain else (),
         )
 
     def batch(self, question: Question, encoded: Encoded | None = None, found: Found | None = None) -> Batch:
@@ -235,14 +245,13 @@ class RequestRanker:
             item_row_B=found.item_row_B,
             time_B=np.full(num, found.time_us, np.int64),
             stated=stated,
+            one_owner=True,
         )
         attributes = None
-        codes: list[tuple[int, ...] | None] | None = None
         if question.user is not None and question.user.attributes:
-            attributes = np.tile(state.entities.attribute_codes(question.user.attributes), (num, 1))
-        if encoded is not None and encoded.user_codes is not None:
-            codes = [encoded.user_codes for _ in question.items]
-        return Batch.from_table(state.features(rows, attributes, codes), state.spec)
+            attributes = state.entities.attribute_codes(question.user.attributes)[None]
+        codes: list[tuple[int, ...] | None] | None = [encoded.user_codes] if encoded is not None and encoded.user_codes is not None else None
+        return Batch.from_columns(state.columns(rows, attributes, codes), num, state.spec)
 
     def _clusters(self, question: Question, found: Found, encoded: Encoded) -> npt.NDArray[np.int64]:
         """The cluster [B] of each described item, by the codes that were found for it; 0 in the rows of the others."""

@@ -2,10 +2,32 @@
 serve_apps puts both on Ray Serve. Run: python -m serve_apps.up --config …
 """
 
-from pydantic import Field
+from typing import Any, Self
+
+from pydantic import Field, model_validator
 
 from longtail.rankers.settings import RankerName
 from longtail.settings import POOL_NAME, Settings
+
+
+class AutoscalingSettings(Settings):
+    """Replicas of the rankers that follow the load."""
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(4, ge=1)
+    target_ongoing_requests: float = Field(4.0, gt=0, description="per replica, running or waiting; more of them call for another replica")
+    upscale_delay_s: float = Field(10.0, ge=0)
+    downscale_delay_s: float = Field(300.0, ge=0)
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas = {self.max_replicas} is below min_replicas = {self.min_replicas}: raise the one or lower the other")
+        return self
+
+    def for_serve(self) -> dict[str, Any]:
+        """As Ray Serve's autoscaling_config."""
+        return self.model_dump()
 
 
 class ServeSettings(Settings):
@@ -13,14 +35,22 @@ class ServeSettings(Settings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
+    grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC, on every address; None: not served")
     route_prefix: str = Field("/", pattern=r"^/([^/]+/)*[^/]*$")
     default_ranker: RankerName = "choirrec"
     num_replicas: int = Field(1, ge=1, description="of the rankers, which hold the checkpoints and the feature state")
+    autoscaling: AutoscalingSettings | None = Field(None, description="None: num_replicas, whatever the load")
     num_cpus: float = Field(0.3, ge=0, description="per replica of the rankers")
     num_encoder_replicas: int = Field(1, ge=1, description="of the text encoder, which loads its models before it is ready")
     num_encoder_cpus: float = Field(0.1, ge=0, description="per replica of the encoder")
     num_encoder_gpus: float = Field(0.0, ge=0)
     pool: str | None = Field(None, pattern=POOL_NAME, description="only nodes with Ray's resource pool_<name> (cluster.yaml); None: any that has room")
     num_threads: int = Field(1, ge=1, description="torch threads of a replica")
-    max_ongoing_requests: int = Field(32, ge=1, description="per replica; the rest waits")
+    max_ongoing_requests: int = Field(16, ge=1, description="per replica; the rest waits")
+    max_queued_requests: int = Field(64, ge=-1, description="waiting at one proxy; the surplus gets 503 with Retry-After. -1: no limit")
+    retry_after_s: int = Field(1, ge=0, description="the header Retry-After of such an answer")
+    request_timeout_s: float | None = Field(30.0, gt=0, description="408 after that; None: never")
+    drain_timeout_s: float = Field(20.0, ge=0, description="what a replica that must go may take to answer what it has begun")
+    max_batch: int = Field(64, ge=1, description="requests in one POST /v1/rank:batch")
     max_items: int = Field(1000, ge=1, description="candidates in one request")
+    max_body_mb: float = Field(16.0, gt=0, description="of a request's body in MiB; a larger one gets 413")

@@ -92,9 +92,9 @@ class IndividualSide(nn.Module):
         if mix is not None:
             target_BD = mix(target_BD, batch.item_row_B, None if hidden_B2 is None else hidden_B2[:, 1])
             items_RD = mix(items_RD, distinct.rows_R, None)
-        history_BLD = distinct.spread(items_RD, batch.history_BL)
-        mask_BL = batch.history_BL > 0
-        pooled_BD, attention_BL = self.attention(target_BD, history_BLD, mask_BL, days_BL=batch.history_days_BL)
+        history_BLD = distinct.sequence(items_RD, batch.history_BL)
+        mask_BL, days_BL = batch.history_BL[: len(history_BLD)] > 0, batch.history_days_BL[: len(history_BLD)]
+        pooled_BD, attention_BL = self.attention(target_BD, history_BLD, mask_BL, days_BL=days_BL)
         item_stats_BI = self.item_stats(batch.item_stats_BI)
         parts = [
             self.users(user_index_B),

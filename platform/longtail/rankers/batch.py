@@ -4,9 +4,12 @@ Letters: B rows, L history length, G group history length, A attributes, U user 
 F collaborative scores, P peer statistics, S code stages.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -47,49 +50,51 @@ class Batch:
         """The rows that `index` picks."""
         return Batch(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
+    @property
+    def one_owner(self) -> bool:
+        """A request: all rows are of one user at one time, whose features are one row in memory and are seen B times."""
+        return len(self) > 1 and self.user_row_B.stride(0) == 0
+
     @staticmethod
     def from_table(table: pa.Table, spec: FeatureSpec) -> "Batch":
-        """Tensors from sample rows (longtail.samples writes them); label columns may be missing (serving) and are then 0 and -1."""
-        table = table.combine_chunks()
-        lent = int(spec.lent)
-        widths = {
-            "history": spec.history_length,
-            "history_days": spec.history_length,
-            "attributes": len(spec.attributes),
-            "completed": len(spec.attributes) * lent,
-            "user_stats": len(spec.user_stats),
-            "cross_stats": len(spec.cross_stats),
-            "match_stats": len(spec.match_stats),
-            "item_stats": len(spec.item_stats),
-            "collaborative_stats": len(spec.collaborative_stats),
-            "group_stats": len(spec.user_stats) * lent,
-            "peer_stats": len(spec.peer_stats),
-            "user_codes": len(spec.code_sizes) * lent,
-            "group_history": spec.group_history_length * lent,
-            "group_weight": spec.group_history_length * lent,
-            "activity": 3,
-        }
+        """Tensors from sample rows (longtail.samples writes them); label columns may be missing (serving) and are then 0 and -1.
 
-        def ints(name: str) -> torch.Tensor:
-            return torch.from_numpy(table.column(name).to_numpy().astype(np.int64))
+        Raises:
+            ValueError: a column has another width than the spec says.
+        """
+        wanted = {*_widths(spec), "user_row", "item_row", "outcome", "conversion"}
+        columns = {name: _array(table.column(name).combine_chunks()) for name in table.column_names if name in wanted}
+        return Batch.from_columns(columns, len(table), spec)
+
+    @staticmethod
+    def from_columns(columns: Mapping[str, npt.NDArray[Any]], num_rows: int, spec: FeatureSpec) -> "Batch":
+        """The same from arrays [B, ..]; one of [1, ..] stands in all rows and is not copied.
+
+        Raises:
+            ValueError: as for from_table.
+        """
+        widths = _widths(spec)
+
+        def seen(values: npt.NDArray[Any], dtype: type) -> torch.Tensor:
+            array: npt.NDArray[Any] = np.ascontiguousarray(values, dtype)
+            tensor = torch.from_numpy(array if array.flags.writeable else array.copy())  # torch wants no memory of Arrow's, which nobody may write to
+            return tensor.expand(num_rows, *tensor.shape[1:]) if len(tensor) == 1 else tensor
 
         def wide(name: str, dtype: type) -> torch.Tensor:
             width = widths[name]
-            if width == 0 or len(table) == 0:  # Parquet cannot hold lists of width 0, so such a column may be missing
-                return torch.from_numpy(np.zeros((len(table), width), dtype))
-            values = table.column(name).chunk(0).flatten().to_numpy(zero_copy_only=False)
-            if len(values) != len(table) * width:
-                raise ValueError(f"samples: {name!r} is {len(values) // len(table)} wide, the spec says {width}. Rebuild the samples with this config.")
-            return torch.from_numpy(values.astype(dtype).reshape(len(table), width))
+            if width == 0 or num_rows == 0:  # Parquet cannot hold lists of width 0, so such a column may be missing
+                return torch.from_numpy(np.zeros((num_rows, width), dtype))
+            values = columns[name]
+            if values.shape[1] != width:
+                raise ValueError(f"samples: {name!r} is {values.shape[1]} wide, the spec says {width}. Rebuild the samples with this config.")
+            return seen(values, dtype)
 
         def label(name: str, missing: float) -> torch.Tensor:
-            if name not in table.column_names:
-                return torch.full((len(table),), missing)
-            return torch.from_numpy(table.column(name).fill_null(int(missing)).to_numpy().astype(np.float32))
+            return seen(columns[name], np.float32) if name in columns else torch.full((num_rows,), missing)
 
         return Batch(
-            user_row_B=ints("user_row"),
-            item_row_B=ints("item_row"),
+            user_row_B=seen(columns["user_row"], np.int64),
+            item_row_B=seen(columns["item_row"], np.int64),
             history_BL=wide("history", np.int64),
             history_days_BL=wide("history_days", np.float32),
             attributes_BA=wide("attributes", np.int64),
@@ -108,3 +113,34 @@ class Batch:
             outcome_B=label("outcome", 0.0),
             conversion_B=label("conversion", -1.0),
         )
+
+
+def _widths(spec: FeatureSpec) -> dict[str, int]:
+    """Widths of the list columns."""
+    lent = int(spec.lent)
+    return {
+        "history": spec.history_length,
+        "history_days": spec.history_length,
+        "attributes": len(spec.attributes),
+        "completed": len(spec.attributes) * lent,
+        "user_stats": len(spec.user_stats),
+        "cross_stats": len(spec.cross_stats),
+        "match_stats": len(spec.match_stats),
+        "item_stats": len(spec.item_stats),
+        "collaborative_stats": len(spec.collaborative_stats),
+        "group_stats": len(spec.user_stats) * lent,
+        "peer_stats": len(spec.peer_stats),
+        "user_codes": len(spec.code_sizes) * lent,
+        "group_history": spec.group_history_length * lent,
+        "group_weight": spec.group_history_length * lent,
+        "activity": 3,
+    }
+
+
+def _array(column: pa.Array) -> npt.NDArray[Any]:
+    """A column of numbers [B], nulls as -1, or of lists of one length [B, width]."""
+    if pa.types.is_fixed_size_list(column.type):
+        values: npt.NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+        return values.reshape(len(column), column.type.list_size)
+    filled: npt.NDArray[Any] = (column.fill_null(-1) if column.null_count else column).to_numpy(zero_copy_only=False)
+    return filled

@@ -74,8 +74,8 @@ class GroupSide(nn.Module):
         if self.peer_stats is not None:
             self.peer_stats.fit(batch.peer_stats_BP)
 
-    def forward(self, view: IndividualView, batch: Batch) -> torch.Tensor:
-        """Concatenated features; the item's vectors are those of the individual side."""
+    def forward(self, view: IndividualView, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Concatenated features, and the attention over the group's sequence [B, G]; the item's vectors are those of the individual side."""
         parts = [view.target_BD, *([view.item_stats_BI] if self.own_counts else [])]
         if self.ids is not None:
             parts.append(self.ids(batch.user_codes_BS))
@@ -83,11 +83,13 @@ class GroupSide(nn.Module):
             parts += [self.attributes(batch.completed_BA), self.stats(batch.group_stats_BU)]
         if self.peer_stats is not None:
             parts.append(self.peer_stats(batch.peer_stats_BP))
+        attention_BG = None
         if self.attention is not None:
-            sequence_BGD = view.distinct.spread(view.items_RD, batch.group_history_BG)
-            pooled_BD, _ = self.attention(view.target_BD, sequence_BGD, batch.group_history_BG > 0, prior_BL=batch.group_weight_BG)
+            sequence_BGD = view.distinct.sequence(view.items_RD, batch.group_history_BG)
+            some = slice(0, len(sequence_BGD))
+            pooled_BD, attention_BG = self.attention(view.target_BD, sequence_BGD, batch.group_history_BG[some] > 0, prior_BL=batch.group_weight_BG[some])
             parts.append(pooled_BD)
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1), attention_BG
 
 
 class ReliabilityTrunk(nn.Module):
@@ -179,7 +181,8 @@ class ChoirRec(Ranker):
     def channels(self, batch: Batch, hidden_B2: torch.Tensor | None) -> Channels:
         """Both channels' features."""
         view = self.individual(self.catalogue, batch, hidden_B2, [batch.group_history_BG] if self.settings.group_sequence else [])
-        return Channels(view.x_BF, self.group(view, batch), {"attention_BL": view.attention_BL})
+        group_BF, group_attention_BG = self.group(view, batch)
+        return Channels(view.x_BF, group_BF, {"attention_BL": view.attention_BL, "group_attention_BG": group_attention_BG})
 
     def _support(self, batch: Batch) -> torch.Tensor:
         """How much is lent to each user [B, 1]: log1p of the peers that count, or, without peers, whether the user has a group."""

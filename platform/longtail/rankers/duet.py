@@ -50,7 +50,9 @@ class Duet(ChoirRec):
         sequences = [batch.group_history_BG] if self.settings.group_sequence else []
         view = self.individual(self.catalogue, batch, hidden_B2, sequences, mix=partial(self.semantics.mixed, self.catalogue))
         space = self.semantics.space(self.catalogue, view.distinct, batch)
-        semantic, group = self.semantics(space, view, batch), [self.group(view, batch)]
+        semantic = self.semantics(space, view, batch)
+        group_BF, group_attention_BG = self.group(view, batch)
+        group = [group_BF]
         if self.settings.group_semantics:
             group.append(semantic.x_BF)
         if self.group_project is not None:
@@ -59,6 +61,7 @@ class Duet(ChoirRec):
             group.append(self.group_similarity(*self._near_group(space, batch)))
         shown = {
             "attention_BL": view.attention_BL,
+            "group_attention_BG": group_attention_BG,
             "semantic_attention_BL": semantic.semantic_attention_BL,
             "behaviour_attention_BL": semantic.behaviour_attention_BL,
         }

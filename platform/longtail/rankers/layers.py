@@ -95,13 +95,15 @@ class DistinctRows:
     Each item is embedded once per batch instead of once per place: popular items fill most places, and on CPU a table's gradient costs by the place.
     """
 
-    rows_R: torch.Tensor
-    place_N: torch.Tensor  # item row -> place in rows_R
+    rows_R: torch.Tensor  # ascending
+    place_N: torch.Tensor | None  # item row -> place in rows_R; None: it is searched
 
     @staticmethod
     def of(num_rows: int, sequences: Sequence[torch.Tensor]) -> "DistinctRows":
-        """From item rows below `num_rows`, of any shape."""
+        """From item rows below `num_rows`, of any shape; a request's are few and the same in all its rows, and cost nothing of the catalogue's size."""
         device = sequences[0].device
+        if all(is_shared(rows) for rows in sequences):
+            return DistinctRows(torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64, device=device), *(rows[0] for rows in sequences)])), None)
         seen_N = torch.zeros(num_rows, dtype=torch.bool, device=device)
         seen_N[0] = True
         for rows in sequences:
@@ -111,18 +113,49 @@ class DistinctRows:
         place_N[rows_R] = torch.arange(len(rows_R), device=device)
         return DistinctRows(rows_R, place_N)
 
+    def place(self, rows: torch.Tensor) -> torch.Tensor:
+        """Places of item rows that are among the distinct ones."""
+        return torch.searchsorted(self.rows_R, rows) if self.place_N is None else self.place_N[rows]
+
     def spread(self, values_RW: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Values [.., W] of item rows [..]; padding passes no gradient."""
-        return functional.embedding(self.place_N[rows], values_RW, padding_idx=0)
+        return functional.embedding(self.place(rows), values_RW, padding_idx=0)
+
+    def sequence(self, values_RW: torch.Tensor, rows_BL: torch.Tensor) -> torch.Tensor:
+        """`spread` of sequences, [B, L, W], or [1, L, W] where all rows have one."""
+        return self.spread(values_RW, rows_BL[:1] if is_shared(rows_BL) else rows_BL)
 
     def dots(self, values_RW: torch.Tensor, rows_BL: torch.Tensor, target_BW: torch.Tensor) -> torch.Tensor:
         """Products of each row's target with the values of its sequence of item rows, [B, L]."""
-        dots_BL: torch.Tensor = SequenceDots.apply(values_RW, self.place_N[rows_BL], target_BW)  # type: ignore[no-untyped-call]
+        if is_shared(rows_BL):
+            return target_BW @ self.spread(values_RW, rows_BL[0]).T
+        dots_BL: torch.Tensor = SequenceDots.apply(values_RW, self.place(rows_BL), target_BW)  # type: ignore[no-untyped-call]
         return dots_BL
 
     def pooled(self, values_RW: torch.Tensor, rows_BL: torch.Tensor, weights_BL: torch.Tensor) -> torch.Tensor:
         """Sums of the values of each row's sequence of item rows, weighted, [B, W]."""
-        return functional.embedding_bag(self.place_N[rows_BL], values_RW, mode="sum", per_sample_weights=weights_BL)
+        if is_shared(rows_BL):
+            return weights_BL @ self.spread(values_RW, rows_BL[0])
+        return functional.embedding_bag(self.place(rows_BL), values_RW, mode="sum", per_sample_weights=weights_BL)
+
+
+def is_shared(rows_BL: torch.Tensor) -> bool:
+    """All rows of a batch see one sequence in memory (Batch.one_owner)."""
+    return rows_BL.ndim == 2 and len(rows_BL) > 1 and rows_BL.stride(0) == 0
+
+
+def weighted_sum(weights_BL: torch.Tensor, sequence_BLD: torch.Tensor) -> torch.Tensor:
+    """Pooled sequences [B, D]; the sequence may be one for all rows, [1, L, D]."""
+    if len(sequence_BLD) == 1:
+        return weights_BL @ sequence_BLD[0]
+    return torch.bmm(weights_BL.unsqueeze(1), sequence_BLD).squeeze(1)
+
+
+def products(sequence_BLD: torch.Tensor, target_BD: torch.Tensor) -> torch.Tensor:
+    """Products of each row's target with its sequence [B, L]; the sequence may be one for all rows, [1, L, D]."""
+    if len(sequence_BLD) == 1:
+        return target_BD @ sequence_BLD[0].T
+    return torch.bmm(sequence_BLD, target_BD.unsqueeze(2)).squeeze(2)
 
 
 def target_id_index(index: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
@@ -210,21 +243,26 @@ class TargetAttention(nn.Module):
 
         Args:
             target_BD: what attends.
-            history_BLD: what is attended to.
+            history_BLD: what is attended to; it, the mask, the days and the prior may be one for all rows, [1, L, ..].
             mask_BL: True where there is an item.
             days_BL: age in days; only where the layer was built with recency.
             prior_BL: weights that the softmax starts from, None for equal ones.
         """
         matrix_BDK = self.history_DK + target_BD.unsqueeze(2) * self.product_DK
         shift_BK = target_BD @ self.target_DK + self.bias_K
-        hidden = torch.baddbmm(shift_BK.unsqueeze(1), history_BLD, matrix_BDK)
+        if len(history_BLD) == 1:  # one product of the history with all rows' matrices side by side
+            length, (num_rows, _, width) = history_BLD.shape[1], matrix_BDK.shape
+            hidden = (history_BLD[0] @ matrix_BDK.transpose(0, 1).reshape(-1, num_rows * width)).view(length, num_rows, width).transpose(0, 1)
+            hidden = hidden + shift_BK.unsqueeze(1)
+        else:
+            hidden = torch.baddbmm(shift_BK.unsqueeze(1), history_BLD, matrix_BDK)
         if self.recency_K is not None:
             assert days_BL is not None
             hidden = torch.addcmul(hidden, (torch.log1p(days_BL) * DAYS_SCALE).unsqueeze(2), self.recency_K)
         for layer in self.later:
             hidden = layer(torch.relu(hidden))
         weights_BL = masked_softmax(hidden.squeeze(2), mask_BL, prior_BL)
-        return torch.bmm(weights_BL.unsqueeze(1), history_BLD).squeeze(1), weights_BL
+        return weighted_sum(weights_BL, history_BLD), weights_BL
 
 
 def masked_softmax(scores_BL: torch.Tensor, mask_BL: torch.Tensor, prior_BL: torch.Tensor | None = None) -> torch.Tensor:

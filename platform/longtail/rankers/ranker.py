@@ -30,6 +30,7 @@ class RankerOutput:
     alpha_distill_B: torch.Tensor | None = None  # ChoirRec
     semantic_attention_BL: torch.Tensor | None = None  # SaviorRec, branch (a)
     behaviour_attention_BL: torch.Tensor | None = None  # SaviorRec, branch (b)
+    group_attention_BG: torch.Tensor | None = None  # ChoirRec, over the group's sequence
 
     @property
     def probabilities_BH(self) -> torch.Tensor:  # noqa: N802
@@ -75,11 +76,13 @@ class Ranker(nn.Module):
 def predict_rows(ranker: Ranker, batch: Batch, rows_per_step: int = 4096) -> RankerOutput:
     """The ranker's output on a batch of any size, without gradients, computed a few thousand rows at a time; on the CPU."""
     was_training = ranker.training
-    ranker.eval()
+    if was_training:  # it goes through all modules, which a request would feel
+        ranker.eval()
     with torch.no_grad():
         outputs = [ranker(batch.rows(slice(start, start + rows_per_step))) for start in range(0, max(len(batch), 1), rows_per_step)]
-    ranker.train(was_training)
-    return _concatenate(outputs)
+    if was_training:
+        ranker.train()
+    return outputs[0] if len(outputs) == 1 and outputs[0].logits_BH.is_cpu else _concatenate(outputs)
 
 
 def _concatenate(outputs: Sequence[RankerOutput]) -> RankerOutput:

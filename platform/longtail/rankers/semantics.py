@@ -16,7 +16,7 @@ from longtail.rankers.base import IndividualView
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.kernels import SimilarityKernels
-from longtail.rankers.layers import DistinctRows, ItemEmbedding, Normaliser, masked_softmax
+from longtail.rankers.layers import DistinctRows, ItemEmbedding, Normaliser, masked_softmax, products, weighted_sum
 from longtail.rankers.settings import SemanticSettings
 
 TIER_QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995)  # of the similarities between training targets and their histories
@@ -153,7 +153,7 @@ class SemanticSpace:
         """The same of vectors of length one; 0 where there is no vector."""
         length_R1 = torch.linalg.vector_norm(self.vector_RD, dim=1, keepdim=True)
         length_B1 = torch.linalg.vector_norm(self.target_BD, dim=1, keepdim=True)
-        cosines_BL: torch.Tensor = dots_BL / (length_B1 * self.distinct.spread(length_R1, sequence_BL).squeeze(2)).clamp(min=1e-12)
+        cosines_BL: torch.Tensor = dots_BL / (length_B1 * self.distinct.sequence(length_R1, sequence_BL).squeeze(2)).clamp(min=1e-12)
         return cosines_BL
 
     def frozen_dots(self, sequence_BL: torch.Tensor) -> torch.Tensor:
@@ -249,12 +249,12 @@ class Semantics(nn.Module):
             assert dots_BL is not None
             semantic_BL = self.semantic_to_behaviour(dots_BL, mask_BL)
             items_BLI = view.history_BLD.detach() if self.settings.detached_pooling else view.history_BLD
-            parts.append(torch.bmm(semantic_BL.unsqueeze(1), items_BLI).squeeze(1)[:, : self.id_dim])
+            parts.append(weighted_sum(semantic_BL, items_BLI)[:, : self.id_dim])
         if self.behaviour_to_semantic is not None:
             assert self.project is not None
             # The ID part of an item's vector comes first. Padding the target with zeros instead of slicing the history keeps [B, L, ..] in one piece.
             target_id_BI = functional.pad(view.target_BD[:, : self.id_dim], (0, view.target_BD.shape[1] - self.id_dim))
-            behaviour_BL = self.behaviour_to_semantic(torch.bmm(view.history_BLD, target_id_BI.unsqueeze(2)).squeeze(2), mask_BL)
+            behaviour_BL = self.behaviour_to_semantic(products(view.history_BLD, target_id_BI), mask_BL)
             # Pooling and projecting are linear: projected first, each item once, what is pooled is narrow.
             projected_RW = functional.linear(space.vector_RD, self.project.weight)
             parts.append(space.distinct.pooled(projected_RW, batch.history_BL, behaviour_BL) + self.project.bias)

@@ -1,0 +1,57 @@
+"""What a team would write by hand: FastAPI and uvicorn around the same ranker, one process, no Ray in the way of a request.
+
+Reads a finished run. Run by bench.serve: python -m bench.peer_service --config … --port 8100
+"""
+
+import argparse
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from longtail.config import load
+from longtail.ranking import Question, StatedItem
+from pipelines.stage import open_store
+from serve_apps.ranking import served_run
+
+
+class Request(BaseModel):
+    """One user and candidates."""
+
+    user_id: str
+    item_ids: list[str]
+
+
+def service(config_path: str, overrides: list[str]) -> FastAPI:
+    """The service."""
+    config = load(config_path, overrides)
+    torch.set_num_threads(config.serve.num_threads)
+    ranker = served_run(config, open_store(config)).request_ranker()
+    name = next(iter(ranker.rankers))
+    app = FastAPI()
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.post("/v1/rank")
+    async def rank(request: Request) -> dict[str, Any]:
+        ranking = ranker.rank(Question(request.user_id, tuple(StatedItem(item) for item in request.item_ids), name))
+        return {"items": [{"item_id": item.item_id, "score": item.scores[0]} for item in ranking.items]}
+
+    return app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--port", type=int, required=True)
+    args = parser.parse_args()
+    uvicorn.run(service(args.config, args.overrides), host="127.0.0.1", port=args.port, log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Serving under load, beside a hand-written FastAPI service of the same ranker on the same cores: throughput, latency, overload, a deploy in the middle.
+
+Both answer the same requests (one user, 200 candidates, histories of 50 events, real features) to the same load generator (bench.load), which shares the cores;
+its share is told. Rounds take turns, so that what else the machine does falls on both.
+Reads and writes what the run's stages do. Run: python -m bench.serve [--config bench/serve.toml] [--num 2000] [--rounds 5]
+Last stdout line: one JSON object; `ours_s` and `peers` are seconds for --num requests, a list with one value a round.
+"""
+
+import argparse
+import json
+import logging
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.compute as pc
+import requests
+from ray import serve
+
+from longtail.artifacts import Artifact, source_commit
+from longtail.config import Config, load
+from pipelines.cluster import ROOT, ray_session
+from pipelines.logs import LOGS
+from pipelines.stage import clear_errors, ensure, find, open_store
+from pipelines.study import machine
+from pipelines.train import RANKER_STAGES
+from serve_apps.ranking import APP_NAME, application, deployed, quiet_logs, served_run
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = 200
+CONNECTIONS = 8
+WARM_UP = 200
+PHASE_S = 10.0
+
+
+def bodies(logs: Artifact, num: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Requests of users as they act in the test window, with candidates that somebody has met."""
+    draw = np.random.default_rng(seed)
+    examples = logs.read("examples", ["user_id", "split"])
+    users = examples.filter(pc.equal(examples.column("split"), "test")).column("user_id").to_pylist()
+    items = pc.unique(logs.read("events", ["item_id"]).column("item_id")).drop_null().to_pylist()
+    asked = [users[place] for place in draw.integers(len(users), size=num)]
+    return [{"user_id": user, "item_ids": [items[place] for place in draw.choice(len(items), CANDIDATES, replace=False)]} for user in asked]
+
+
+def phase(url: str, path: Path, **order: Any) -> dict[str, Any]:
+    """One phase of the load generator, in its own process."""
+    host, port = url.removeprefix("http://").split(":")
+    told = {"host": host, "port": int(port), "path": "/v1/rank", "bodies": str(path), **order}
+    done = subprocess.run([sys.executable, "-m", "bench.load"], input=json.dumps(told), capture_output=True, text=True, cwd=ROOT)
+    if done.returncode != 0:
+        raise RuntimeError(f"the load generator failed: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def timed(url: str, path: Path, num: int) -> dict[str, Any]:
+    """As fast as they are answered."""
+    phase(url, path, connections=CONNECTIONS, num=WARM_UP)
+    return phase(url, path, connections=CONNECTIONS, num=num)
+
+
+@contextmanager
+def peer(config_path: str, overrides: Sequence[str]) -> Iterator[str]:
+    """The hand-written service for the length of a block."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = [word for one in overrides for word in ("--set", one)]
+    process = subprocess.Popen([sys.executable, "-m", "bench.peer_service", "--config", config_path, "--port", str(port), *flags], cwd=ROOT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                requests.get(f"{url}/healthz", timeout=2)
+                break
+            except requests.RequestException:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("the peer does not start") from None
+                time.sleep(0.3)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def same_scores(ours: str, peers: str, asked: Sequence[dict[str, Any]]) -> float:
+    """The greatest difference between what both answer."""
+    worst = 0.0
+    for body in asked:
+        scores = [{item["item_id"]: item["score"] for item in requests.post(f"{url}/v1/rank", json=body, timeout=30).json()["items"]} for url in (ours, peers)]
+        assert scores[0].keys() == scores[1].keys()
+        worst = max(worst, *(abs(scores[0][item] - scores[1][item]) for item in scores[0]))
+    return worst
+
+
+def memory_bytes() -> int:
+    """Of all processes below this one."""
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:
+            continue
+    return total
+
+
+def overload(url: str, path: Path, rate: float) -> dict[str, Any]:
+    """Twice the saturating rate: what is accepted, what is turned away, and memory before and after."""
+    before = memory_bytes()
+    found = phase(url, path, rate=2 * rate, for_s=PHASE_S)
+    return {**found, "memory_before_gib": round(before / 2**30, 3), "memory_after_gib": round(memory_bytes() / 2**30, 3)}
+
+
+def deploy_under_load(config: Config, url: str, path: Path, rate: float) -> dict[str, Any]:
+    """Half the saturating rate, and in the middle of it every replica is replaced by one of another version."""
+    changed = config.model_copy(update={"serve": config.serve.model_copy(update={"max_items": config.serve.max_items + 1})})
+    found: dict[str, Any] = {}
+    loader = threading.Thread(target=lambda: found.update(phase(url, path, rate=rate / 2, for_s=6 * PHASE_S)))
+    loader.start()
+    time.sleep(PHASE_S)
+    began = time.monotonic()
+    serve.run(application(served_run(changed, open_store(changed))), name=APP_NAME, route_prefix=config.serve.route_prefix, logging_config=quiet_logs())
+    took = time.monotonic() - began
+    loader.join()
+    now = requests.get(f"{url}/v1/models", timeout=30).json()["max_items"]
+    return {**found, "deploy_s": round(took, 1), "version_changed": now == changed.serve.max_items}
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    return [round(min(values), 3), round(statistics.median(values), 3), round(max(values), 3)]
+
+
+def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> dict[str, Any]:
+    """The whole comparison."""
+    config = load(config_path, list(overrides))
+    store = open_store(config)
+    with ray_session(config.cluster), tempfile.TemporaryDirectory(prefix="longtail-bench-") as folder:
+        for name in config.train.rankers:
+            ensure(RANKER_STAGES[name], config, store, build_inputs=True)
+        logs = find(LOGS, config, store)
+        assert logs is not None
+        asked, path = bodies(logs, 512), Path(folder) / "bodies"
+        path.write_text("\n".join(json.dumps(body) for body in asked))
+        with deployed(served_run(config, store)) as served, peer(config_path, overrides) as peer_url:
+            differ = same_scores(served.url, peer_url, asked[:20])
+            ours, peers = [], []
+            for number in range(rounds):
+                for url, runs in ((served.url, ours), (peer_url, peers)) if number % 2 == 0 else ((peer_url, peers), (served.url, ours)):
+                    runs.append(timed(url, path, num))
+            rate = num / statistics.median(run["seconds"] for run in ours)
+            peer_rate = num / statistics.median(run["seconds"] for run in peers)
+            half = {"ours": phase(served.url, path, rate=rate / 2, for_s=PHASE_S), "peer": phase(peer_url, path, rate=rate / 2, for_s=PHASE_S)}
+            beyond = overload(served.url, path, rate)
+            deploy = deploy_under_load(config, served.url, path, rate)
+    ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(ours, peers, strict=True)]
+    return {
+        "bench": "serve",
+        "machine": machine()["machine"],
+        "cores": os.cpu_count(),
+        "commit": source_commit(),
+        "num": num,
+        "candidates": CANDIDATES,
+        "ours_s": [round(run["seconds"], 4) for run in ours],
+        "peers": {"fastapi_uvicorn": [round(run["seconds"], 4) for run in peers]},
+        "quality": {
+            "greatest_score_difference": differ,
+            "throughput_ratio": spread(ratios),
+            "candidates_per_s": spread([num * CANDIDATES / run["seconds"] for run in ours]),
+            "peer_candidates_per_s": spread([num * CANDIDATES / run["seconds"] for run in peers]),
+            "saturating_requests_per_s": {"ours": round(rate, 1), "peer": round(peer_rate, 1)},
+            "closed_loop_p99_ms": {"ours": spread([run["p99_ms"] for run in ours]), "peer": spread([run["p99_ms"] for run in peers])},
+            "generator_cpu_share": {
+                "ours": spread([run["generator_cpu_share"] for run in ours]),
+                "peer": spread([run["generator_cpu_share"] for run in peers]),
+            },
+            "half_of_our_saturating_rate": half,
+            "twice": beyond,
+            "deploy_under_load": deploy,
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="bench/serve.toml")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value")
+    parser.add_argument("--num", type=int, default=2000, help="requests of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    with clear_errors():
+        args = parser.parse_args()
+        print(json.dumps(bench(args.config, args.overrides, args.num, args.rounds)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Problem details (RFC 9457): how the application says no, and the handlers that turn every failure into one."""
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from serve_apps.body_limit import BodyTooLargeError
+
+logger = logging.getLogger(__name__)
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457)."""
+
+    type: str = Field(description="a URN that names the kind of problem")
+    title: str
+    status: int
+    detail: str
+    remedy: str
+    errors: list[str] = Field([], description="one line per refused field")
+
+
+class RequestProblemError(Exception):
+    """A request that cannot be answered, as a problem."""
+
+    def __init__(self, status: int, kind: str, title: str, detail: str, remedy: str, retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        self.problem = Problem(type=f"urn:longtail:problem:{kind}", title=title, status=status, detail=detail, remedy=remedy, errors=[])
+        self.retry_after_s = retry_after_s
+
+
+def internal(error: Exception) -> Problem:
+    """What a fault of ours looks like from outside."""
+    return Problem(
+        type="urn:longtail:problem:internal",
+        title="The application failed on this request",
+        status=500,
+        detail=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        remedy="The replica's log has the whole story; a request that does so again is a fault to report.",
+        errors=[],
+    )
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Answer every failure with a problem."""
+
+    @app.exception_handler(RequestProblemError)
+    async def refusal(request: Request, error: RequestProblemError) -> JSONResponse:
+        return problem_response(error.problem, error.retry_after_s, request)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        lines = [f"{'.'.join(str(part) for part in e['loc'][1:]) or 'body'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        return problem_response(
+            Problem(
+                type="urn:longtail:problem:invalid-request",
+                title="The request breaks a rule",
+                status=422,
+                detail=lines[0] if len(lines) == 1 else f"{len(lines)} fields are refused.",
+                remedy="Mend what `errors` names; /docs has the fields, their limits and examples.",
+                errors=lines,
+            ),
+            request=request,
+        )
+
+    @app.exception_handler(BodyTooLargeError)
+    async def too_large(request: Request, error: BodyTooLargeError) -> JSONResponse:
+        problem = RequestProblemError(413, "too-large", "The body is too large", str(error.detail), "Split the request, or raise serve.max_body_mb.").problem
+        return problem_response(problem, request=request)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        path, remedy = f"{request.method} {request.url.path}", "GET /docs lists the routes."
+        problem = Problem(type="about:blank", title=str(error.detail), status=error.status_code, detail=path, remedy=remedy, errors=[])
+        return problem_response(problem, request=request)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem_response(internal(error), request=request)
+
+
+def problem_response(problem: Problem, retry_after_s: int | None = None, request: Request | None = None) -> JSONResponse:
+    """The problem over HTTP; under /v2, with the member `error` that clients of the Open Inference Protocol read."""
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    told = problem.model_dump()
+    if request is not None and request.url.path.removeprefix(request.scope.get("root_path", "")).startswith("/v2"):
+        told["error"] = f"{problem.detail} {problem.remedy}"
+    return JSONResponse(told, status_code=problem.status, media_type=PROBLEM_MEDIA_TYPE, headers=headers)

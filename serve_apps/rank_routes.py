@@ -1,0 +1,166 @@
+"""POST /v1/rank and /v1/rank:batch: requests checked against what is serving, asked, and answered."""
+
+import asyncio
+import logging
+import math
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Body, Response
+from pydantic import BaseModel
+
+from longtail.explanation import Attended, ItemExplanation
+from longtail.ranking import Question, RankedItem, Ranking
+from serve_apps.problems import PROBLEM_MEDIA_TYPE, Problem, RequestProblemError, internal
+from serve_apps.schemas import (
+    AttendedOut,
+    BatchAnswer,
+    BatchRequest,
+    BatchResponse,
+    ExplanationOut,
+    GroupStepOut,
+    ItemOut,
+    RankRequest,
+    RankResponse,
+    UserOut,
+)
+from serve_apps.service_info import ServiceInfo
+
+logger = logging.getLogger(__name__)
+
+Answer = Callable[[Question], Awaitable[Ranking]]
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text, "content": {PROBLEM_MEDIA_TYPE: {}}}
+    for status, text in [(404, "no such ranker"), (422, "the request breaks a rule"), (503, "too many requests at once; Retry-After says when to come back")]
+}
+
+
+def rank_routes(info: ServiceInfo, answer: Answer) -> APIRouter:
+    """The routes over one run's rankers."""
+    routes = APIRouter(tags=["ranking"])
+    examples = request_examples(info)
+
+    async def ranked(request: RankRequest) -> RankResponse:
+        started = time.perf_counter()
+        question = checked_question(request, info)
+        return rank_response(request.user_id, question, await answer(question), info, time.perf_counter() - started)
+
+    async def settled(request: RankRequest) -> BatchAnswer:
+        try:
+            return BatchAnswer(status=200, answer=await ranked(request))
+        except RequestProblemError as error:
+            return BatchAnswer(status=error.problem.status, problem=error.problem)
+        except Exception as error:
+            logger.error("a request of a batch failed", exc_info=error)
+            return BatchAnswer(status=500, problem=internal(error))
+
+    @routes.post("/v1/rank", response_model=RankResponse, responses=PROBLEMS, summary="Rank candidates for a user")
+    async def rank(request: RankRequest = Body(openapi_examples=examples)) -> Response:  # noqa: B008  FastAPI's way to declare a body
+        return as_json(await ranked(request))
+
+    @routes.post("/v1/rank:batch", response_model=BatchResponse, responses=PROBLEMS, summary="Several requests, each answered alone")
+    async def rank_batch(batch: BatchRequest) -> Response:
+        if len(batch.requests) > info.max_batch:
+            detail = f"{len(batch.requests)} requests, and at most {info.max_batch} are taken at once."
+            raise RequestProblemError(422, "too-many-requests-in-one", "Too many requests in one", detail, "Send several batches, or raise serve.max_batch.")
+        return as_json(BatchResponse(answers=list(await asyncio.gather(*map(settled, batch.requests)))))
+
+    return routes
+
+
+def as_json(answer: BaseModel) -> Response:
+    """The answer, what is unset left out; FastAPI would check it again field by field, which takes longer than ranking does."""
+    return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
+
+
+def rank_response(user_id: str, question: Question, ranking: Ranking, info: ServiceInfo, seconds: float) -> RankResponse:
+    """The answer as JSON has it; what nobody asked for stays unset."""
+    user: dict[str, Any] = {"user_id": user_id, "known": ranking.user_known, "group": list(ranking.group), "group_basis": ranking.group_basis}
+    if question.explain:
+        user["group_path"] = [GroupStepOut(prefix=list(step.prefix), size=step.size, lends=step.lends) for step in ranking.group_path]
+    return RankResponse(
+        ranker=question.ranker,
+        version=next(model.version for model in info.models if model.name == question.ranker),
+        run=info.run,
+        now=ranking.now,
+        user=UserOut(**user),
+        heads=list(ranking.heads),
+        items=[_item(item, ranking.heads) for item in ranking.items],
+        seconds=round(seconds, 6),
+    )
+
+
+def _item(item: RankedItem, heads: tuple[str, ...]) -> ItemOut:
+    told = {} if item.explanation is None else {"explanation": _explanation(item.explanation, heads)}
+    scores = dict(zip(heads, item.scores, strict=True))
+    return ItemOut(item_id=item.item_id, score=item.scores[0], scores=scores, known=item.basis == "catalogue", basis=item.basis, **told)
+
+
+def _explanation(found: ItemExplanation, heads: tuple[str, ...]) -> ExplanationOut:
+    def by_head(logits: tuple[float, ...] | None) -> dict[str, float] | None:
+        return None if logits is None else dict(zip(heads, logits, strict=True))
+
+    def attended(one: Attended) -> AttendedOut:
+        return AttendedOut(item_id=one.item_id, weight=one.weight, days=one.days)
+
+    return ExplanationOut(
+        logits=dict(zip(heads, found.logits, strict=True)),
+        individual=by_head(found.individual),
+        group=by_head(found.group),
+        alpha_fusion=found.alpha_fusion,
+        attended={name: [attended(one) for one in most] for name, most in found.attended.items()},
+    )
+
+
+def checked_question(request: RankRequest, info: ServiceInfo) -> Question:
+    """The request as a question.
+
+    Raises:
+        RequestProblemError: no such ranker, head or attribute, too many candidates, or a value that is no number where one is needed.
+    """
+    name = request.ranker or info.default_ranker
+    heads = info.knowledge.heads.get(name)
+    if heads is None:
+        raise RequestProblemError(404, "unknown-ranker", "No such ranker", f"ranker {name!r} is not serving.", f"Choose one of {sorted(info.knowledge.heads)}.")
+    if len(request.ids) > info.max_items:
+        detail = f"{len(request.ids)} candidates, and at most {info.max_items} are taken in one request."
+        raise RequestProblemError(422, "too-many-items", "Too many candidates", detail, "Split the list over several requests, or raise serve.max_items.")
+    lacking = [head for head in request.heads or () if head not in heads]
+    if lacking:
+        raise RequestProblemError(422, "unknown-head", "No such head", f"ranker {name!r} has no head {lacking}.", f"Its heads are {list(heads)}.")
+    attributes = request.user.attributes if request.user is not None else {}
+    known = info.knowledge.attributes
+    strange = sorted(set(attributes) - set(known))
+    if strange:
+        detail = f"user.attributes has {strange}, which this run's users do not have."
+        raise RequestProblemError(422, "unknown-attribute", "No such user attribute", detail, f"Its attributes are {sorted(known)}; leave out the rest.")
+    for attribute, value in attributes.items():
+        if known[attribute] is None and not _is_number(value):
+            detail = f"user.attributes.{attribute} = {value!r} is not a number."
+            raise RequestProblemError(422, "not-a-number", "A number is needed", detail, "Send a number, or leave the attribute out where it is not known.")
+    return request.question(name)
+
+
+def request_examples(info: ServiceInfo) -> dict[str, Any]:
+    """Requests that can be sent as they stand, made of ids that the run has."""
+    knowledge = info.knowledge
+    user, items = (list(knowledge.user_ids) or ["a user"])[0], list(knowledge.item_ids)
+    attributes = {name: values[0] for name, values in knowledge.attributes.items() if values}
+    content: dict[str, Any] = {"item_id": "an item that came today", "title": "Organic oat drink, barista", "category": [], "brand": None, "price": 2.49}
+    return {
+        "known": {"summary": "a known user, known items", "value": {"user_id": user, "item_ids": items, "ranker": info.default_ranker}},
+        "user": {
+            "summary": "a user who came today, with attributes",
+            "value": {"user_id": "somebody who came today", "item_ids": items, "user": {"attributes": attributes}},
+        },
+        "item": {"summary": "an item that came today", "value": {"user_id": user, "items": [content, *({"item_id": item} for item in items[:3])]}},
+    }
+
+
+def _is_number(value: str | bool | float | None) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"-?\d{1,15}(\.\d*)?([eE][-+]?\d{1,2})?", value, re.ASCII) is not None
+    return value is None or math.isfinite(value)
