@@ -26,6 +26,7 @@ from longtail.embeddings import EncoderSettings, TextEncoder
 from longtail.packaged_models import resolve
 from longtail.ranking import Question, RequestRanker, StatedItem
 from longtail.run_state import load_feature_state, logs_info
+from longtail.storage import without_secrets
 from pipelines.cluster import ROOT
 from pipelines.parts_alone import TABLE_ROWS, Seen, held_bytes, kmeans, language_model, line_through, neighbours, peak_of_logs, table_bytes_per_s, texts
 from pipelines.profiles import PROFILES, add_prompts, facts_of_snapshots
@@ -217,13 +218,21 @@ def _alone(config: Config) -> Measured:
 
 
 def text_dim(settings: EncoderSettings) -> int:
-    """Width of an encoder's vectors; it is asked where the config does not cut them."""
+    """Width of an encoder's vectors; it is asked where the config does not cut them.
+
+    Raises:
+        ValueError: the model is not on this machine.
+    """
     if settings.dim is not None:
         return settings.dim
-    described = Path(resolve(settings.model)) / "config.json"
-    if not described.is_file():
-        return TextEncoder(settings).dim
-    return int(json.loads(described.read_text())["hidden_size"])
+    try:
+        described = Path(resolve(settings.model)) / "config.json"
+        if not described.is_file():
+            return TextEncoder(settings).dim
+        return int(json.loads(described.read_text())["hidden_size"])
+    except (OSError, ValueError) as error:
+        named = without_secrets(settings.model)
+        raise ValueError(f"embeddings.*.model = {named!r} is not on this machine, and the width of its vectors unknown. Install it, or set dim.") from error
 
 
 def item_dim(config: Config) -> int:

@@ -22,6 +22,7 @@ from longtail.capacity_limits import costs, dominant, limits
 from longtail.capacity_plan import plan
 from longtail.config import Config, load
 from longtail.profiles import SYSTEM_PROMPT
+from longtail.storage import without_secrets
 from longtail.token_count import token_counter
 from pipelines import plan_check
 from pipelines.calibration import calibrate, item_dim, text_dim, user_dim
@@ -58,8 +59,8 @@ def shape_of(config: Config, given: Mapping[str, float]) -> Shape:
             found["prompt_tokens"] = token_counter(profiles.model)([SYSTEM_PROMPT])[0] + profiles.max_fact_tokens
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"profiles.model = {profiles.model!r}: its tokenizer is not on this machine ({type(error).__name__}), so the prompt's tokens are unknown. Give "
-                "them: --shape prompt_tokens=1800 --shape shared_prompt_tokens=500."
+                f"profiles.model = {without_secrets(profiles.model)!r}: its tokenizer is not on this machine ({type(error).__name__}), so the prompt's tokens "
+                "are unknown. Give them: --shape prompt_tokens=1800 --shape shared_prompt_tokens=500."
             ) from error
     found["answer_tokens"] = profiles.max_output_tokens
     shape: Shape = told(Shape, {**found, **given}, "--shape")
@@ -85,7 +86,9 @@ def _refusal(error: Any, flag: str) -> str:
     if not name:
         return f"  {flag}: {message}"
     named = f"--{name.replace('_', '-')}" if name in SIZES else f"{flag} {name}"
-    return f"  {named} = {error['input']!r}: {message}"
+    if error["type"] == "missing":
+        return f"  {named} is missing."
+    return f"  {named} = {without_secrets(repr(error['input']))}: {'there is no such key' if error['type'] == 'extra_forbidden' else message}"
 
 
 def read_rates(path: str) -> dict[RateName, Rate]:
@@ -95,9 +98,11 @@ def read_rates(path: str) -> dict[RateName, Rate]:
         ValueError: the file is no TOML, or a rate is unknown or no positive number.
     """
     try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"--rates {path} cannot be read as TOML: {error}. Leave it out to measure the rates here; that writes such a file.") from error
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"--rates {without_secrets(path)!r} cannot be read as TOML: {error}. Leave it out to measure the rates here; that writes such a file."
+        ) from error
     unknown = sorted(set(raw) - set(get_args(RateName)))
     if unknown:
         raise ValueError(f"--rates {path}: there is no rate {unknown[0]!r}. There are {', '.join(get_args(RateName))}.")
@@ -121,10 +126,23 @@ def as_text(lines: Sequence[Line], said: Sequence[str], work: Workload, rates: R
     return "\n".join([*title, "## What does not fit, and what dominates", "", *(f"- {one}" for one in said), "", "## Lines", "", *table, *table_of_rates])
 
 
+def made_folder(flag: str, named: str) -> Path:
+    """The folder that is written to.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        Path(named).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{flag} {named}: no folder can be made there ({error}). Name another one.") from error
+    return Path(named)
+
+
 def rates_for(args: argparse.Namespace, config: Config) -> dict[RateName, Rate]:
     """The file's rates, and what is measured here where there is no file or --calibrate asks for it."""
-    given = read_rates(args.rates) if args.rates else {}
-    if args.rates and not args.calibrate:
+    given = read_rates(args.rates) if args.rates is not None else {}
+    if args.rates is not None and not args.calibrate:
         return given
     with ray_session(config.cluster):
         return {**calibrate(config), **given}
@@ -137,16 +155,18 @@ def run(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{' and '.join(missing)}: how many? For example --users 1e9 --items 1e8 --events-per-day 1e10.")
     pairs = {flag: _pairs(getattr(args, flag), f"--{flag}") for flag in GIVEN}
+    twice = sorted(set(SIZES) & set(pairs["workload"]))
+    if twice:
+        raise ValueError(f"--workload {twice[0]}: it has a flag of its own, --{twice[0].replace('_', '-')}.")
     # Everything that can be refused is, before the rates are measured.
     work, shape = told(Workload, {**sizes, **pairs["workload"]}, "--workload"), shape_of(config, pairs["shape"])
     room, prices = told(Room, pairs["room"], "--room"), told(Prices, pairs["price"], "--price")
+    folder = made_folder("--out", args.out)
     rates = rates_for(args, config)
     lines = plan(work, shape, rates)
     lines += costs(lines, prices)
     said = [*limits(work, shape, lines, room), *dominant(work, lines)]
     said += [f"without the rate {name} ({UNITS[name]}) the plan says bytes and no hours of it." for name in sorted(OPTIONAL - set(rates))]
-    folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
     text = as_text(lines, said, work, rates)
     (folder / "plan.md").write_text(text)
     (folder / "rates.toml").write_text(rates_text(rates))
@@ -162,8 +182,9 @@ def main() -> None:
         args = _arguments()
         config = load(args.config, args.overrides)
         if args.check:
+            out = made_folder("--out", args.out or "results")
             with ray_session(config.cluster):
-                print(json.dumps(plan_check.check(config, Path(args.out or "results"))))
+                print(json.dumps(plan_check.check(config, out)))
             return
         args.out = args.out or "plan"
         print(json.dumps(run(args, config)))

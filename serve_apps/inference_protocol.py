@@ -10,6 +10,7 @@ tensors and back; neither knows what they mean.
 """
 
 import asyncio
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ INPUTS = (("user_id", "BYTES"), ("item_id", "BYTES"), ("now", "INT64"))
 OUTPUT_TYPE = "FP32"
 _INPUTS_ARE = f"Inputs are {', '.join(f'{name} ({kind})' for name, kind in INPUTS)}."
 MAX_ID_BYTES = 1024
+MAX_DIMS = 8
+MAX_NAME = 256
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def served_model(info: ServiceInfo, name: str, version: str = "") -> ModelInfo:
     for model in info.models:
         if model.name == name and version in ("", model.version):
             return model
-    asked = f"model {name!r}" + (f" version {version!r}" if version else "")
+    asked = f"model {name[:MAX_NAME]!r}" + (f" version {version[:MAX_NAME]!r}" if version else "")
     there = ", ".join(f"{model.name} {model.version}" for model in info.models)
     raise RequestProblemError(404, "unknown-ranker", "No such ranker", f"{asked} is not serving.", f"Serving are {there}.")
 
@@ -71,13 +74,19 @@ async def infer(info: ServiceInfo, answer: Answer, name: str, version: str, inpu
     heads = info.knowledge.heads[name]
     strange = [head for head in wanted if head not in heads]
     if strange:
-        raise refusal(f"output {strange[0]!r} is none of {name!r}.", f"Its outputs are {list(heads)}.")
+        raise refusal(f"output {strange[0][:MAX_NAME]!r} is none of {name!r}.", f"Its outputs are {list(heads)}.")
+    if len(set(wanted)) < len(wanted):
+        raise refusal("an output is asked for more than once.", "Name each once.")
     asked = tuple(wanted) or heads
     tensors = {tensor.name: tensor for tensor in inputs}
+    if len(tensors) < len(inputs):
+        raise refusal("two inputs have the same name.", _INPUTS_ARE)
     users, items, now = rows_of(tensors, info)
     rows_of_user: dict[str, list[int]] = {}
     for row, user in enumerate(users):
         rows_of_user.setdefault(user, []).append(row)
+    if len(rows_of_user) > info.max_batch:
+        raise refusal(f"{len(rows_of_user)} distinct users, and at most {info.max_batch} are taken.", "Send several calls, or raise serve.max_batch.")
     questions = []
     for user, rows in rows_of_user.items():
         candidates = tuple(StatedItem(item) for item in dict.fromkeys(items[row] for row in rows))
@@ -101,12 +110,17 @@ def rows_of(tensors: Mapping[str, Tensor], info: ServiceInfo) -> tuple[list[str]
     types = dict(INPUTS)
     for name, tensor in tensors.items():
         if name not in types:
-            raise refusal(f"input {name!r} is not known.", _INPUTS_ARE)
+            raise refusal(f"input {name[:MAX_NAME]!r} is not known.", _INPUTS_ARE)
         if tensor.datatype != types[name]:
-            raise refusal(f"input {name!r} is {tensor.datatype}.", f"It must be {types[name]}.")
-        size = int(np.prod(tensor.shape)) if tensor.shape else 0
-        if size != len(tensor.values) or min(tensor.shape, default=0) < 0:
-            raise refusal(f"input {name!r} has shape {list(tensor.shape)} and {len(tensor.values)} values.", "Their numbers must agree.")
+            raise refusal(f"input {name!r} is {tensor.datatype[:MAX_NAME]}.", f"It must be {types[name]}.")
+        # Looked at before it is multiplied: numbers of thousands of digits would take minutes.
+        fits = len(tensor.shape) <= MAX_DIMS and all(0 <= dim <= len(tensor.values) for dim in tensor.shape)
+        if not fits or (math.prod(tensor.shape) if tensor.shape else 0) != len(tensor.values):
+            shape = f"{str(list(tensor.shape[:MAX_DIMS]))[:MAX_NAME]}"
+            raise refusal(f"input {name!r} has shape {shape} and {len(tensor.values)} values.", "Their numbers must agree.")
+        most = info.max_items * info.max_batch
+        if len(tensor.values) > most:
+            raise refusal(f"input {name!r} has {len(tensor.values)} rows, and at most {most} are taken.", "Send several calls, or raise serve.max_batch.")
     for name in ("user_id", "item_id"):
         if name not in tensors or not tensors[name].values:
             raise refusal(f"input {name!r} is missing or empty.", "Send user_id (BYTES [1] or [rows]) and item_id (BYTES [rows]).")

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
-from serve_apps.inference_protocol import INPUTS, OUTPUT_TYPE, PLATFORM, Tensor, Value, from_raw, infer, refusal, served_model, to_raw
+from serve_apps.inference_protocol import INPUTS, MAX_DIMS, MAX_NAME, OUTPUT_TYPE, PLATFORM, Tensor, Value, from_raw, infer, refusal, served_model, to_raw
 from serve_apps.problems import RequestProblemError
 from serve_apps.rank_routes import PROBLEMS, Answer
 from serve_apps.service_info import ServiceInfo
@@ -24,7 +24,7 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    binary_data_size: int | None = Field(None, ge=0)
+    binary_data_size: StrictInt | None = Field(None, ge=0)
     binary_data: bool = False
     binary_data_output: bool = False
 
@@ -32,9 +32,9 @@ class Parameters(BaseModel):
 class InputTensor(BaseModel):
     """A tensor that goes in."""
 
-    name: str
-    shape: list[int]
-    datatype: str
+    name: str = Field(max_length=MAX_NAME)
+    shape: list[StrictInt] = Field(max_length=MAX_DIMS)
+    datatype: str = Field(max_length=MAX_NAME)
     parameters: Parameters = Parameters()
     data: list[Any] | None = None
 
@@ -42,17 +42,17 @@ class InputTensor(BaseModel):
 class WantedOutput(BaseModel):
     """An output by name."""
 
-    name: str
+    name: str = Field(max_length=MAX_NAME)
     parameters: Parameters = Parameters()
 
 
 class InferRequest(BaseModel):
     """A call."""
 
-    id: str | None = None
+    id: str | None = Field(None, max_length=MAX_NAME)
     parameters: Parameters = Parameters()
-    inputs: list[InputTensor]
-    outputs: list[WantedOutput] = []
+    inputs: list[InputTensor] = Field(max_length=len(INPUTS))
+    outputs: list[WantedOutput] = Field([], max_length=64)
 
 
 class TensorMetadata(BaseModel):
@@ -160,8 +160,8 @@ def parsed(body: bytes, header: str | None) -> tuple[InferRequest, list[Tensor]]
     Raises:
         RequestProblemError: it is not such a thing.
     """
-    if header is not None and (not header.isdecimal() or int(header) > len(body)):
-        raise refusal(f"{LENGTH_HEADER} = {header!r} of a body of {len(body)} bytes.", "It is the length of the JSON that the body begins with.")
+    if header is not None and (len(header) > 12 or not (header.isascii() and header.isdecimal()) or int(header) > len(body)):
+        raise refusal(f"{LENGTH_HEADER} = {header[:40]!r} of a body of {len(body)} bytes.", "It is the length of the JSON that the body begins with.")
     length = len(body) if header is None else int(header)
     try:
         call = InferRequest.model_validate_json(body[:length])
@@ -172,12 +172,16 @@ def parsed(body: bytes, header: str | None) -> tuple[InferRequest, list[Tensor]]
     for one in call.inputs:
         size = one.parameters.binary_data_size
         if size is not None:
+            if one.data is not None:
+                raise refusal(f"input {one.name!r} has data and bytes.", "Send one of the two.")
             if place + size > len(body):
                 raise refusal(f"input {one.name!r} has {size} bytes, and {len(body) - place} are left.", "Send the tensors' bytes in the inputs' order.")
             tensors.append(from_raw(one.name, one.datatype, tuple(one.shape), body[place : place + size]))
             place += size
         else:
             tensors.append(Tensor(one.name, one.datatype, tuple(one.shape), [_value(one, value) for value in _flat(one.data or [])]))
+    if place != len(body):
+        raise refusal(f"{len(body) - place} bytes are left after the last tensor.", "Give every tensor that has bytes its binary_data_size.")
     return call, tensors
 
 

@@ -13,6 +13,7 @@ from serve_apps.body_limit import BodyTooLargeError
 logger = logging.getLogger(__name__)
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+MOST_ERRORS = 20  # that are told: an answer must not be larger than what it refuses
 
 
 class Problem(BaseModel):
@@ -56,13 +57,15 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        lines = [f"{'.'.join(str(part) for part in e['loc'][1:]) or 'body'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        found = error.errors()
+        lines = [f"{'.'.join(str(part)[:80] for part in e['loc'][1:]) or 'body'}: {e['msg'].removeprefix('Value error, ')[:300]}" for e in found[:MOST_ERRORS]]
+        lines += [f"and {len(found) - MOST_ERRORS:,} more"] if len(found) > MOST_ERRORS else []
         return problem_response(
             Problem(
                 type="urn:longtail:problem:invalid-request",
                 title="The request breaks a rule",
                 status=422,
-                detail=lines[0] if len(lines) == 1 else f"{len(lines)} fields are refused.",
+                detail=lines[0] if len(found) == 1 else f"{len(found):,} fields are refused.",
                 remedy="Mend what `errors` names; /docs has the fields, their limits and examples.",
                 errors=lines,
             ),

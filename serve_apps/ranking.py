@@ -21,6 +21,7 @@ from ray.serve.schema import LoggingConfig
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config, load
 from longtail.settings import Settings
+from longtail.storage import without_secrets
 from pipelines.cluster import ROOT, pool_resources
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.collaborative import COLLABORATIVE
@@ -118,7 +119,7 @@ def app_builder(args: dict[str, Any]) -> Application:
     try:
         wanted = AppArgs.model_validate(args)
     except ValidationError as error:
-        lines = [f"  args.{'.'.join(str(part) for part in e['loc'])} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        lines = [f"  args.{'.'.join(str(part) for part in e['loc'])} = {without_secrets(repr(e['input']))}: {e['msg']}" for e in error.errors()]
         raise ValueError("\n".join(["serve_apps.ranking:app_builder takes args {config: file.toml, set: [a.b=value, …]}:", *lines])) from error
     path = wanted.config
     if path is not None and not Path(path).exists() and (ROOT / path).exists():
@@ -150,7 +151,7 @@ def deployed(run: ServedRun) -> Iterator[Deployed]:
         logger.warning("Serve runs on this Ray already, on %s:%d; serve.host and serve.port are left unused", options.host, options.port)
     else:
         options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
-        grpc_port = settings.grpc_port and free_port(settings.host, settings.grpc_port)
+        grpc_port = settings.grpc_port and free_port(settings.host, settings.grpc_port, "grpc_port")
         grpc_options = (
             None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
         )
@@ -166,7 +167,7 @@ def deployed(run: ServedRun) -> Iterator[Deployed]:
             serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int, setting: str = "port") -> int:
     """`port` if nobody listens on it, any free one for 0.
 
     Raises:
@@ -177,7 +178,8 @@ def free_port(host: str, port: int) -> int:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ValueError(f"serve.port = {port} on serve.host = {host!r}: {error.strerror}. Set another port, or serve.port=0 for any free one.") from error
+            remedy = "Set another port, or serve.port=0 for any free one." if setting == "port" else "Set another port."
+            raise ValueError(f"serve.{setting} = {port} on serve.host = {host!r}: {error.strerror}. {remedy}") from error
         return int(probe.getsockname()[1])
 
 

@@ -18,7 +18,16 @@ def _plausible(time: datetime) -> datetime:
     return time
 
 
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("this is no text that UTF-8 can write") from error
+    return text
+
+
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+AttributeText = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_encodable)]
 Time = Annotated[AwareDatetime, AfterValidator(_plausible)]
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Text = Annotated[str, StringConstraints(max_length=1000)]
@@ -33,7 +42,7 @@ class Strict(BaseModel):
 class UserIn(Strict):
     """What the request itself says of its user; of use where the run knows no group of theirs."""
 
-    attributes: dict[str, str | bool | Whole | float | None] = Field({}, description="values of the run's user attributes; GET /v1/models lists them")
+    attributes: dict[Id, AttributeText | bool | Whole | float | None] = Field({}, description="values of the run's user attributes; GET /v1/models lists them")
     profile: Annotated[str, StringConstraints(max_length=4000)] | None = Field(
         None, description="the user in words; without it, a text is made of the attributes by rule"
     )
@@ -54,10 +63,14 @@ class RankRequest(Strict):
     """One user and their candidates."""
 
     user_id: Id
-    item_ids: list[Id] | None = Field(None, description="candidates by id; either these or `items`")
-    items: list[ItemIn] | None = Field(None, description="candidates with their content, for items that the run does not know")
-    ranker: str | None = Field(None, description="base, choirrec or saviorrec, as far as the run trained them; by default the application's own choice")
-    heads: list[str] | None = Field(None, min_length=1, description="probabilities wanted, the one to sort by first; by default all of the ranker's")
+    item_ids: Annotated[list[Id], Field(fail_fast=True)] | None = Field(None, description="candidates by id; either these or `items`")
+    items: Annotated[list[ItemIn], Field(fail_fast=True)] | None = Field(
+        None, description="candidates with their content, for items that the run does not know"
+    )
+    ranker: Id | None = Field(None, description="base, choirrec or saviorrec, as far as the run trained them; by default the application's own choice")
+    heads: list[Id] | None = Field(
+        None, min_length=1, max_length=16, description="probabilities wanted, the one to sort by first; by default all of the ranker's"
+    )
     now: Time | None = Field(None, description="the time of the request; by default the end of the run's logs, since nothing later is known")
     user: UserIn | None = None
     explain: bool = Field(False, description="tell how each score came to be: channels, gate, group path, what attention weighed most")
@@ -96,7 +109,7 @@ class RankRequest(Strict):
 class BatchRequest(Strict):
     """Several requests, answered one by one."""
 
-    requests: list[RankRequest] = Field(min_length=1)
+    requests: Annotated[list[RankRequest], Field(fail_fast=True)] = Field(min_length=1)
 
 
 class UserOut(BaseModel):

@@ -159,3 +159,28 @@ def test_a_sections_own_rule_is_told_without_printing_the_section() -> None:
 def test_what_is_not_finite_is_no_value(setting: str) -> None:
     with pytest.raises(ValueError, match=setting.partition("=")[0].replace(".", r"\.") + " = (inf|nan): Input should be a finite number"):
         load(None, [setting])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["tracking.uri=https://me:hunter2@host/x", "run.uri=s3://AK%3Ahunter2@b/p", "run.uri=s3://b/p?p%61ssword=hunter2", "s3://AK:hunter2@b"],
+)
+def test_a_refusal_does_not_repeat_a_secret(override: str) -> None:
+    with pytest.raises(ValueError, match=r"uri|--set") as refused:
+        load(None, [override])
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_file_that_python_cannot_read_as_toml_is_named(tmp_path: Path) -> None:
+    for name, text in (("long.toml", "run.seed = " + "9" * 5000), ("deep.toml", "x = " + "[" * 5000)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"--config .*{name}: not valid TOML"):
+            load(tmp_path / name)
+
+
+def test_a_space_without_quotes_and_an_empty_one_say_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[sweep.space]\ntrain.epochs = [1, 2]\n")
+    with pytest.raises(ValueError, match=r'train is a section: write a setting as one quoted key, such as "train\.epochs"'):
+        load(tmp_path / "c.toml")
+    with pytest.raises(ValueError, match="space is empty"):
+        load(None, ["sweep.space={}"])

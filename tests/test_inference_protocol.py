@@ -138,6 +138,15 @@ NOW = {"name": "now", "datatype": "INT64", "shape": [1], "data": [0]}
         ({"inputs": [USER, TEA], "outputs": [{"name": "cvr"}]}, 422, "'cvr' is none of 'choirrec'"),
         ({"inputs": [USER, {**TEA, "shape": [7], "data": [f"i{n}" for n in range(7)]}]}, 422, "at most 6"),
         ({"inputs": "tea"}, 422, "inputs"),
+        ({"inputs": [USER, TEA], "outputs": [{"name": "outcome"}] * 2}, 422, "more than once"),
+        ({"inputs": [USER, TEA, TEA]}, 422, "the same name"),
+        ({"inputs": [{**USER, "shape": [65], "data": [f"u{n}" for n in range(65)]}, {**TEA, "shape": [65], "data": ["tea"] * 65}]}, 422, "65 distinct users"),
+        ({"inputs": [USER, {**TEA, "shape": [385], "data": ["tea"] * 385}]}, 422, "385 rows, and at most 384"),
+        ({"inputs": [USER, {**TEA, "shape": [10**4000] * 8}]}, 422, "and 1 values"),
+        ({"inputs": [USER, {**TEA, "shape": [1] * 9}]}, 422, "shape"),
+        ({"inputs": [USER, {**TEA, "shape": ["1"]}]}, 422, "shape.0"),
+        ({"inputs": [USER, {**TEA, "name": "x" * 10_000}]}, 422, "name"),
+        ({"inputs": [USER, {**TEA, "parameters": {"binary_data_size": 0}}]}, 422, "data and bytes"),
         ({"inputs": [USER, {**TEA, "data": None, "parameters": {"binary_data_size": 9}}]}, 422, "9 bytes, and 0 are left"),
     ],
 )
@@ -148,13 +157,20 @@ def test_refusals_are_problems_with_the_protocols_error(client: TestClient, body
     assert said in problem["detail"]
     assert problem["error"].startswith(problem["detail"])
     assert problem["remedy"]
+    assert len(response.content) < 2000
 
 
 def test_a_call_of_no_model_and_a_wrong_length_are_refused(client: TestClient) -> None:
     assert client.post("/v2/models/oracle/infer", json=call(["a"], ["tea"])).json()["error"].startswith("model 'oracle' is not serving.")
-    for length in ("x", "-1", "9999"):
+    for length in ("x", "-1", "9999", "9" * 5000, "+5"):
         response = client.post("/v2/models/base/infer", json=call(["a"], ["tea"]), headers={LENGTH_HEADER: length})
         assert (response.status_code, LENGTH_HEADER in response.json()["detail"]) == (422, True)
+
+
+def test_bytes_that_no_tensor_takes_are_refused(client: TestClient) -> None:
+    head = json.dumps(call(["a"], ["tea"])).encode()
+    response = client.post("/v2/models/base/infer", content=head + b"more", headers={LENGTH_HEADER: str(len(head))})
+    assert (response.status_code, "4 bytes are left" in response.json()["detail"]) == (422, True)
 
 
 @pytest.mark.parametrize("raw", [b"\x01", b"\x05\x00\x00\x00tea", b"\x03\x00\x00\x00te"])

@@ -245,3 +245,35 @@ def test_a_body_of_megabytes_works_and_one_beyond_the_limit_is_refused(client: T
             assert "16,777,216 bytes" in refused.json()["detail"]
             if content is not beyond:
                 break  # it can be read once
+
+
+def test_a_refusal_is_not_larger_than_what_it_refuses(client: TestClient) -> None:
+    for body in (
+        {**RANK, "item_ids": [0] * 50_000},
+        {**RANK, **{f"key {n}": n for n in range(5_000)}},
+        {**RANK, "ranker": "x" * 100_000},
+        {**RANK, "heads": ["x" * 100_000]},
+        {**RANK, "user": {"attributes": {"x" * 100_000: 1}}},
+        {**RANK, "user": {"attributes": {"age": "1" * 100_000}}},
+    ):
+        response = client.post("/v1/rank", json=body)
+        assert response.status_code == 422
+        assert len(response.content) < 10_000
+    many = client.post("/v1/rank", json={**RANK, **{f"key {n}": n for n in range(50)}}).json()
+    assert (len(many["errors"]), many["errors"][-1], many["detail"]) == (21, "and 30 more", "50 fields are refused.")
+    assert len(client.post("/v1/rank:batch", json={"requests": [0] * 50_000}).content) < 10_000
+
+
+def test_text_that_utf_8_cannot_write_is_refused_wherever_it_stands(client: TestClient) -> None:
+    lone = '"\\ud800"'
+    bodies = [
+        '{"user_id": %s, "item_ids": ["tea"]}',
+        '{"user_id": "a", "item_ids": [%s]}',
+        '{"user_id": "a", "item_ids": ["tea"], "user": {"attributes": {"city": %s}}}',
+        '{"user_id": "a", "item_ids": ["tea"], "user": {"attributes": {%s: 1}}}',
+        '{"user_id": "a", "item_ids": ["tea"], "user": {"profile": %s}}',
+        '{"user_id": "a", "items": [{"item_id": "x", "title": %s}]}',
+    ]
+    for body in bodies:
+        response = client.post("/v1/rank", content=(body % lone).encode(), headers={"content-type": "application/json"})
+        assert (response.status_code, response.headers["content-type"]) == (422, PROBLEM_MEDIA_TYPE), body

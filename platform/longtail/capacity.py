@@ -19,32 +19,34 @@ from longtail.settings import Settings
 GIB = 2**30
 TIB = 2**40
 OBJECT_STORE_SHARE = 0.3  # of a node's memory, Ray's default
+LEAST = 1e-12  # of any rate
+MOST = 1e15  # of any count: beyond it formulas would leave the numbers that a plan can say
 
 
 class Workload(Settings):
     """What is to be served; counts are of the whole deployment."""
 
-    users: float = Field(gt=0)
-    items: float = Field(gt=0)
-    events_per_day: float = Field(gt=0)
+    users: float = Field(ge=1, le=MOST)
+    items: float = Field(ge=1, le=MOST)
+    events_per_day: float = Field(ge=1, le=MOST)
     daily_active_frac: float = Field(0.1, gt=0, le=1, description="share of the users who act on a day")
     new_items_per_day_frac: float = Field(0.001, ge=0, le=1)
     distinct_text_frac: float = Field(1.0, gt=0, le=1, description="distinct texts over items: identical ones are embedded once")
-    rows_per_event: float = Field(1.0, gt=0, description="training rows (exposures) for each event")
-    refresh_days: float = Field(7.0, gt=0, description="profiles, user vectors and groups are made anew so often, for users who acted since")
-    log_days: float = Field(90.0, gt=0, description="days of logs that one run reads: history, training and test windows")
-    train_days: float = Field(30.0, gt=0, description="window of the rows that a ranker is trained on")
-    retrain_days: float = Field(1.0, gt=0, description="a ranker is trained so often")
-    retention_days: float = Field(365.0, gt=0, description="logs are kept so long")
-    snapshots_kept: float = Field(4.0, ge=1, description="snapshots of profiles, vectors, codes and peers that are kept")
-    checkpoints_kept: float = Field(7.0, ge=1)
-    runs: float = Field(1.0, ge=1, description="runs that the users are split into, under one run.uri; each has all the items and its own rankers")
-    replication: float = Field(1.0, ge=1, description="copies of what is stored; 1 on an object store that replicates by itself")
-    peak_requests_per_s: float = Field(1000.0, gt=0)
-    candidates: float = Field(200.0, gt=0, description="items of a request")
-    utilisation: float = Field(0.6, gt=0, lt=1, description="of serving replicas at the peak, at most")
-    max_wait_ms: float = Field(20.0, gt=0, description="99 % of the requests wait no longer than this for a replica")
-    deadline_h: float = Field(8.0, gt=0, description="a refresh, or a training, is to be done within")
+    rows_per_event: float = Field(1.0, ge=1e-6, le=MOST, description="training rows (exposures) for each event")
+    refresh_days: float = Field(7.0, ge=1e-6, le=MOST, description="profiles, user vectors and groups are made anew so often, for users who acted since")
+    log_days: float = Field(90.0, ge=1e-6, le=MOST, description="days of logs that one run reads: history, training and test windows")
+    train_days: float = Field(30.0, ge=1e-6, le=MOST, description="window of the rows that a ranker is trained on")
+    retrain_days: float = Field(1.0, ge=1e-6, le=MOST, description="a ranker is trained so often")
+    retention_days: float = Field(365.0, ge=1e-6, le=MOST, description="logs are kept so long")
+    snapshots_kept: float = Field(4.0, ge=1, le=MOST, description="snapshots of profiles, vectors, codes and peers that are kept")
+    checkpoints_kept: float = Field(7.0, ge=1, le=MOST)
+    runs: float = Field(1.0, ge=1, le=MOST, description="runs that the users are split into, under one run.uri; each has all the items and its own rankers")
+    replication: float = Field(1.0, ge=1, le=MOST, description="copies of what is stored; 1 on an object store that replicates by itself")
+    peak_requests_per_s: float = Field(1000.0, ge=1e-6, le=1e9)
+    candidates: float = Field(200.0, ge=1e-6, le=1e6, description="items of a request")
+    utilisation: float = Field(0.6, ge=0.01, lt=1, description="of serving replicas at the peak, at most")
+    max_wait_ms: float = Field(20.0, ge=1e-6, le=MOST, description="99 % of the requests wait no longer than this for a replica")
+    deadline_h: float = Field(8.0, ge=1e-6, le=MOST, description="a refresh, or a training, is to be done within")
 
     @model_validator(mode="after")
     def _windows(self) -> Self:
@@ -84,6 +86,12 @@ class Shape(Settings):
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="global, over all workers")
     workers: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _shared_of_all(self) -> Self:
+        if self.language_model and self.shared_prompt_tokens > self.prompt_tokens:
+            raise ValueError(f"shared_prompt_tokens = {self.shared_prompt_tokens:g} are part of prompt_tokens = {self.prompt_tokens:g}: give both, or neither")
+        return self
 
 
 RateName = Literal[
@@ -135,8 +143,14 @@ LANGUAGE_MODEL: tuple[RateName, ...] = ("prefill_tokens_per_s", "decode_tokens_p
 class Rate(Settings):
     """One rate and where it comes from."""
 
-    value: float = Field(gt=0)
+    value: float = Field(gt=0, le=1e24)
     origin: str = Field(min_length=1, description='"measured here on N rows", "given", "assumed: why"')
+
+    @model_validator(mode="after")
+    def _of_this_world(self) -> Self:
+        if self.value < LEAST:
+            raise ValueError(f"value = {self.value:g} is below {LEAST:g}: no machine is so slow, and a plan could not say what it leads to")
+        return self
 
 
 Rates = Mapping[RateName, Rate]
@@ -157,10 +171,10 @@ class Room(Settings):
 class Prices(Settings):
     """What is paid, in any one currency; what has no price has no cost line."""
 
-    device_hour: float | None = Field(None, ge=0)
-    cpu_hour: float | None = Field(None, ge=0)
-    replica_hour: float | None = Field(None, ge=0)
-    gb_month: float | None = Field(None, ge=0, description="10**9 bytes stored for a month")
+    device_hour: float | None = Field(None, ge=0, le=MOST)
+    cpu_hour: float | None = Field(None, ge=0, le=MOST)
+    replica_hour: float | None = Field(None, ge=0, le=MOST)
+    gb_month: float | None = Field(None, ge=0, le=MOST, description="10**9 bytes stored for a month")
 
 
 Unit = Literal["h", "devices", "CPUs", "users", "events", "rows", "GiB", "TiB", "replicas", "ms", "a day", "once", "a month"]

@@ -25,7 +25,7 @@ from longtail.rankers.settings import RankersSettings
 from longtail.samples import SamplesSettings
 from longtail.serving import ServeSettings
 from longtail.settings import Settings
-from longtail.storage import Place, without_secrets
+from longtail.storage import HOLDS_CREDENTIALS, Place, without_secrets
 from longtail.study import StudySettings
 from longtail.sweeping import SweepSettings
 from longtail.tracking import TrackingSettings
@@ -94,7 +94,7 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
             raise ValueError(f"--config {path} cannot be read: {error.strerror}. Name a TOML file.") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"--config {path} is not UTF-8 ({error}). Save it as UTF-8.") from error
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # no TOML, numbers of thousands of digits, thousands of brackets
             raise ValueError(f"--config {path}: not valid TOML: {error}") from error
     for override in overrides:
         _override(raw, override)
@@ -113,7 +113,10 @@ def parse(raw: dict[str, Any], where: str, over: Sequence[str] = ()) -> Config:
 def _place(error: Mapping[str, Any]) -> str:
     """A refused setting and its value; of a whole section, whose rule names the setting, the name alone."""
     name = ".".join(str(part) for part in error["loc"]) or "the config"
-    return name if isinstance(error["input"], dict) and error["type"] == "value_error" else f"{name} = {without_secrets(repr(error['input']))}"
+    alone = isinstance(error["input"], dict) and error["type"] in ("value_error", "missing")
+    if alone or HOLDS_CREDENTIALS in error["msg"]:
+        return name
+    return f"{name} = {without_secrets(repr(error['input']))[:500]}"
 
 
 def _told(error: Mapping[str, Any]) -> str:
@@ -134,10 +137,10 @@ def _told(error: Mapping[str, Any]) -> str:
 def _override(raw: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals:
-        raise ValueError(f"--set {override}: expected a.b=value, with value as in TOML (text without quotes is taken as text).")
+        raise ValueError(f"--set {without_secrets(override)}: expected a.b=value, with value as in TOML (text without quotes is taken as text).")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *parents, last = name.strip().split(".")
     section = raw

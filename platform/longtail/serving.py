@@ -33,12 +33,12 @@ class AutoscalingSettings(Settings):
 class ServeSettings(Settings):
     """The Serve application."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
     grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC, on every address; None: not served")
-    route_prefix: str = Field("/", pattern=r"^/([^/]+/)*[^/]*$")
+    route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9_~-][A-Za-z0-9._~-]*/?)*$")
     default_ranker: RankerName = "choirrec"
-    num_replicas: int = Field(1, ge=1, description="of the rankers, which hold the checkpoints and the feature state")
+    num_replicas: int = Field(1, ge=1, le=10_000, description="of the rankers, which hold the checkpoints and the feature state")
     autoscaling: AutoscalingSettings | None = Field(None, description="None: num_replicas, whatever the load")
     num_cpus: float = Field(0.3, ge=0, description="per replica of the rankers")
     num_encoder_replicas: int = Field(1, ge=1, description="of the text encoder, which loads its models before it is ready")
@@ -47,10 +47,16 @@ class ServeSettings(Settings):
     pool: str | None = Field(None, pattern=POOL_NAME, description="only nodes with Ray's resource pool_<name> (cluster.yaml); None: any that has room")
     num_threads: int = Field(1, ge=1, description="torch threads of a replica")
     max_ongoing_requests: int = Field(16, ge=1, description="per replica; the rest waits")
-    max_queued_requests: int = Field(64, ge=-1, description="waiting at one proxy; the surplus gets 503 with Retry-After. -1: no limit")
-    retry_after_s: int = Field(1, ge=0, description="the header Retry-After of such an answer")
+    max_queued_requests: int = Field(64, ge=-1, le=1_000_000, description="waiting at one proxy; the surplus gets 503 with Retry-After. -1: no limit")
+    retry_after_s: int = Field(1, ge=0, le=86_400, description="the header Retry-After of such an answer")
     request_timeout_s: float | None = Field(30.0, gt=0, description="408 after that; None: never")
     drain_timeout_s: float = Field(20.0, ge=0, description="what a replica that must go may take to answer what it has begun")
-    max_batch: int = Field(64, ge=1, description="requests in one POST /v1/rank:batch")
-    max_items: int = Field(1000, ge=1, description="candidates in one request")
-    max_body_mb: float = Field(16.0, gt=0, description="of a request's body in MiB; a larger one gets 413")
+    max_batch: int = Field(64, ge=1, le=10_000, description="requests in one POST /v1/rank:batch")
+    max_items: int = Field(1000, ge=1, le=100_000, description="candidates in one request")
+    max_body_mb: float = Field(16.0, ge=0.01, le=1024, description="of a request's body in MiB; a larger one gets 413")
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> Self:
+        if self.grpc_port is not None and self.grpc_port == self.port:
+            raise ValueError(f"grpc_port = {self.grpc_port} is port's: give gRPC another one, or leave it out")
+        return self

@@ -8,17 +8,22 @@ import re
 import uuid
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import AfterValidator, Field
 
-_SECRET = r"secret|passw|token|credential|signature|(?:account|access|api).?key"
-_SECRET_NAME = re.compile(rf"{_SECRET}|^sas$|^sig$", re.IGNORECASE)
-_SECRET_OPTION = re.compile(rf"([?&](?:[^=&\s]*(?:{_SECRET})[^=&\s]*|sas|sig))=[^&\s'\"]+", re.IGNORECASE)
+_SECRET = r"secret|passw|token|credential|signature|bearer|(?:account|access|api|private).?key|connection.?string"
+_SECRET_ALONE = "sas|sig|key|pwd|auth|authorization"
+_SECRET_NAME = re.compile(rf"{_SECRET}|^(?:{_SECRET_ALONE})$", re.IGNORECASE)
+_OPTION = re.compile(r"([?&;#])([^=&;#\s'\"]+)=[^&;#\s'\"]+")
+#: Whose user's name is a token.
+_TOKEN_SCHEMES = ("http:", "https:", "hf:", "github:", "gitlab:", "s3:")
+_TOKEN = re.compile(rf"({'|'.join(_TOKEN_SCHEMES)})//[^/?#@\s'\"]+@", re.IGNORECASE)
 #: A URI with a password, also one whose "/" was not escaped; a colon before digits alone is a port.
 _PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*)://(?!\[)[^/?#@:\s]*:(?!\d+/)[^?#@\s]*@", re.IGNORECASE)
+HOLDS_CREDENTIALS = "holds credentials"
 _REMEDY = (
     "Leave them out, and give them on every node by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or by the "
     "machine's role."
@@ -27,7 +32,11 @@ _REMEDY = (
 
 def without_secrets(text: str) -> str:
     """`text` with what URIs in it hold of passwords, keys and tokens left out: for messages that repeat what somebody typed."""
-    return _SECRET_OPTION.sub(r"\1=…", _PASSWORD.sub(r"\1://…@", text))
+
+    def option(found: re.Match[str]) -> str:
+        return f"{found[1]}{found[2]}=…" if _SECRET_NAME.search(unquote(found[2])) else found[0]
+
+    return _OPTION.sub(option, _TOKEN.sub(r"\1//…@", _PASSWORD.sub(r"\1://…@", text)))
 
 
 def refuse_secrets(place: str) -> str:
@@ -38,12 +47,12 @@ def refuse_secrets(place: str) -> str:
     """
     if "://" not in place:
         return place
-    options = [name for name, _ in parse_qsl(place.partition("?")[2], keep_blank_values=True) if _SECRET_NAME.search(name)]
+    options = [name for part in re.split("[?&;#]", place)[1:] if _SECRET_NAME.search(name := unquote(part.partition("=")[0]))]
     user, at, _ = place.partition("://")[2].partition("/")[0].rpartition("@")
-    key_id = bool(at) and place.startswith("s3:")  # an access key's id, which is of no use without the key
+    key_id = bool(at) and place.startswith(_TOKEN_SCHEMES)  # of s3 an access key's id, which is of no use without the key
     if options or key_id or _PASSWORD.match(place) or ":" in user:
         kind = f"the option {options[0]!r}" if options else "a user's name or password"
-        raise ValueError(f"{place.partition('://')[0]}://… holds credentials ({kind}), and stands in logs, manifests and tracked runs. {_REMEDY}")
+        raise ValueError(f"{place.partition('://')[0]}://… {HOLDS_CREDENTIALS} ({kind}), and stands in logs, manifests and tracked runs. {_REMEDY}")
     return place
 
 
@@ -58,7 +67,10 @@ def open_place(setting: str, place: str) -> tuple[pafs.FileSystem, str]:
         ValueError: no file system answers to its scheme, or it holds credentials.
     """
     if "://" not in place:
-        return pafs.LocalFileSystem(), Path(place).expanduser().resolve().as_posix()
+        try:
+            return pafs.LocalFileSystem(), Path(place).expanduser().resolve().as_posix()
+        except (RuntimeError, ValueError, OSError) as error:  # no such user, a null byte, a path that is too long
+            raise ValueError(f"{setting} = {place!r} is no path of this machine: {error}.") from error
     try:
         refuse_secrets(place)
     except ValueError as error:
@@ -88,7 +100,7 @@ def _by_fsspec(setting: str, place: str, error: Exception) -> tuple[pafs.FileSys
         raise ValueError(
             f"{setting} = {place!r}: the package that gives fsspec {scheme}:// is not installed here ({missing}). Install it on every node."
         ) from error
-    except ValueError as unknown:
+    except (ValueError, KeyError, TypeError) as unknown:
         raise ValueError(
             f"{setting} = {place!r} names no file system that pyarrow or fsspec knows ({unknown}). Use a local path, s3://, gs://, abfs:// or hdfs://, or "
             f"install a package that registers {scheme}:// with fsspec."

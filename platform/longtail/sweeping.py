@@ -77,9 +77,20 @@ class SweepSettings(Settings):
     space: dict[str, Values] | None = Field(None, description="by setting, values to try or { low, high, log }; None: the ranker's own, tuning.spaces")
     finalists: FinalistsSettings = FinalistsSettings()
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _one_word_for_each_setting(cls, space: object) -> object:
+        """Refuse what TOML makes of a dotted key without quotes: sections within sections."""
+        for name, values in space.items() if isinstance(space, dict) else ():
+            if isinstance(values, dict) and not {"low", "high"} & set(values):
+                raise ValueError(f'{name} is a section: write a setting as one quoted key, such as "{name}.{next(iter(values), "epochs")}" = …')
+        return space
+
     @field_validator("space")
     @classmethod
     def _something_to_choose_from(cls, space: dict[str, Values] | None) -> dict[str, Values] | None:
+        if space == {}:
+            raise ValueError("space is empty: name at least one setting, or leave it out for the ranker's own space")
         for name, values in (space or {}).items():
             if values == ():
                 raise ValueError(f"{name} has no values to try; list at least one, or leave it out")

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from longtail.settings import Settings
+from longtail.storage import without_secrets
 
 LOCAL_DATABASE = "sqlite:///"
 
@@ -25,13 +26,13 @@ class TrackingSettings(Settings):
     def _nothing_leaves_unless_asked(self) -> "TrackingSettings":
         if self.backend != "mlflow":
             if self.uri is not None:
-                raise ValueError(f'uri = {self.uri!r} is MLflow\'s alone, and backend = {self.backend!r}. Set backend = "mlflow", or leave uri out.')
+                raise ValueError(f'uri is MLflow\'s alone, and backend = {self.backend!r}. Set backend = "mlflow", or leave uri out.')
             return self
         if self.mode == "online" and self.uri is None:
             raise ValueError('mode = "online" with backend = "mlflow" needs a server. Set uri, such as "http://mlflow:5000", or mode = "offline".')
         if self.mode == "offline" and self.uri is not None and not self.uri.startswith(LOCAL_DATABASE):
             raise ValueError(
-                f'uri = {self.uri!r} is not a database on this machine, and mode = "offline" keeps everything here. '
+                f'uri = {without_secrets(self.uri)!r} is not a database on this machine, and mode = "offline" keeps everything here. '
                 f'Set mode = "online" to send runs there, or uri = "{LOCAL_DATABASE}/a/path/mlflow.db", or leave uri out.'
             )
         return self
