@@ -15,9 +15,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,10 @@ def phase(url: str, path: Path, **order: Any) -> dict[str, Any]:
 def timed(url: str, path: Path, num: int) -> dict[str, Any]:
     """As fast as they are answered."""
     phase(url, path, connections=CONNECTIONS, num=WARM_UP)
-    return phase(url, path, connections=CONNECTIONS, num=num)
+    found = phase(url, path, connections=CONNECTIONS, num=num)
+    if found["statuses"] != {"200": num}:  # a refusal is faster than an answer
+        raise RuntimeError(f"{url} did not answer all requests: {found['statuses']}")
+    return found
 
 
 @contextmanager
@@ -128,16 +131,20 @@ def overload(url: str, path: Path, rate: float) -> dict[str, Any]:
 def deploy_under_load(config: Config, url: str, path: Path, rate: float) -> dict[str, Any]:
     """Half the saturating rate, and in the middle of it every replica is replaced by one of another version."""
     changed = config.model_copy(update={"serve": config.serve.model_copy(update={"max_items": config.serve.max_items + 1})})
-    found: dict[str, Any] = {}
-    loader = threading.Thread(target=lambda: found.update(phase(url, path, rate=rate / 2, for_s=6 * PHASE_S)))
-    loader.start()
+    with ThreadPoolExecutor(1) as threads:
+        load_phase = threads.submit(phase, url, path, rate=rate / 2, for_s=6 * PHASE_S)
+        took = _redeploy(config, changed)
+        found = load_phase.result()
+    now = requests.get(f"{url}/v1/models", timeout=30).json()["max_items"]
+    return {**found, "deploy_s": round(took, 1), "version_changed": now == changed.serve.max_items}
+
+
+def _redeploy(config: Config, changed: Config) -> float:
+    """Replace the application's replicas after a while; returns the seconds that it took."""
     time.sleep(PHASE_S)
     began = time.monotonic()
     serve.run(application(served_run(changed, open_store(changed))), name=APP_NAME, route_prefix=config.serve.route_prefix, logging_config=quiet_logs())
-    took = time.monotonic() - began
-    loader.join()
-    now = requests.get(f"{url}/v1/models", timeout=30).json()["max_items"]
-    return {**found, "deploy_s": round(took, 1), "version_changed": now == changed.serve.max_items}
+    return time.monotonic() - began
 
 
 def spread(values: Sequence[float]) -> list[float]:

@@ -165,7 +165,8 @@ def _of_worlds(worlds: Sequence[World]) -> Measured:
     large, found = worlds[-1], Measured()
     seen = {part: [one.parts[part] for one in worlds] for part in large.parts}
     for part, (encoder, of_texts) in texts_of(large).items():
-        seen[part] = texts(encoder, of_texts, [len(of_texts) // 3, len(of_texts)])
+        distinct = len(set(of_texts))
+        seen[part] = texts(encoder, of_texts, [max(distinct // 3, 1), distinct])
     for name, part in RATES_OF.items():
         found[name] = 1 / line_through(seen[part])[1], f"{seen[part][0].units:,.0f} and {seen[part][1].units:,.0f} rows"
     for name, part in BYTES_OF.items():
@@ -177,12 +178,13 @@ def _of_worlds(worlds: Sequence[World]) -> Measured:
 
 def _of_requests(world: World) -> Measured:
     answers, events = request_ranker(world), world.parts["events"].units
+    held = held_bytes(answers.state)
     start, per_candidate = line_through(requests(answers, CANDIDATES))
     on = f"{REQUESTS} requests each of {CANDIDATES[0]} and {CANDIDATES[1]} candidates, without HTTP"
     return {
         "requests_per_s": (1 / max(start, 1e-6), on),
         "candidates_per_s": (1 / per_candidate, on),
-        "event_state_bytes": (held_bytes(answers.state) / events, f"{events:,.0f} events"),
+        "event_state_bytes": (held / events, f"{events:,.0f} events"),
     }
 
 

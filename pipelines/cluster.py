@@ -77,6 +77,8 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
         os.environ["RAY_GCS_SERVER_PORT"] = str(_free_port())
         address = f"{ray.util.get_node_ip_address()}:{os.environ['RAY_GCS_SERVER_PORT']}"  # type: ignore[no-untyped-call]
         arguments["runtime_env"]["env_vars"]["RAY_ADDRESS"] = address
+        if not settings.dashboard:
+            arguments["runtime_env"]["worker_process_setup_hook"] = "actors.quiet.without_dashboard"
         arguments |= {
             "num_cpus": settings.num_cpus,
             "object_store_memory": settings.object_store_mb * 2**20,

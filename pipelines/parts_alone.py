@@ -42,6 +42,8 @@ class Seen:
 def line_through(seen: Sequence[Seen]) -> tuple[float, float]:
     """Start and seconds a unit of what was seen at two sizes; without a start where they would make it negative."""
     small, large = sorted(seen, key=lambda one: one.units)
+    if large.units == small.units:
+        return 0.0, large.seconds / large.units
     per_unit = (large.seconds - small.seconds) / (large.units - small.units)
     start = small.seconds - per_unit * small.units
     return (start, per_unit) if start >= 0 and per_unit > 0 else (0.0, large.seconds / large.units)

@@ -10,6 +10,8 @@ Last stdout line: one JSON object.
 
 import argparse
 import json
+import shlex
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -184,7 +186,7 @@ def main() -> None:
         if args.check:
             out = made_folder("--out", args.out or "results")
             with ray_session(config.cluster):
-                print(json.dumps(plan_check.check(config, out)))
+                print(json.dumps(plan_check.check(config, out, shlex.join(["python", "-m", "pipelines.plan", *sys.argv[1:]]))))
             return
         args.out = args.out or "plan"
         print(json.dumps(run(args, config)))

@@ -79,8 +79,8 @@ def predictions(rates_from: Sequence[Mapping[str, Seen]], others: Mapping[str, M
     return sorted(rows, key=lambda row: (row.kind, row.part, row.units))
 
 
-def check(config: Config, out: Path) -> dict[str, Any]:
-    """Run all sizes, write the page; returns what the command's last line says."""
+def check(config: Config, out: Path, command: str) -> dict[str, Any]:
+    """Run all sizes, write the page, which names the command; returns what the command's last line says."""
     runs: dict[str, dict[int, list[Mapping[str, Seen]]]] = {
         "users": {size: [] for size in sorted((*CALIBRATION_USERS, *CHECK_USERS))},
         "rows": {size: [] for size in sorted((*KMEANS_ROWS, *CHECK_KMEANS))},
@@ -111,11 +111,11 @@ def check(config: Config, out: Path) -> dict[str, Any]:
         rows += predictions(base, others, (*RATES_OF.values(), "k-means", "exact search", "requests"), tuple(BYTES_OF.values()))
     worst = {kind: max(max(row.ratio, 1 / row.ratio) for row in rows if row.kind == kind) for kind in ("seconds", "bytes")}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "plan_check.md").write_text(page(rows, worst))
+    (out / "plan_check.md").write_text(page(rows, worst, command))
     return {"results": str(out / "plan_check.md"), "farthest_off": {kind: round(value, 2) for kind, value in worst.items()}}
 
 
-def page(rows: Sequence[Row], worst: Mapping[str, float]) -> str:
+def page(rows: Sequence[Row], worst: Mapping[str, float], command: str) -> str:
     """The results as Markdown."""
     table = [
         f"| {row.part} | {row.size} | {row.units:,.3g} | {row.kind} | {n(row.predicted)} | {n(row.measured)} | {row.ratio:.2f} | "
@@ -128,7 +128,7 @@ def page(rows: Sequence[Row], worst: Mapping[str, float]) -> str:
         [
             "# The capacity plan's predictions beside measured runs",
             "",
-            f"- command: `python -m pipelines.plan --check`; commit {source_commit()}; {machine()['machine']} {time.strftime('%Y-%m')}",
+            f"- command: `{command}`; commit {source_commit()}; {machine()['machine']} {time.strftime('%Y-%m')}",
             f"- rates from {sizes}: seconds by a start and a rate, bytes by those of a unit in the larger size",
             f"- seconds are CPU seconds, the fastest of {ROUNDS} runs of each size; by the clock, which the manifests tell, whatever else ran counts too",
             "- units are rows (texts, events, candidates), operations of k-means and of search",

@@ -59,6 +59,8 @@ class InferenceService:
     async def ModelInfer(self, request: Any, grpc_context: Any) -> Any:  # noqa: N802
         """Score rows; raw contents are answered with raw contents."""
         with refusals(grpc_context):
+            if request.ByteSize() > self._info.max_body_bytes:
+                raise refusal(f"the call has more than {self._info.max_body_bytes:,} bytes.", "Split it, or raise serve.max_body_mb.")
             wanted = [one.name for one in request.outputs]
             model, outputs = await infer(self._info, self._answer, request.model_name, request.model_version, tensors_of(request), wanted)
         response = ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)

@@ -30,7 +30,7 @@ PLATFORM = "longtail_ray_serve"
 INPUTS = (("user_id", "BYTES"), ("item_id", "BYTES"), ("now", "INT64"))
 OUTPUT_TYPE = "FP32"
 _INPUTS_ARE = f"Inputs are {', '.join(f'{name} ({kind})' for name, kind in INPUTS)}."
-MAX_ID_BYTES = 1024
+MAX_ID = 256  # characters, as in /v1
 MAX_DIMS = 8
 MAX_NAME = 256
 
@@ -115,7 +115,7 @@ def rows_of(tensors: Mapping[str, Tensor], info: ServiceInfo) -> tuple[list[str]
             raise refusal(f"input {name!r} is {tensor.datatype[:MAX_NAME]}.", f"It must be {types[name]}.")
         # Looked at before it is multiplied: numbers of thousands of digits would take minutes.
         fits = len(tensor.shape) <= MAX_DIMS and all(0 <= dim <= len(tensor.values) for dim in tensor.shape)
-        if not fits or (math.prod(tensor.shape) if tensor.shape else 0) != len(tensor.values):
+        if not fits or math.prod(tensor.shape) != len(tensor.values):
             shape = f"{str(list(tensor.shape[:MAX_DIMS]))[:MAX_NAME]}"
             raise refusal(f"input {name!r} has shape {shape} and {len(tensor.values)} values.", "Their numbers must agree.")
         most = info.max_items * info.max_batch
@@ -140,8 +140,8 @@ def _ids(tensor: Tensor) -> list[str]:
             text = value.decode()
         except UnicodeDecodeError as error:
             raise refusal(f"input {tensor.name!r} has a value that is no UTF-8: {value[:40]!r}.", "Encode ids as UTF-8.") from error
-        if not 0 < len(value) <= MAX_ID_BYTES:
-            raise refusal(f"input {tensor.name!r} has an id of {len(value)} bytes.", f"Ids have 1 to {MAX_ID_BYTES}.")
+        if not 0 < len(text) <= MAX_ID:
+            raise refusal(f"input {tensor.name!r} has an id of {len(text)} characters.", f"Ids have 1 to {MAX_ID}.")
         found.append(text)
     return found
 

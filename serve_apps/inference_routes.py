@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from serve_apps.inference_protocol import INPUTS, MAX_DIMS, MAX_NAME, OUTPUT_TYPE, PLATFORM, Tensor, Value, from_raw, infer, refusal, served_model, to_raw
-from serve_apps.problems import RequestProblemError
+from serve_apps.problems import refuse_unready
 from serve_apps.rank_routes import PROBLEMS, Answer
 from serve_apps.service_info import ServiceInfo
 
@@ -25,7 +25,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     binary_data_size: StrictInt | None = Field(None, ge=0)
-    binary_data: bool = False
+    binary_data: bool | None = None
     binary_data_output: bool = False
 
 
@@ -109,21 +109,16 @@ def inference_routes(info: ServiceInfo, answer: Answer, not_ready: Callable[[], 
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    async def check_ready() -> None:
-        lacking = await not_ready()
-        if lacking:
-            raise RequestProblemError(503, "not-ready", "Not ready", f"no answer from {', '.join(lacking)}.", "Come back in a moment.", 1)
-
     @routes.get("/health/ready", summary="Does it answer calls")
     async def ready() -> dict[str, bool]:
-        await check_ready()
+        refuse_unready(await not_ready())
         return {"ready": True}
 
     @routes.get("/models/{name}/ready", responses=PROBLEMS, summary="Is a ranker serving")
     @routes.get("/models/{name}/versions/{of_version}/ready", include_in_schema=False)
     async def model_ready(name: str, of_version: str = "") -> dict[str, Any]:
         served_model(info, name, of_version)
-        await check_ready()
+        refuse_unready(await not_ready())
         return {"name": name, "ready": True}
 
     @routes.get("/models/{name}", responses=PROBLEMS, summary="What a ranker takes and gives")
@@ -138,9 +133,8 @@ def inference_routes(info: ServiceInfo, answer: Answer, not_ready: Callable[[], 
     async def infer_rows(name: str, request: Request, of_version: str = "") -> Response:
         call, inputs = parsed(await request.body(), request.headers.get(LENGTH_HEADER))
         model, outputs = await infer(info, answer, name, of_version, inputs, [one.name for one in call.outputs])
-        binary = {one.name for one in call.outputs if one.parameters.binary_data}
-        if call.parameters.binary_data_output and not call.outputs:
-            binary = {one.name for one in outputs}
+        own = {one.name: one.parameters.binary_data for one in call.outputs}  # over the call's
+        binary = {one.name for one in outputs if (call.parameters.binary_data_output if own.get(one.name) is None else own[one.name])}
         return written(call, {"model_name": name, "model_version": model.version}, outputs, binary)
 
     return routes

@@ -36,6 +36,17 @@ class RequestProblemError(Exception):
         self.retry_after_s = retry_after_s
 
 
+def refuse_unready(lacking: list[str]) -> None:
+    """Say what does not answer.
+
+    Raises:
+        RequestProblemError: something doesn't.
+    """
+    if lacking:
+        remedy = "Send requests elsewhere until GET /readyz says ok."
+        raise RequestProblemError(503, "not-ready", "Not ready", f"no answer from {', '.join(lacking)}.", remedy, retry_after_s=1)
+
+
 def internal(error: Exception) -> Problem:
     """What a fault of ours looks like from outside."""
     return Problem(

@@ -34,7 +34,12 @@ Answer = Callable[[Question], Awaitable[Ranking]]
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text, "content": {PROBLEM_MEDIA_TYPE: {}}}
-    for status, text in [(404, "no such ranker"), (422, "the request breaks a rule"), (503, "too many requests at once; Retry-After says when to come back")]
+    for status, text in [
+        (404, "no such ranker"),
+        (413, "a body over serve.max_body_mb"),
+        (422, "the request breaks a rule"),
+        (503, "too many requests at once; Retry-After says when to come back"),
+    ]
 }
 
 

@@ -148,10 +148,12 @@ def deployed(run: ServedRun) -> Iterator[Deployed]:
     there_before = bool(serve.status().proxies)
     if there_before:
         options = _running_http_options()
-        logger.warning("Serve runs on this Ray already, on %s:%d; serve.host and serve.port are left unused", options.host, options.port)
+        logger.warning(
+            "Serve runs on this Ray already, on %s:%d; serve.host, port, grpc_port and request_timeout_s are left unused", options.host, options.port
+        )
     else:
         options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
-        grpc_port = settings.grpc_port and free_port(settings.host, settings.grpc_port, "grpc_port")
+        grpc_port = settings.grpc_port and free_port("0.0.0.0", settings.grpc_port, "grpc_port")
         grpc_options = (
             None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
         )

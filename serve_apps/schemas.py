@@ -67,7 +67,7 @@ class RankRequest(Strict):
     items: Annotated[list[ItemIn], Field(fail_fast=True)] | None = Field(
         None, description="candidates with their content, for items that the run does not know"
     )
-    ranker: Id | None = Field(None, description="base, choirrec or saviorrec, as far as the run trained them; by default the application's own choice")
+    ranker: Id | None = Field(None, description="base, choirrec, saviorrec or duet, as far as the run trained them; by default the application's choice")
     heads: list[Id] | None = Field(
         None, min_length=1, max_length=16, description="probabilities wanted, the one to sort by first; by default all of the ranker's"
     )
@@ -127,7 +127,7 @@ class GroupStepOut(BaseModel):
 
     prefix: list[int]
     size: int = Field(description="members at the snapshot; 0: no such group there")
-    lends: bool = Field(description="whose attributes, statistics and sequence the ranker saw")
+    lends: bool = Field(description="whose attributes, statistics and sequence a ranker with a group channel sees")
 
 
 class AttendedOut(BaseModel):
@@ -209,7 +209,9 @@ class ModelsResponse(BaseModel):
     num_users: int
     num_items: int
     attributes: dict[str, list[str] | None] = Field(description="user attributes, with some of their values; null for a numeric one")
-    max_items: int
+    max_items: int = Field(description="candidates in one request")
+    max_batch: int = Field(description="requests in one batch, users in one call of /v2")
+    max_body_bytes: int
     models: list[ModelOut]
 
 

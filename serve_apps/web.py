@@ -13,7 +13,7 @@ from fastapi_offline import FastAPIOffline
 
 from serve_apps.body_limit import BodyLimit
 from serve_apps.inference_routes import inference_routes
-from serve_apps.problems import RequestProblemError, add_problem_handlers
+from serve_apps.problems import add_problem_handlers, refuse_unready
 from serve_apps.rank_routes import Answer, rank_routes
 from serve_apps.schemas import Health, ModelOut, ModelsResponse
 from serve_apps.service_info import ServiceInfo
@@ -23,8 +23,6 @@ DESCRIPTION = """Ranks candidates for a user, above all for users who hardly act
 The models are those of one finished run and know its logs up to their end; a request may state another time (`now`), never a later state of the logs.
 Nobody and nothing unknown is an error: an unknown user gets the group that the request's `user` leads to, or everyone's; an unknown item is ranked by the
 content in `items`, or, with nothing but an id, as an item of which nothing is known (`basis`: `none`)."""
-
-RETRY_AFTER_S = 1
 
 NotReady = Callable[[], Awaitable[list[str]]]
 
@@ -54,6 +52,8 @@ def web_app(info: ServiceInfo, answer: Answer, root_path: str = "", not_ready: N
             num_items=knowledge.num_items,
             attributes={name: None if values is None else list(values) for name, values in knowledge.attributes.items()},
             max_items=info.max_items,
+            max_batch=info.max_batch,
+            max_body_bytes=info.max_body_bytes,
             models=[
                 ModelOut(
                     name=model.name,
@@ -73,10 +73,7 @@ def web_app(info: ServiceInfo, answer: Answer, root_path: str = "", not_ready: N
 
     @app.get("/readyz", summary="Do its parts answer", tags=["operation"])
     async def readyz() -> Health:
-        lacking = await not_ready()
-        if lacking:
-            detail = f"no answer from {', '.join(lacking)}."
-            raise RequestProblemError(503, "not-ready", "Not ready", detail, "Send requests elsewhere until GET /readyz says ok.", RETRY_AFTER_S)
+        refuse_unready(await not_ready())
         return await healthz()
 
     @app.get("/", include_in_schema=False)

@@ -125,11 +125,10 @@ NOW = {"name": "now", "datatype": "INT64", "shape": [1], "data": [0]}
     [
         ({"inputs": [USER]}, 422, "'item_id' is missing"),
         ({"inputs": [USER, {**TEA, "shape": [2]}]}, 422, "shape [2] and 1 values"),
-        ({"inputs": [USER, {**TEA, "shape": []}]}, 422, "shape [] and 1 values"),
         ({"inputs": [USER, {**TEA, "shape": [-1], "data": []}]}, 422, "shape [-1]"),
         ({"inputs": [USER, {**TEA, "datatype": "FP32"}]}, 422, "no FP32"),
         ({"inputs": [USER, {**TEA, "data": [3]}]}, 422, "no BYTES"),
-        ({"inputs": [USER, {**TEA, "data": [""]}]}, 422, "0 bytes"),
+        ({"inputs": [USER, {**TEA, "data": [""]}]}, 422, "0 characters"),
         ({"inputs": [USER, TEA, {**NOW, "data": ["x"]}]}, 422, "no INT64"),
         ({"inputs": [USER, TEA, {**NOW, "data": [-1]}]}, 422, "'now' = -1"),
         ({"inputs": [USER, TEA, {**NOW, "shape": [2], "data": [0, 0]}]}, 422, "'now' has 2 values"),

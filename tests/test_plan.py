@@ -154,7 +154,10 @@ def test_the_page_names_losses() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.plan_check.machine", lambda: {"machine": "2 CPUs."})
-        text = page([Row("samples", "600 users", 9000, "seconds", 3.0, 1.0, 1.5)], {"seconds": 3.0, "bytes": 1.0})
+        text = page(
+            [Row("samples", "600 users", 9000, "seconds", 3.0, 1.0, 1.5)], {"seconds": 3.0, "bytes": 1.0}, "python -m pipelines.plan --check --config x.toml"
+        )
+    assert "- command: `python -m pipelines.plan --check --config x.toml`" in text
     assert "| samples | 600 users | 9e+03 | seconds | 3 | 1 | 3.00 | 1.5 |" in text
     assert "farthest off: seconds 3.00 times" in text
 

@@ -151,7 +151,7 @@ def test_the_openapi_page_is_typed_and_its_examples_work(client: TestClient) -> 
     assert "swagger" in page.text.lower()
     described = client.get("/openapi.json").json()["paths"]["/v1/rank"]["post"]
     assert described["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("RankResponse")
-    assert set(described["responses"]) == {"200", "404", "422", "503"}
+    assert set(described["responses"]) == {"200", "404", "413", "422", "503"}
     examples = described["requestBody"]["content"]["application/json"]["examples"]
     assert len(examples) == 3
     for example in examples.values():

@@ -100,7 +100,8 @@ class Search:
             return list(fitted.metrics), fitted.best_epoch
         finally:
             draft.discard()
-            self.store.fs.delete_dir(f"{self.store.root}/{draft.stage}/{draft.key}")  # nobody else's: it is the trial's
+            with suppress(FileNotFoundError):  # nobody else's: it is the trial's
+                self.store.fs.delete_dir(f"{self.store.root}/{draft.stage}/{draft.key}")
 
 
 def refusal(error: ValueError) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Attempt:
         """End with a manifest at the key: this one or that of another attempt.
 
         Raises:
-            ValueError: the attempt was taken for an interrupted one and cleared away.
+            ValueError: the attempt was taken for an interrupted one and cleared away, or the key was removed.
         """
         looked = time.monotonic()
         names = {entry.base_name for entry in self.fs.get_file_info(pafs.FileSelector(self.folder))}
@@ -74,8 +74,10 @@ class Attempt:
         time.sleep(self.settle_s)
         while not self._is(MANIFEST):
             claimed = self._read(CLAIM)
-            if claimed is not None:  # else somebody was faster, and the manifest is there
+            if claimed is not None:
                 write_whole(self.fs, f"{self.folder}/{MANIFEST}", claimed)
+            elif not self._is(MANIFEST):  # else somebody was faster
+                raise ValueError(f"{self.folder}: the key was removed while attempt {self.name} waited for others. Run the stage again.")
         self._remove(f"{self.folder}/{CLAIM}")
 
     def _offer(self, name: str, manifest: bytes) -> None:
@@ -136,4 +138,7 @@ def _spare_offered(fs: pafs.FileSystem, folder: str, found: dict[str, list[pafs.
     for name in (MANIFEST, CLAIM):
         offered = _read(fs, f"{folder}/{name}")
         if offered is not None:
-            found.pop(str(json.loads(offered)["data"]), None)
+            try:
+                found.pop(str(json.loads(offered)["data"]), None)
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{folder}/{name} is cut short or no manifest: {error}. Remove the folder that it lies in and run again.") from error

@@ -6,7 +6,7 @@ statistics.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,7 @@ ITEM_STATS = ("log_events_7d", "log_events_28d", "log_events", "log_leaf_events_
 
 EXAMPLE_COLUMNS = ("example_id", "user_id", "item_id", "ts", "split", "outcome", "conversion")
 
-KEPT_SNAPSHOTS = 4
-MOST_KEPT_ITEMS = 4_000_000  # 32 bytes an item and snapshot
+MOST_KEPT_ITEMS = 4_000_000  # 24 bytes an item
 NEVER_DAYS = 1000.0  # stands for "not yet": recency features are 1 / (1 + days), so that it reads as nearly 0
 
 
@@ -162,26 +161,25 @@ class ItemCounts:
 
 @dataclass
 class KeptCounts:
-    """The counts of all items at the snapshots that requests were last of: thousands of requests ask for the same few."""
+    """The counts of all items at one snapshot, that of the requests that state no time; those of another time are counted when they come."""
 
     counts: ItemCounts
     num_items: int
     num_leaves: int
-    tables: dict[int, tuple[Ints, Ints]] = field(default_factory=dict)  # by snapshot, least recently made first
+    tables: tuple[int, Ints, Ints] | None = None  # the snapshot, counts by item [N, 3] and by leaf
 
-    def of(self, item_B: Ints, leaf_B: Ints, snapshot: int) -> tuple[Ints, Ints]:
-        """As ItemCounts.of."""
-        found = self.tables.get(snapshot)
-        if found is None:
-            all_items, all_leaves = np.arange(self.num_items), np.arange(self.num_leaves)
-            times = np.full(max(self.num_items, self.num_leaves), snapshot)
-            by_item, _ = self.counts.of(all_items, all_items[:1].repeat(self.num_items), times[: self.num_items])
-            _, by_leaf = self.counts.of(all_leaves[:1].repeat(self.num_leaves), all_leaves, times[: self.num_leaves])
-            found = by_item, by_leaf
-            if len(self.tables) >= KEPT_SNAPSHOTS:
-                self.tables.pop(next(iter(self.tables)), None)
-            self.tables[snapshot] = found
-        return found[0][item_B], found[1][leaf_B]
+    def keep(self, snapshot: int) -> None:
+        """Count all items and leaves, once."""
+        items, leaves = np.arange(self.num_items), np.arange(self.num_leaves)
+        by_item, _ = self.counts.of(items, np.zeros_like(items), np.full(self.num_items, snapshot))
+        _, by_leaf = self.counts.of(np.zeros_like(leaves), leaves, np.full(self.num_leaves, snapshot))
+        self.tables = snapshot, by_item, by_leaf
+
+    def of(self, item_B: Ints, leaf_B: Ints, snapshot_B: Ints) -> tuple[Ints, Ints]:
+        """As ItemCounts.of, of rows of one snapshot."""
+        if self.tables is not None and len(snapshot_B) and self.tables[0] == snapshot_B[0]:
+            return self.tables[1][item_B], self.tables[2][leaf_B]
+        return self.counts.of(item_B, leaf_B, snapshot_B)
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,7 @@ class OwnState:
         history, history_days = self._history(*rows.owners)
         facts = item_facts(rows, self.entities)
         if rows.one_owner and self.kept_counts is not None:
-            counts, leaf_events = self.kept_counts.of(item, facts.leaf_B, int(snapshot[0]))
+            counts, leaf_events = self.kept_counts.of(item, facts.leaf_B, snapshot)
         else:
             counts, leaf_events = self.item_counts.of(item, facts.leaf_B, snapshot)
         item_events = counts[:, 2]
@@ -257,6 +255,11 @@ class OwnState:
             "item_events": item_events,
             "item_age_days": age_days.astype(np.float32),
         }
+
+    def keep_counts(self, time: int) -> None:
+        """Count all items now as of the snapshot of `time` (microseconds): what requests of then ask for."""
+        if self.kept_counts is not None:
+            self.kept_counts.keep(int(snapshot_us(np.array([time]), self.start_us, self.settings)[0]))
 
     def _history(self, user_B: Ints, time_B: Ints) -> tuple[Ints, Floats]:
         """The last L items before each time, most recent first, and how many days ago."""

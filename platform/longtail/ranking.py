@@ -155,6 +155,7 @@ class RequestRanker:
         self._spare = {name: ranker.catalogue.add_spare_rows(max_items) for name, ranker in rankers.items()}
         self._max_items = max_items
         self._lock = threading.Lock()
+        state.own.keep_counts(to_us(now))
         for vocabulary in (state.entities.users, state.entities.items, state.entities.brands, *state.entities.categories):
             _ = vocabulary.codes  # made now, not in the first request's time
 

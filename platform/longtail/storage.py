@@ -135,8 +135,9 @@ def local_folder(setting: str, place: str) -> Path:
 
 
 def write_whole(fs: pafs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
-    """Write a file in one step, replacing what is there: renamed into place on a local disk; elsewhere it appears when the one write has succeeded.
+    """Write a file in one step, replacing what is there: renamed into place on a local disk; on an object store it appears when the one write has succeeded.
 
+    (On hdfs:// and the like a file is seen from its opening on: two runs at the same time should not share a run.uri there.)
     All at once, since pyarrow publishes what an interruption left when it throws the stream away.
     """
     if isinstance(fs, pafs.LocalFileSystem):
