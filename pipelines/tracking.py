@@ -11,98 +11,40 @@ a database <run.uri>/mlflow.db. Both stay on this machine unless tracking.mode s
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config
 from longtail.evaluation import Metrics
-from longtail.tracking import TrackingSettings
-
-Cell = str | float | int | bool | None
+from pipelines.tracked_run import Cell, Table, Track, TrackedRun, check_credentials, made_folder
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows under named columns, and the two that its plot shows."""
+@contextmanager
+def opened(tracked: TrackedRun) -> Iterator[Track]:
+    """Record for the length of a block, `inputs` as read by the run; with backend "none", do nothing.
 
-    name: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    x: str
-    y: str
-    title: str
+    Raises:
+        ValueError: tracking.mode is online and WANDB_API_KEY is not set.
+    """
+    with ExitStack() as entered:
+        if tracked.settings.backend == "wandb":
+            from pipelines.tracking_wandb import wandb_run
 
-    def points(self) -> list[tuple[Cell, float]]:
-        """The plot's points; rows without a finite y are not in it."""
-        x, y = self.columns.index(self.x), self.columns.index(self.y)
-        return [(row[x], float(row[y])) for row in self.rows if isinstance(row[y], int | float) and math.isfinite(row[y])]  # type: ignore[arg-type]
+            track: Track = entered.enter_context(wandb_run(tracked))
+        elif tracked.settings.backend == "mlflow":
+            from pipelines.tracking_mlflow import mlflow_run
 
-
-class Track:
-    """A run that is being recorded; this one records nothing (backend "none")."""
-
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Record the numbers among `metrics` at `step`, which must not fall."""
-
-    def summarise(self, values: Mapping[str, Any]) -> None:
-        """Record final values; nested mappings become names with slashes."""
-
-    def table(self, table: Table) -> None:
-        """Record a table and its plot."""
-
-    def page(self, name: str, html: str) -> None:
-        """Record an HTML page."""
-
-    def used(self, artifact: Artifact) -> None:
-        """The run read a finished artifact."""
-
-    def made(self, artifact: Artifact) -> None:
-        """The run made an artifact, which is finished."""
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """What a run is called, where it belongs and where it is kept; plain values, so that it travels to a worker."""
-
-    settings: TrackingSettings
-    store: Store
-    run_id: str
-    name: str
-    group: str
-    job_type: str
-    config: Mapping[str, Any]
-    inputs: tuple[Artifact, ...] = ()
-
-    @contextmanager
-    def open(self) -> Iterator[Track]:
-        """Record for the length of a block, `inputs` as read by the run; with backend "none", do nothing.
-
-        Raises:
-            ValueError: tracking.mode is online and WANDB_API_KEY is not set.
-        """
-        with ExitStack() as opened:
-            if self.settings.backend == "wandb":
-                from pipelines.tracking_wandb import wandb_run
-
-                track: Track = opened.enter_context(wandb_run(self))
-            elif self.settings.backend == "mlflow":
-                from pipelines.tracking_mlflow import mlflow_run
-
-                track = opened.enter_context(mlflow_run(self))
-            else:
-                track = Track()
-            for artifact in self.inputs:
-                track.used(artifact)
-            yield track
+            track = entered.enter_context(mlflow_run(tracked))
+        else:
+            track = Track()
+        for artifact in tracked.inputs:
+            track.used(artifact)
+        yield track
 
 
 class TrackReports(ReportCallback, ControllerCallback):
@@ -117,7 +59,7 @@ class TrackReports(ReportCallback, ControllerCallback):
         self._track = Track()
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:
-        self._track = self._opened.enter_context(self._tracked.open())
+        self._track = self._opened.enter_context(opened(self._tracked))
 
     def after_report(self, training_report: Any, metrics: list[dict[str, Any]]) -> None:
         """Log the metrics of one epoch."""
@@ -155,7 +97,7 @@ def describe(config: Config, store: Store, *, name: str, job_type: str, key: str
 
 def record(tracked: TrackedRun, summary: Mapping[str, Any]) -> None:
     """Write a run that has a summary and no curve."""
-    with tracked.open() as track:
+    with opened(tracked) as track:
         track.summarise(summary)
 
 
@@ -163,7 +105,7 @@ def record_evaluation(tracked: TrackedRun, metrics: Metrics, report: str) -> Non
     """Write an evaluation's run: every ranker's scores, the slices ranked by what was gained over the base, and the report's page."""
     if tracked.settings.backend == "none":
         return
-    with tracked.open() as track:
+    with opened(tracked) as track:
         track.summarise({f"{name}/{key}": value for name in metrics.rankers for key, value in evaluation_summary(metrics, name).items()})
         track.table(slice_table(metrics))
         track.page("report", report)
@@ -176,7 +118,7 @@ def record_stages(config: Config, store: Store, done: Sequence[tuple[Artifact, b
     """
     if config.tracking.backend == "none" or all(skipped for _, skipped, _ in done):
         return
-    with describe(config, store, name="pipeline", job_type="pipeline", key=done[-1][0].key, inputs={}).open() as track:
+    with opened(describe(config, store, name="pipeline", job_type="pipeline", key=done[-1][0].key, inputs={})) as track:
         rows = []
         for artifact, skipped, seconds in done:
             (track.used if skipped else track.made)(artifact)
@@ -209,7 +151,7 @@ def record_sweep(config: Config, store: Store, group: str, rows: Sequence[Mappin
     columns = tuple(dict.fromkeys(name for row in flat for name in row))
     table = Table("trials", columns, tuple(tuple(row.get(name) for name in columns) for row in flat), "number", "score", "Score by trial")
     scores = [score for _, score in table.points()]
-    with describe(config, store, name=artifact.stage, job_type="sweep", key=artifact.key, inputs={}, group=group).open() as track:
+    with opened(describe(config, store, name=artifact.stage, job_type="sweep", key=artifact.key, inputs={}, group=group)) as track:
         track.table(table)
         track.summarise({"trials": len(rows), "without_score": len(rows) - len(scores), "best_score": max(scores, default=None)})
         track.made(artifact)
@@ -264,53 +206,6 @@ def tune_callbacks(config: Config, store: Store, group: str) -> list[Any]:
     from pipelines.tracking_wandb import wandb_tune_callback
 
     return [wandb_tune_callback(config.tracking, made_folder(store, config.run.name), group)]
-
-
-def check_credentials(settings: TrackingSettings) -> None:
-    """Tell Ray's W&B integration not to look for an account, or see that there is one.
-
-    Raises:
-        ValueError: tracking.mode is online and WANDB_API_KEY is not set.
-    """
-    if settings.backend != "wandb":
-        return
-    os.environ["WANDB_MODE"] = settings.mode  # Ray asks for an API key unless this says offline
-    if settings.mode == "online" and not os.environ.get("WANDB_API_KEY"):
-        raise ValueError(
-            "tracking.mode = 'online' needs an account's key in WANDB_API_KEY, here and on every node (for a submitted job: --runtime-env-json). "
-            'Set it, or leave tracking.mode = "offline" and push later with wandb sync.'
-        )
-
-
-def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float | int]:
-    """The finite numbers of a nested mapping by path ("all/choirrec/auc"); what is no number is left out."""
-    found: dict[str, float | int] = {}
-    for name, value in values.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            found |= numbers(value, f"{path}/")
-        elif isinstance(value, int | float) and math.isfinite(value):
-            found[path] = int(value) if isinstance(value, bool | int) else float(value)
-    return found
-
-
-def lineage_of(artifact: Artifact) -> dict[str, Any]:
-    """What is told of a finished artifact: its manifest without `info`, which readers of its tables want."""
-    return {name: value for name, value in artifact.manifest.items() if name != "info"}
-
-
-def disk_folder(store: Store, run: str) -> Path:
-    """Where files of a backend lie that must be on a disk: the store, or a folder of this machine where that is none."""
-    if isinstance(store.fs, pafs.LocalFileSystem):
-        return Path(store.root)
-    return Path(os.environ.get("LONGTAIL_HOME", "~/.longtail")).expanduser() / run
-
-
-def made_folder(store: Store, run: str) -> Path:
-    """`disk_folder`, made where it is missing."""
-    folder = disk_folder(store, run)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:

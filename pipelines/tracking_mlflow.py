@@ -12,21 +12,18 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longtail.artifacts import Artifact
 from longtail.report_plots import Canvas, Scale, colour, span
 from longtail.tracking import LOCAL_DATABASE, TrackingSettings
-from pipelines import tracking
-
-if TYPE_CHECKING:
-    from pipelines.tracking import Table, TrackedRun
+from pipelines.tracked_run import Table, Track, TrackedRun, lineage_of, made_folder, numbers
 
 _PER_CALL = 100  # parameters that MLflow takes at a time
 _MAX_TEXT = 500  # of a parameter; the rest of a longer one says nothing to who compares runs
 
 
-class MlflowTrack(tracking.Track):
+class MlflowTrack(Track):
     """An MLflow run that is being recorded."""
 
     def __init__(self, client: Any, run_id: str) -> None:
@@ -37,14 +34,14 @@ class MlflowTrack(tracking.Track):
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        found = [Metric(_name(name), float(value), now, step) for name, value in tracking.numbers(metrics).items()]
+        found = [Metric(_name(name), float(value), now, step) for name, value in numbers(metrics).items()]
         for start in range(0, len(found), 500):
             self._client.log_batch(self._run_id, metrics=found[start : start + 500])
 
     def summarise(self, values: Mapping[str, Any]) -> None:
         self.log(values, step=0)
 
-    def table(self, table: "Table") -> None:
+    def table(self, table: Table) -> None:
         import pandas as pd
 
         self._client.log_table(self._run_id, pd.DataFrame(list(table.rows), columns=list(table.columns), dtype=object), f"{table.name}.json")
@@ -60,15 +57,15 @@ class MlflowTrack(tracking.Track):
         self._client.log_inputs(self._run_id, datasets=[DatasetInput(read)])
 
     def made(self, artifact: Artifact) -> None:
-        self._client.log_dict(self._run_id, tracking.lineage_of(artifact) | {"path": artifact.root}, f"artifacts/{artifact.stage}.json")
+        self._client.log_dict(self._run_id, lineage_of(artifact) | {"path": artifact.root}, f"artifacts/{artifact.stage}.json")
 
 
 @contextmanager
-def mlflow_run(tracked: "TrackedRun") -> Iterator[MlflowTrack]:
+def mlflow_run(tracked: TrackedRun) -> Iterator[MlflowTrack]:
     """Record a run for the length of a block, as failed if that raises."""
     from mlflow.entities import Param, RunStatus
 
-    folder = tracking.made_folder(tracked.store, str(tracked.config["settings"]["run"]["name"]))
+    folder = made_folder(tracked.store, str(tracked.config["settings"]["run"]["name"]))
     client, experiment = opened(tracked.settings, folder)
     tags = {"longtail.run_id": tracked.run_id, "longtail.group": tracked.group, "longtail.job_type": tracked.job_type}
     run_id = client.create_run(experiment, run_name=tracked.name, tags=tags).info.run_id
@@ -122,7 +119,7 @@ def opened(settings: TrackingSettings, folder: Path) -> tuple[Any, str]:
     return client, str(found.experiment_id)
 
 
-def plot(table: "Table") -> str:
+def plot(table: Table) -> str:
     """A table's plot as SVG: its points in their order, from left to right."""
     width, height, left, bottom, top = 640, 320, 60, 40, 34
     canvas, points = Canvas(width, height, table.title), table.points()

@@ -10,22 +10,19 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import pyarrow.fs as pafs
 
 from longtail.artifacts import Artifact, Store
 from longtail.rankers.settings import RankerName
 from longtail.tracking import TrackingSettings
-from pipelines import tracking
-
-if TYPE_CHECKING:
-    from pipelines.tracking import Table, TrackedRun
+from pipelines.tracked_run import Table, Track, TrackedRun, check_credentials, disk_folder, lineage_of, numbers
 
 SMALL_FILES = ("metrics.json", "report.html", "results.json", "checkpoint/ranker.json")
 
 
-class WandbTrack(tracking.Track):
+class WandbTrack(Track):
     """A W&B run that is being recorded."""
 
     def __init__(self, run: Any, store: Store) -> None:
@@ -33,12 +30,12 @@ class WandbTrack(tracking.Track):
         self._store = store
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        self._run.log(tracking.numbers(metrics), step=step)
+        self._run.log(numbers(metrics), step=step)
 
     def summarise(self, values: Mapping[str, Any]) -> None:
-        self._run.summary.update(tracking.numbers(values))
+        self._run.summary.update(numbers(values))
 
-    def table(self, table: "Table") -> None:
+    def table(self, table: Table) -> None:
         import wandb
 
         rows = wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows], allow_mixed_types=True)
@@ -69,7 +66,7 @@ class WandbTrack(tracking.Track):
 
         local = isinstance(artifact.fs, pafs.LocalFileSystem)
         kind = "ranker" if artifact.stage in get_args(RankerName) else "results" if artifact.stage in ("evaluation", "sweeps") else "table"
-        named = wandb.Artifact(artifact.stage, type=kind, metadata=tracking.lineage_of(artifact))
+        named = wandb.Artifact(artifact.stage, type=kind, metadata=lineage_of(artifact))
         manifest = f"{artifact.root.rsplit('/', 1)[0]}/manifest.json"
         uri = Path(manifest).as_uri() if local else f"{self._store.uri.split('://')[0]}://{manifest}"
         named.manifest.add_entry(ArtifactManifestEntry(path="manifest.json", ref=uri, digest=artifact.content_hash))
@@ -80,12 +77,12 @@ class WandbTrack(tracking.Track):
 
 
 @contextmanager
-def wandb_run(tracked: "TrackedRun") -> Iterator[WandbTrack]:
+def wandb_run(tracked: TrackedRun) -> Iterator[WandbTrack]:
     """Record a run for the length of a block, as failed if that raises."""
     import wandb
     from ray.air.integrations.wandb import setup_wandb
 
-    tracking.check_credentials(tracked.settings)
+    check_credentials(tracked.settings)
     with _folder(tracked.store) as folder, _staged(tracked):
         arguments = _arguments(tracked.settings, tracked.group, tracked.job_type, folder)
         run = setup_wandb(dict(tracked.config), id=tracked.run_id, name=tracked.name, **arguments)
@@ -99,10 +96,10 @@ def wandb_run(tracked: "TrackedRun") -> Iterator[WandbTrack]:
 
 
 @contextmanager
-def _staged(tracked: "TrackedRun") -> Iterator[None]:
+def _staged(tracked: TrackedRun) -> Iterator[None]:
     """Keep what `wandb sync` will read of tables beside the run folders, and not in W&B's folder below the home of whoever ran this."""
     before = os.environ.get("WANDB_DATA_DIR")
-    here = tracking.disk_folder(tracked.store, str(tracked.config["settings"]["run"]["name"]))
+    here = disk_folder(tracked.store, str(tracked.config["settings"]["run"]["name"]))
     os.environ["WANDB_DATA_DIR"] = str(here / "wandb" / "staged")
     try:
         yield

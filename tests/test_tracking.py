@@ -19,11 +19,11 @@ from longtail.artifacts import Artifact, Store
 from longtail.config import Config, load
 from longtail.evaluation import HeadMetrics, Metrics, Scores, SliceMetrics
 from longtail.paired import Interval
+from pipelines.tracked_run import check_credentials, numbers
 from pipelines.tracking import (
     TrackReports,
-    check_credentials,
     describe,
-    numbers,
+    opened,
     record,
     record_evaluation,
     record_stages,
@@ -103,7 +103,7 @@ def test_numbers_are_what_can_be_drawn() -> None:
 def test_off_means_off(tmp_path: Path) -> None:
     config, store = config_at(tmp_path, "tracking.backend=none"), Store.open(str(tmp_path))
     tracked = describe(config, store, name="base", job_type="train", key="k1", inputs={})
-    with tracked.open() as track:
+    with opened(tracked) as track:
         track.log({"auc": 0.5}, step=1)
         track.summarise({"auc": 0.5})
     assert train_callbacks(tracked) == []
@@ -261,7 +261,7 @@ def test_a_failed_block_is_a_failed_run_on_a_store_that_is_not_local(tmp_path: P
     tracked = describe(config_at(tmp_path / "elsewhere"), store, name="base", job_type="train", key="k1", inputs={})
 
     def fail() -> None:
-        with tracked.open() as track:
+        with opened(tracked) as track:
             track.log({"auc": 0.5}, step=1)
             raise RuntimeError("boom")
 

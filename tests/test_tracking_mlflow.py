@@ -18,7 +18,7 @@ from longtail.artifacts import Store
 from longtail.config import Config
 from longtail.tracking import TrackingSettings
 from pipelines.cluster import ROOT
-from pipelines.tracking import describe, record_evaluation, record_stages, record_sweep, train_callbacks, tune_callbacks
+from pipelines.tracking import describe, opened, record_evaluation, record_stages, record_sweep, train_callbacks, tune_callbacks
 from tests.test_tracking import TRIALS, a_sweep, an_evaluation, an_input, config_at, dies, two_epochs
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's, of SQLAlchemy 2.1
@@ -99,7 +99,7 @@ def test_a_failed_block_is_a_failed_run(tmp_path: Path) -> None:
     tracked = describe(mlflow_config(tmp_path), Store.open(str(tmp_path)), name="base", job_type="train", key="k1", inputs={})
 
     def fail() -> None:
-        with tracked.open() as track:
+        with opened(tracked) as track:
             track.log({"auc": 0.5, "purchases_4\u20139": 0.25, "gauc": float("nan")}, step=1)
             raise RuntimeError("boom")
 

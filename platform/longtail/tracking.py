@@ -26,7 +26,9 @@ class TrackingSettings(Settings):
     def _nothing_leaves_unless_asked(self) -> "TrackingSettings":
         if self.backend != "mlflow":
             if self.uri is not None:
-                raise ValueError(f'uri is MLflow\'s alone, and backend = {self.backend!r}. Set backend = "mlflow", or leave uri out.')
+                raise ValueError(
+                    f'uri = {without_secrets(self.uri)!r} is MLflow\'s alone, and backend = {self.backend!r}. Set backend = "mlflow", or leave uri out.'
+                )
             return self
         if self.mode == "online" and self.uri is None:
             raise ValueError('mode = "online" with backend = "mlflow" needs a server. Set uri, such as "http://mlflow:5000", or mode = "offline".')
