@@ -160,6 +160,7 @@ def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> 
             ensure(RANKER_STAGES[name], config, store, build_inputs=True)
         logs = find(LOGS, config, store)
         assert logs is not None
+        where = machine()["machine"]
         asked, path = bodies(logs, 512), Path(folder) / "bodies"
         path.write_text("\n".join(json.dumps(body) for body in asked))
         with deployed(served_run(config, store)) as served, peer(config_path, overrides) as peer_url:
@@ -176,7 +177,7 @@ def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> 
     ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(ours, peers, strict=True)]
     return {
         "bench": "serve",
-        "machine": machine()["machine"],
+        "machine": where,
         "cores": os.cpu_count(),
         "commit": source_commit(),
         "num": num,
