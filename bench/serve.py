@@ -165,7 +165,8 @@ def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> 
         path.write_text("\n".join(json.dumps(body) for body in asked))
         with deployed(served_run(config, store)) as served, peer(config_path, overrides) as peer_url:
             differ = same_scores(served.url, peer_url, asked[:20])
-            ours, peers = [], []
+            ours: list[dict[str, Any]] = []
+            peers: list[dict[str, Any]] = []
             for number in range(rounds):
                 for url, runs in ((served.url, ours), (peer_url, peers)) if number % 2 == 0 else ((peer_url, peers), (served.url, ours)):
                     runs.append(timed(url, path, num))

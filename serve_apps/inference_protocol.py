@@ -116,7 +116,7 @@ def rows_of(tensors: Mapping[str, Tensor], info: ServiceInfo) -> tuple[list[str]
         # Looked at before it is multiplied: numbers of thousands of digits would take minutes.
         fits = len(tensor.shape) <= MAX_DIMS and all(0 <= dim <= len(tensor.values) for dim in tensor.shape)
         if not fits or math.prod(tensor.shape) != len(tensor.values):
-            shape = f"{str(list(tensor.shape[:MAX_DIMS]))[:MAX_NAME]}"
+            shape = str(list(tensor.shape[:MAX_DIMS]))[:MAX_NAME]
             raise refusal(f"input {name!r} has shape {shape} and {len(tensor.values)} values.", "Their numbers must agree.")
         most = info.max_items * info.max_batch
         if len(tensor.values) > most:

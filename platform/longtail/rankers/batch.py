@@ -53,7 +53,7 @@ class Batch:
     @property
     def one_owner(self) -> bool:
         """A request: all rows are of one user at one time, whose features are one row in memory and are seen B times."""
-        return len(self) > 1 and self.user_row_B.stride(0) == 0
+        return is_shared(self.user_row_B)
 
     @staticmethod
     def from_table(table: pa.Table, spec: FeatureSpec) -> "Batch":
@@ -113,6 +113,11 @@ class Batch:
             outcome_B=label("outcome", 0.0),
             conversion_B=label("conversion", -1.0),
         )
+
+
+def is_shared(rows: torch.Tensor) -> bool:
+    """All rows of a batch see one row in memory (Batch.one_owner)."""
+    return len(rows) > 1 and rows.stride(0) == 0
 
 
 def _widths(spec: FeatureSpec) -> dict[str, int]:

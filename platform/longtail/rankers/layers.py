@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from longtail.rankers.batch import is_shared
 from longtail.rankers.catalogue import OOV, Catalogue
 
 EMBEDDING_STD = 0.05  # of the order of one Adagrad step, so that a few rows of data outweigh the draw
@@ -137,11 +138,6 @@ class DistinctRows:
         if is_shared(rows_BL):
             return weights_BL @ self.spread(values_RW, rows_BL[0])
         return functional.embedding_bag(self.place(rows_BL), values_RW, mode="sum", per_sample_weights=weights_BL)
-
-
-def is_shared(rows_BL: torch.Tensor) -> bool:
-    """All rows of a batch see one sequence in memory (Batch.one_owner)."""
-    return rows_BL.ndim == 2 and len(rows_BL) > 1 and rows_BL.stride(0) == 0
 
 
 def weighted_sum(weights_BL: torch.Tensor, sequence_BLD: torch.Tensor) -> torch.Tensor:
