@@ -1,5 +1,6 @@
 """The Ray that a pipeline runs on: one of its own, a cluster that it joins, or the one that it was submitted to."""
 
+import json
 import logging
 import os
 import shlex
@@ -31,6 +32,15 @@ QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "VLLM_LOGGING_L
 def in_job() -> bool:
     """True in a driver that `ray job submit` started."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def submission_id() -> str | None:
+    """The id of the job that `ray job submit` started this driver for."""
+    if not in_job():
+        return None
+    told = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])
+    found = told.get("metadata", {}).get("job_submission_id")
+    return None if found is None else str(found)
 
 
 def may_grow(settings: ClusterSettings) -> bool:

@@ -35,10 +35,11 @@ from longtail.hashing import digest
 from longtail.rankers.heads import TWO_OUTCOME_HEADS
 from longtail.rankers.settings import Head
 from longtail.run_state import logs_info
+from longtail.sweep_journal import Courses, Journal, Numbers, Phase, Plan, numbers_of, settings_digest
 from longtail.sweep_page import best_of, best_toml, markdown, page, table
-from longtail.sweep_results import Goal, Journal, Numbers, SweepResults, Trial, ranked, trial_of
+from longtail.sweep_results import Goal, SweepResults, Trial, ranked, trial_of
 from longtail.sweeping import Range
-from pipelines.cluster import ray_session
+from pipelines.cluster import ray_session, submission_id
 from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, find, line, open_store, provenance, stage_key, summary
 from pipelines.study import machine
@@ -101,6 +102,7 @@ def search(
         run_config=tune.RunConfig(name="tune", storage_path=folder, storage_filesystem=fs, callbacks=[written, *callbacks], verbose=0),
     )
     tuner.fit()
+    written.explain()
     if written.failed:
         failures = [f"trial {number} ({in_words(one.config)}): {_why(one)}" for number, one in sorted(written.failed.items())]
         raise ValueError(
@@ -113,17 +115,25 @@ def search(
 
 
 class Recorded(tune.Callback):
-    """Writes every trial to the journal when it begins and when it ends, and logs a line about each."""
+    """Writes every trial to the journal when it begins, at every epoch and when it ends, and logs a line about each."""
 
     def __init__(self, journal: Journal, goal: Goal, numbers: Numbers, num_trials: int) -> None:
         self._journal, self._goal, self._numbers, self._num_trials = journal, goal, numbers, num_trials
+        self._courses = Courses(journal)
         self.failed: dict[int, Any] = {}  # by number: their records say begun, and so they are run again
+        self._unexplained: dict[int, Any] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._journal.write(Trial(number=self._number(trial), point=dict(trial.config), state="begun"))
+        number = self._number(trial)
+        self._courses.begin(number)
+        self._journal.write(Trial(number=number, point=dict(trial.config), state="begun"))
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any) -> None:
+        self._courses.epoch(self._number(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         last: Mapping[str, Any] = trial.last_result
+        self._courses.epoch(self._number(trial), last)
         found = trial_of(self._number(trial), dict(trial.config), last, self._goal, round(last.get("time_total_s", 0.0), 1))
         self._journal.write(found)
         said = "no score" if found.score is None else f"{self._goal.metric} {found.score:.4f}"
@@ -131,8 +141,18 @@ class Recorded(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = self._number(trial)
-        self.failed[number] = trial  # why it failed is known when all have ended
+        self.failed[number] = trial  # why it failed is known a step later
+        self._unexplained[number] = trial
+        self._courses.failed(number, "failed")
         logger.info("sweep: trial %d failed: %s", number, in_words(trial.config))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.explain()
+
+    def explain(self) -> None:
+        """Write why trials failed, of those of which it is known by now."""
+        for number in [number for number, trial in self._unexplained.items() if trial.get_error() is not None]:
+            self._courses.failed(number, _why(self._unexplained.pop(number)))
 
     def _number(self, trial: Any) -> int:
         return self._numbers.number(trial.trial_id, dict(trial.config))
@@ -169,8 +189,8 @@ def head_of(config: Config, store: Store) -> Head:
     return head
 
 
-def goal_of(config: Config, store: Store, builders: ActorHandle[Any], head: Head) -> Goal:
-    """What the sweep looks for; the base ranker is trained for it, once, where it is not there yet.
+def goal_of(config: Config, store: Store, builders: ActorHandle[Any], head: Head) -> tuple[Goal, dict[str, float]]:
+    """What the sweep looks for, and the base ranker's metrics; that is trained for it, once, where it is not there yet, and where there is a constraint.
 
     Raises:
         ValueError: the base lacks the head.
@@ -178,7 +198,7 @@ def goal_of(config: Config, store: Store, builders: ActorHandle[Any], head: Head
     settings = config.sweep
     metric, whole = f"{head}/{settings.metric}", f"{head}/{settings.whole}"
     if settings.max_loss == 1:
-        return Goal(metric, whole)
+        return Goal(metric, whole), {}
     stage = RANKER_STAGES["base"]
     ensure_shared(stage.inputs[-1], config, store, builders, os.getcwd())
     base = ensure(stage, config, store, build_inputs=True).artifact
@@ -188,26 +208,69 @@ def goal_of(config: Config, store: Store, builders: ActorHandle[Any], head: Head
             f"sweep.max_loss = {settings.max_loss} compares {whole} with the base ranker's, which has none: its heads are {base.info['heads']}. "
             "Give it the head (rankers.base.heads), or set sweep.max_loss = 1 for no constraint."
         )
-    return Goal(metric, whole, kept[whole] - settings.max_loss)
+    return Goal(metric, whole, kept[whole] - settings.max_loss), numbers_of(kept)
+
+
+def plan_of(config: Config, space: Sequence[Parameter], commit: str) -> Plan:
+    """What a sweep sets out to do, as whoever watches it reads it."""
+    settings = config.sweep
+    return Plan(
+        phase="base",
+        ranker=settings.ranker,
+        metric=metric_of(config),
+        whole=settings.whole,
+        space={one.setting: one.values if isinstance(one.values, Range) else one.choices(own) for one, own in zip(space, current(config, space).values())},
+        start=current(config, space),
+        num_trials=settings.num_trials,
+        max_concurrent=settings.max_concurrent,
+        epochs=config.train.epochs,
+        searcher=settings.searcher,
+        scheduler=settings.scheduler,
+        num_finalists=settings.finalists.num_trials,
+        seeds=settings.finalists.seeds,
+        run=config.run.name,
+        settings=settings_digest(config),
+        command=_command(),
+        commit=commit,
+        job=submission_id(),
+        began=time.time(),
+    )
+
+
+def _command() -> str:
+    return f"python -m tuning.sweep {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def _build(context: Context, draft: Draft) -> Result:
+    journal = Journal.of(context.store, draft.key)
+    with journal.alive():
+        return _swept(context, draft, journal)
+
+
+def _swept(context: Context, draft: Draft, journal: Journal) -> Result:
     config, store, settings = context.config, context.store, context.config.sweep
     space = space_of(config)
     start = current(config, space)
-    journal, began = Journal.of(store, draft.key), time.monotonic()
-    commit, builders = source_commit(), start_builders()
+    commit, builders, began = source_commit(), start_builders(), time.monotonic()
+    plan = plan_of(config, space, commit)
+    journal.write_plan(plan)
+
+    def enter(phase: Phase) -> None:
+        journal.write_plan(plan.model_copy(update={"phase": phase, "metric": goal.metric, "whole": goal.whole, "floor": goal.floor, "base": base}))
+
     try:
         head = head_of(config, store)
-        goal = goal_of(config, store, builders, head)
+        goal, base = goal_of(config, store, builders, head)
         scratch = draft.path("scratch/tune").rsplit("/", 1)[0]
         callbacks = tune_callbacks(config, store, _group(config, draft.key))
+        enter("search")
         trials = ranked(search(Search(config, store, os.getcwd(), builders, goal), space, start, config, goal, journal, (draft.fs, scratch), callbacks))
         draft.fs.delete_dir(scratch)
         _clear_stopped(trials, config, store)
         searched, began = time.monotonic() - began, time.monotonic()
         finals = None
         if settings.finalists.num_trials:
+            enter("finalists")
             finals = run_finals(config, trials, Ground(store, builders, os.getcwd(), head, settings.max_concurrent))
         found = SweepResults(
             ranker=settings.ranker,
@@ -215,7 +278,7 @@ def _build(context: Context, draft: Draft) -> Result:
             whole=goal.whole,
             floor=goal.floor,
             commit=commit,
-            command=f"python -m tuning.sweep {shlex.join(sys.argv[1:])}".rstrip(),
+            command=plan.command,
             machine=machine()["machine"].rstrip("."),
             searcher=settings.searcher,
             scheduler=settings.scheduler,
