@@ -22,11 +22,12 @@ from serve_apps.console.job_order import CONFIGS, MODULES, SWEEP, Checked, Room,
 JobStatus = Literal["pending", "running", "stopped", "succeeded", "failed"]
 ALIVE: tuple[JobStatus, ...] = ("pending", "running")
 
-MODULE, SAME = "longtail_module", "longtail_settings"  # of a job's metadata
+MODULE, SAME, SWEEP_KEY = "longtail_module", "longtail_settings", "longtail_sweep"  # of a job's metadata
 #: Of this process' environment, what its jobs need too.
 HANDED_ON = ("RAY_TRAIN_V2_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "HF_HUB_OFFLINE", "LONGTAIL_CACHE")
 MOST_LOG = 64 * 1024
 MOST_JOBS = 50
+START_S = 30.0
 
 
 class NoDashboardError(Exception):
@@ -48,7 +49,8 @@ class Job:
     message: str
     began: float | None  # seconds since 1970
     ended: float | None
-    same: str | None
+    same: str | None  # of a sweep: its settings' digest
+    sweep: str | None  # of a job that publishes a sweep's best config: the sweep's key
 
     @property
     def alive(self) -> bool:
@@ -66,12 +68,13 @@ class Jobs:
         self._client: Any = None
         self._one_at_a_time = threading.Lock()
 
-    def start(self, order: Checked, same_elsewhere: Callable[[str], str | None] = lambda same: None) -> Job:
+    def start(self, order: Checked, same_elsewhere: Callable[[str], str | None] = lambda same: None, sweep: str | None = None) -> Job:
         """Submit it.
 
         Args:
             order: the checked order.
             same_elsewhere: says what runs a sweep of these settings outside of the jobs; None where nothing does.
+            sweep: the key of the sweep whose best config it publishes.
 
         Raises:
             RunsAlreadyError: it is a sweep, and the same one runs or waits.
@@ -84,12 +87,9 @@ class Jobs:
             job = f"{order.module.rpartition('.')[2].replace('_', '-')}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:4]}"
             arguments = order.arguments if folder is not None else tuple(_uploaded(argument) for argument in order.arguments)
             found = Checked(order.module, arguments, order.config, order.same)
-            client.submit_job(
-                submission_id=job,
-                entrypoint=found.entrypoint(python, folder),
-                runtime_env=environment,
-                metadata={MODULE: order.module} | ({SAME: order.same} if order.same else {}),
-            )
+            about = {MODULE: order.module, SAME: order.same, SWEEP_KEY: sweep}
+            asked = {"submission_id": job, "entrypoint": found.entrypoint(python, folder), "runtime_env": environment}
+            _submit(client, asked | {"metadata": {name: value for name, value in about.items() if value}})
         return self.job(job)
 
     def _refuse_second(self, same: str, same_elsewhere: Callable[[str], str | None]) -> None:
@@ -147,6 +147,19 @@ class Jobs:
             if job is not None and ("404" in str(error) or "does not exist" in str(error)):
                 raise KeyError(job) from error
             raise NoDashboardError(f"Ray's dashboard refused: {str(error).splitlines()[0][:300]}") from error
+
+
+def _submit(client: Any, asked: dict[str, Any]) -> None:
+    """Hand a job over; a cluster that has just started has nobody who takes it for some seconds."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            client.submit_job(**asked)
+            return
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 def connect() -> Any:
@@ -223,4 +236,5 @@ def _told(details: Any) -> Job:
         began=None if details.start_time is None else details.start_time / 1000,
         ended=None if not details.end_time else details.end_time / 1000,
         same=metadata.get(SAME) if module == SWEEP else None,
+        sweep=metadata.get(SWEEP_KEY),
     )
