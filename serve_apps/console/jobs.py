@@ -38,6 +38,10 @@ class RunsAlreadyError(Exception):
     """The same sweep runs already."""
 
 
+class NotThereError(LookupError):
+    """No sweep or job has that name; the argument is the name."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A job of the cluster that serves."""
@@ -110,7 +114,7 @@ class Jobs:
         """One of them.
 
         Raises:
-            KeyError: there is none by that id.
+            NotThereError: there is none by that id.
         """
         with self._asked(job) as client:
             return _told(client.get_job_info(job))
@@ -119,7 +123,7 @@ class Jobs:
         """The end of what a job printed.
 
         Raises:
-            KeyError: there is none by that id.
+            NotThereError: there is none by that id.
         """
         with self._asked(job) as client:
             text: str = client.get_job_logs(job)
@@ -129,7 +133,7 @@ class Jobs:
         """Ask a job to end; one that has ended stays as it is.
 
         Raises:
-            KeyError: there is none by that id.
+            NotThereError: there is none by that id.
         """
         with self._asked(job) as client:
             client.stop_job(job)
@@ -145,7 +149,7 @@ class Jobs:
             raise NoDashboardError(f"Ray's dashboard, which starts jobs, does not answer: {str(error).splitlines()[0]}") from error
         except RuntimeError as error:
             if job is not None and ("404" in str(error) or "does not exist" in str(error)):
-                raise KeyError(job) from error
+                raise NotThereError(job) from error
             raise NoDashboardError(f"Ray's dashboard refused: {str(error).splitlines()[0][:300]}") from error
 
 
@@ -163,27 +167,25 @@ def _submit(client: Any, asked: dict[str, Any]) -> None:
 
 
 def connect() -> Any:
-    """A client of the dashboard of the cluster that this process is in; it brings Ray's own token where the cluster asks for one."""
+    """A client of the dashboard of the cluster that this process is in; it brings Ray's own token where the cluster asks for one.
+
+    Raises:
+        ConnectionError: this process is in no cluster, or its dashboard does not answer.
+    """
     from ray.job_submission import JobSubmissionClient
 
+    if not ray.is_initialized():
+        raise ConnectionError("this process is in no Ray cluster")
     return JobSubmissionClient(ray.get_runtime_context().gcs_address)
 
 
 def room() -> Room:
-    """What the cluster has and what of it is free now."""
+    """What the cluster has and what of it is free now; nothing outside of a cluster."""
+    if not ray.is_initialized():
+        return Room({}, {})
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves both without annotations
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     return Room(*({name: round(found.get(name, 0.0), 3) for name in ("CPU", "GPU")} for found in (total, free)))
-
-
-def dashboard_url() -> str | None:
-    """Where Ray's dashboard is for a browser on its machine; None where none is up."""
-    from ray._private import ray_constants
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
-
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
-    found = client.internal_kv_get(ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD)
-    return None if not found else f"http://{found.decode()}"
 
 
 def code_of_this_process(folder: str) -> tuple[dict[str, Any], str | None, str]:

@@ -12,7 +12,7 @@ from longtail.storage import without_secrets
 from longtail.sweep_watch import SweepWatch, WatchedSweep
 from serve_apps.console import sweep_views
 from serve_apps.console.job_order import MODULES, SWEEP, Checked, JobOrder, Room, checked, config_names, publishing, waits
-from serve_apps.console.jobs import Job, Jobs, NoDashboardError
+from serve_apps.console.jobs import Job, Jobs, NoDashboardError, NotThereError
 
 PAGES = {"report": ("sweep.html", "text/html"), "best": ("best.toml", "text/plain")}
 
@@ -25,7 +25,7 @@ class Sweeps:
     watch: SweepWatch
     jobs: Jobs
     room: Callable[[], Room]
-    dashboard: Callable[[], str | None]
+    dashboard: str | None = None  # Ray's, where it is up
 
     def all(self) -> dict[str, Any]:
         """Every sweep and job, as the list is told."""
@@ -37,7 +37,7 @@ class Sweeps:
             "sweeps": sweeps,
             "jobs": sweep_views.jobs_told(jobs),
             "problem": problem,
-            "dashboard": self.dashboard(),
+            "dashboard": self.dashboard,
             "room": {"total": room.total, "free": room.free},
             "store": without_secrets(self.store.uri),
         }
@@ -46,29 +46,30 @@ class Sweeps:
         """A sweep with its trials.
 
         Raises:
-            KeyError: there is none by that key.
+            NotThereError: there is none by that key.
         """
         sweep = self._sweep(key)
         name = sweep.plan.job if sweep.plan is not None else None
         jobs, problem = self._jobs()
         job = next((one for one in jobs if one.job == name), None)
         published = next((one for one in jobs if one.sweep == key), None)
-        return sweep_views.told(sweep, job) | {"problem": problem, "dashboard": self.dashboard(), "publishing": published and sweep_views.job_told(published)}
+        return sweep_views.told(sweep, job) | {"problem": problem, "dashboard": self.dashboard, "publishing": published and sweep_views.job_told(published)}
 
     def page(self, key: str, name: str) -> tuple[bytes, str]:
         """A finished sweep's file and its media type.
 
         Raises:
-            KeyError: there is no such sweep, it is not finished, or it has no such file.
+            NotThereError: there is no such sweep, it is not finished, or it has no such file.
         """
-        artifact, (file, media) = self._sweep(key).artifact, PAGES[name]
-        if artifact is None:
-            raise KeyError(key)
+        artifact = self._sweep(key).artifact
+        if artifact is None or name not in PAGES:
+            raise NotThereError(f"{key}/{name}")
+        file, media = PAGES[name]
         try:
             with artifact.fs.open_input_stream(artifact.path(file)) as stream:
                 return bytes(stream.read()), media
         except FileNotFoundError as error:
-            raise KeyError(file) from error
+            raise NotThereError(file) from error
 
     def form(self) -> dict[str, Any]:
         """What can be chosen."""
@@ -97,7 +98,7 @@ class Sweeps:
         """Start the job that publishes a finished sweep's best config.
 
         Raises:
-            KeyError: there is no such sweep.
+            NotThereError: there is no such sweep.
             ValueError: it is not finished, or no trial may win.
         """
         sweep = self._sweep(key)
@@ -111,7 +112,7 @@ class Sweeps:
         """A job with the end of its log.
 
         Raises:
-            KeyError: there is none by that id.
+            NotThereError: there is none by that id.
         """
         return sweep_views.log_told(self.jobs.job(job), self.jobs.log(job))
 
@@ -119,7 +120,7 @@ class Sweeps:
         """Ask a job to end.
 
         Raises:
-            KeyError: there is none by that id.
+            NotThereError: there is none by that id.
         """
         self.jobs.stop(job)
         return sweep_views.job_told(self.jobs.job(job))
@@ -141,7 +142,7 @@ class Sweeps:
     def _sweep(self, key: str) -> WatchedSweep:
         sweep = self.watch.sweep(key) if key.isalnum() else None
         if sweep is None:
-            raise KeyError(key)
+            raise NotThereError(key)
         return sweep
 
     def _jobs(self) -> tuple[list[Job], str | None]:

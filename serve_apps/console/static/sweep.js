@@ -143,7 +143,7 @@ async function showJob() {
   $("log").hidden = !job;
   $("job-head").textContent = job ? `Job ${job.job} (${WORDS[job.status]})` : "Started from a command line";
   if (!job) return;
-  const told = await getJson(`api/jobs/${job.job}/log`);
+  const told = await getJson(`sweeps/api/jobs/${job.job}/log`);
   const pre = $("log"), atEnd = pre.scrollHeight - pre.scrollTop - pre.clientHeight < 40;
   if (pre.textContent !== told.log) pre.textContent = told.log || "nothing printed yet";
   if (atEnd) pre.scrollTop = pre.scrollHeight;
@@ -154,7 +154,7 @@ async function showJob() {
 async function showPromotion() {
   publishing ??= sweep?.publishing?.job ?? null;
   if (publishing === null) return;
-  const told = await getJson(`api/jobs/${publishing}/log`);
+  const told = await getJson(`sweeps/api/jobs/${publishing}/log`);
   const release = told.result?.release;
   if (told.status === "succeeded") {
     fill($("promoted"), el("span", { class: "good" }, release ? "Published as " : "Published. ", release ? el("code", {}, String(release)) : null, " "), el("a", { href: at("rollouts") }, "Start its canary"));
@@ -188,14 +188,14 @@ $("trial").addEventListener("click", (event) => { if (event.target === $("trial"
 $("stop").addEventListener("click", async () => {
   if (!confirm("Stop this sweep? Started again with the same settings, it goes on from its trials.")) return;
   try {
-    await act(`api/jobs/${sweep.job_told.job}/stop`);
+    await act(`sweeps/api/jobs/${sweep.job_told.job}/stop`);
     again();
   } catch (error) { failed(error); }
 });
 $("promote").addEventListener("click", async () => {
   $("promote").disabled = true;
   try {
-    publishing = (await act(`api/sweeps/${key}/promote`)).job;
+    publishing = (await act(`sweeps/api/sweeps/${key}/promote`)).job;
     again();
   } catch (error) {
     fill($("promoted"), el("span", { class: "refusal" }, error.message));
@@ -205,7 +205,7 @@ $("promote").addEventListener("click", async () => {
 });
 
 const again = poll(async () => {
-  const told = await getJson(`api/sweeps/${key}`);
+  const told = await getJson(`sweeps/api/sweeps/${key}`);
   sweep = told;
   await Promise.all([showJob(), showPromotion()]);
   return told;

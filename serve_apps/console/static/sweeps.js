@@ -51,7 +51,7 @@ function render(told) {
 
 async function showLog() {
   if (shown === null) return;
-  const told = await getJson(`api/jobs/${shown}/log`);
+  const told = await getJson(`sweeps/api/jobs/${shown}/log`);
   $("job-log").hidden = false;
   $("job-log-head").textContent = `Log of ${told.job} (${WORDS[told.status]})`;
   $("job-error").hidden = !told.error;
@@ -88,11 +88,11 @@ function checkedWords(told) {
   ].filter(Boolean);
 }
 
-$("check").addEventListener("click", () => answered(async () => checkedWords(await act("api/jobs:check", order()))));
+$("check").addEventListener("click", () => answered(async () => checkedWords(await act("sweeps/api/jobs:check", order()))));
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   answered(async () => {
-    const told = await act("api/jobs", order());
+    const told = await act("sweeps/api/jobs", order());
     shown = told.job;
     again();
     return [el("p", { class: "good" }, "Started as ", el("code", {}, told.job), "; a sweep is in the list above as soon as it begins."), told.waits ? el("p", { class: "warning" }, told.waits) : null].filter(Boolean);
@@ -107,14 +107,14 @@ $("jobs").addEventListener("click", async (event) => {
       await showLog();
       $("job-log").scrollIntoView({ block: "nearest" });
     }
-    if (stop && confirm(`Stop ${stop}? A sweep goes on from its trials when it is started again.`)) await act(`api/jobs/${stop}/stop`);
+    if (stop && confirm(`Stop ${stop}? A sweep goes on from its trials when it is started again.`)) await act(`sweeps/api/jobs/${stop}/stop`);
   } catch (error) {
     $("problem").hidden = false;
     $("problem").textContent = error.message;
   }
 });
 
-const again = poll(async () => { await showLog(); return getJson("api/sweeps"); }, render, (error) => {
+const again = poll(async () => { await showLog(); return getJson("sweeps/api/sweeps"); }, render, (error) => {
   $("problem").hidden = false;
   $("problem").textContent = error.message;
 });
