@@ -9,8 +9,9 @@ import pytest
 
 from longtail.config import load
 from longtail.config_text import as_overrides, as_toml
+from pipelines import full
 from pipelines.stage import arguments, config_from
-from serve_apps.console.job_order import CONFIGS, MODULES, Checked, JobOrder, Room, checked, config_names, needs, publishing, waits
+from serve_apps.console.job_order import CONFIGS, MODULES, STAGE_MODULES, Checked, JobOrder, Room, checked, config_names, needs, publishing, waits
 
 URI = "/data/the store"
 NASTY = 'a\'; touch /tmp/owned; echo "$(id)" `id` \\ #'
@@ -109,7 +110,7 @@ def test_the_form_says_what_a_job_would_wait_for() -> None:
     assert waits(checked(JobOrder(module="pipelines.groups"), URI), room(1.0)) is None
 
 
-def test_every_module_that_can_be_chosen_is_there() -> None:
-    root = CONFIGS.parent.parent
-    missing = {name for name in MODULES if not (root / f"{name.replace('.', '/')}.py").exists()}
+def test_the_modules_are_those_of_the_whole_line() -> None:
+    assert set(STAGE_MODULES) == {stage.command for stage in full.stages(load(None))}
+    missing = {name for name in MODULES if not (CONFIGS.parent.parent / f"{name.replace('.', '/')}.py").exists()}
     assert missing <= {"pipelines.publish"}

@@ -18,10 +18,14 @@ from longtail.config_text import as_overrides
 from longtail.settings import Compute, Settings
 from longtail.sweep_journal import settings_digest
 from pipelines.cluster import ROOT
-from pipelines.full import SHARED_STAGES
 
 SWEEP, PUBLISH, FULL = "tuning.sweep", "pipelines.publish", "pipelines.full"
-STAGE_MODULES = tuple(dict.fromkeys([*(stage.command for stage in SHARED_STAGES), "pipelines.train", "pipelines.evaluate"]))
+#: Of pipelines.full, named and not imported: this module is loaded by the console's replica.
+STAGE_MODULES = (
+    *("pipelines.logs", "pipelines.profiles", "pipelines.embeddings", "pipelines.item_texts", "pipelines.item_encoder", "pipelines.item_z", "pipelines.codes"),
+    *("pipelines.user_spaces", "pipelines.groups", "pipelines.peers", "pipelines.collaborative", "pipelines.samples", "pipelines.matches", "pipelines.lifts"),
+    *("pipelines.lent", "pipelines.train", "pipelines.evaluate"),
+)
 #: All that a job may run, and what the form says of it.
 MODULES = {
     SWEEP: "a search over settings",

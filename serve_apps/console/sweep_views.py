@@ -4,7 +4,7 @@ Reads what longtail.sweep_watch and serve_apps.console.jobs found; asks nobody.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from longtail.study_page import relative
 from longtail.sweep_page import LABELS, finals_sentences, in_word
@@ -58,6 +58,7 @@ def listed(sweep: WatchedSweep, job: Job | None) -> dict[str, Any]:
         "num_settings": len(sweep.settings),
         "best": None if sweep.best is None else {"number": sweep.best.number, "score": sweep.best.score},
         "start": None if start is None else start.trial.score,
+        "verdict": None if sweep.results is None else verdict(sweep.results.finals),
         "changed": sweep.changed,
         "job": None if plan is None else plan.job,
     }
@@ -154,12 +155,22 @@ def _seconds_left(sweep: WatchedSweep) -> float | None:
     return left * sum(took) / len(took) / plan.max_concurrent
 
 
-def _finals(results: SweepResults) -> dict[str, Any]:
-    """What became of the finalists: sentences, the table of both windows, and whether the best beats the config as it stood."""
-    finals = results.finals
+Verdict = Literal["unproven", "start", "better", "worse", "unclear"]
+
+
+def verdict(finals: Finals | None) -> Verdict:
+    """Whether the finalists' winner beats the config as it stood: by the interval of its gain, never by the gain alone."""
     gain = None if finals is None else finals.gain
-    verdict = "unproven" if finals is None else "start" if gain is None else "better" if gain.lo > 0 else "worse" if gain.hi < 0 else "unclear"
-    return {"sentences": [line.replace("`", "") for line in finals_sentences(finals)], "verdict": verdict, "rows": [] if finals is None else _arms(finals)}
+    if gain is None:
+        return "unproven" if finals is None else "start"
+    return "better" if gain.lo > 0 else "worse" if gain.hi < 0 else "unclear"
+
+
+def _finals(results: SweepResults) -> dict[str, Any]:
+    """What became of the finalists: the verdict, sentences, the table of both windows."""
+    finals = results.finals
+    sentences = [line.replace("`", "") for line in finals_sentences(finals)]
+    return {"sentences": sentences, "verdict": verdict(finals), "rows": [] if finals is None else _arms(finals)}
 
 
 def _arms(finals: Finals) -> list[dict[str, Any]]:

@@ -25,7 +25,6 @@ def routes(console: Console) -> APIRouter:
 def sweep_routes(console: Console, sweeps: Sweeps) -> APIRouter:
     """The same over a given side of the server."""
     router = APIRouter(prefix="/sweeps")
-    _add_pages(router, console, sweeps)
 
     @router.get("/api/sweeps")
     def all_sweeps() -> dict[str, Any]:
@@ -62,6 +61,7 @@ def sweep_routes(console: Console, sweeps: Sweeps) -> APIRouter:
         with refusals():
             return sweeps.promote(key)
 
+    _add_pages(router, console, sweeps)  # last: its /{key}/{page} would take what begins with /api
     return router
 
 

@@ -1,6 +1,6 @@
 // One sweep: its trials as they come, what they have in common, the finalists, its job; asks every two seconds until it is finished.
-import { act, at, getJson } from "./console.js";
-import { el, fill, pill, poll } from "./sweep_dom.js";
+import { act, ask, bar, h, root } from "./console.js";
+import { fill, pill, poll } from "./sweep_dom.js";
 import { duration, score, signed, WORDS } from "./sweep_text.js";
 import { curve, front, history, parallel } from "./trial_charts.js";
 
@@ -11,7 +11,7 @@ let opened = null; // the number of the trial whose details are shown
 let publishing = null;
 
 function figure(name, value, note = "") {
-  return el("div", {}, el("dt", {}, name), el("dd", {}, value, note ? el("span", { class: "quiet-words" }, ` ${note}`) : null));
+  return h("div", {}, h("dt", {}, name), h("dd", {}, value, note ? h("span", { class: "muted" }, ` ${note}`) : null));
 }
 
 function figures() {
@@ -30,16 +30,31 @@ function figures() {
 
 function trialRow(trial) {
   const took = trial.seconds ?? (trial.status === "running" && trial.began ? Date.now() / 1000 - trial.began : null);
-  return el("tr", { "data-trial": trial.number, class: trial.number === sweep.best?.number ? "best-row" : "" },
-    el("td", { class: "number" }, trial.rank == null ? "" : String(trial.rank)),
-    el("td", { class: "number" }, el("button", { type: "button", class: "link", "data-open": trial.number, "data-keep": `t${trial.number}` }, String(trial.number))),
-    el("td", {}, pill(trial.status), trial.why && trial.status === "finished" ? el("span", { class: "quiet-words" }, ` ${trial.why}`) : null),
-    el("td", { class: "number" }, score(trial.score)),
-    el("td", { class: `number ${trial.against_start > 0 ? "up" : ""}` }, signed(trial.against_start)),
-    el("td", { class: "number" }, score(trial.whole)),
-    el("td", { class: "number" }, `${trial.epochs} / ${sweep.epochs}`),
-    el("td", { class: "number" }, duration(took)),
-    el("td", { class: "changes" }, trial.changes || "the same settings again"));
+  return h("tr", { "data-trial": trial.number, class: trial.number === sweep.best?.number ? "best-row" : "" },
+    h("td", { class: "num" }, trial.rank == null ? "" : String(trial.rank)),
+    h("td", { class: "num" }, h("button", { type: "button", class: "link", "data-open": trial.number, "data-keep": `t${trial.number}` }, String(trial.number))),
+    h("td", {}, pill(trial.status), trial.why && trial.status === "finished" ? h("span", { class: "muted" }, ` ${trial.why}`) : null),
+    h("td", { class: "num" }, score(trial.score)),
+    h("td", { class: `num ${trial.against_start > 0 ? "up" : ""}` }, signed(trial.against_start)),
+    h("td", { class: "num" }, score(trial.whole)),
+    h("td", { class: "num" }, `${trial.epochs} / ${sweep.epochs}`),
+    h("td", { class: "num" }, duration(took)),
+    h("td", { class: "changes" }, h("div", { title: trial.changes }, changes(trial))));
+}
+
+// What a trial has that the config has not, without what all of its settings begin with.
+function changes(trial) {
+  const start = sweep.trials.find((one) => one.number === 0);
+  if (trial.number === 0 || !start) return trial.changes;
+  const changed = sweep.settings.filter(({ name }) => trial.point[name] !== start.point[name]);
+  if (!changed.length) return "the same settings again";
+  return changed.map(({ name }) => h("span", { class: "chip" }, h("span", {}, brief(name)), ` ${trial.point[name]}`));
+}
+
+function brief(name) {
+  const parts = name.split(".");
+  const same = sweep.settings.filter((one) => one.name.endsWith(`.${parts.at(-1)}`)).length;
+  return parts.slice(same > 1 ? -2 : -1).join(".");
 }
 
 const VERDICTS = {
@@ -55,13 +70,13 @@ function finals() {
   $("finals").hidden = !told;
   if (!told) return;
   $("finals").dataset.verdict = told.verdict;
-  const rows = told.rows.map((row) => el("tr", { class: row.winner ? "best-row" : "" },
-    el("td", {}, row.window), el("td", {}, row.arm, row.winner ? el("span", { class: "quiet-words" }, " winner") : null),
-    el("td", { class: "number" }, score(row.mean)), el("td", { class: "number" }, score(row.all)), el("td", { class: "number" }, row.gain ?? "")));
-  const head = ["Window", "Arm", "Slice", "All rows", "vs config, 95 % interval"].map((name, place) => el("th", { class: place > 1 ? "number" : "" }, name));
-  const table = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Finalists on both windows" },
-    el("table", { class: "data" }, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)));
-  fill($("finals-body"), el("p", { class: "headline" }, VERDICTS[told.verdict]), told.sentences.map((line) => el("p", { class: "note" }, line)), rows.length ? table : null);
+  const rows = told.rows.map((row) => h("tr", { class: row.winner ? "best-row" : "" },
+    h("td", {}, row.window), h("td", {}, row.arm, row.winner ? h("span", { class: "muted" }, " winner") : null),
+    h("td", { class: "num" }, score(row.mean)), h("td", { class: "num" }, score(row.all)), h("td", { class: "num" }, row.gain ?? "")));
+  const head = ["Window", "Arm", "Slice", "All rows", "vs config, 95 % interval"].map((name, place) => h("th", { class: place > 1 ? "num" : "" }, name));
+  const table = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Finalists on both windows" },
+    h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)));
+  fill($("finals-body"), h("p", { class: "headline" }, VERDICTS[told.verdict]), told.sentences.map((line) => h("p", { class: "note" }, line)), rows.length ? table : null);
   $("promote").hidden = !sweep.best;
   $("promote").textContent = told.verdict === "better" ? "Promote the best" : "Promote it all the same";
   if (sweep.best?.number === 0) $("promote").textContent = "Publish the config as it stands";
@@ -80,29 +95,34 @@ function details() {
   fill($("trial-head"), `Trial ${trial.number} `, pill(trial.status));
   const points = sweep.settings.map(({ name }) => {
     const own = trial.point[name], was = start?.point[name];
-    return el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, own), el("td", { class: "quiet-words" }, start && was !== own ? `config: ${was}` : ""));
+    return h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, own), h("td", { class: "muted" }, start && was !== own ? `config: ${was}` : ""));
   });
-  const metrics = Object.entries(trial.metrics).map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "number" }, Number.isInteger(value) ? String(value) : value.toFixed(4))));
+  const metrics = Object.entries(trial.metrics).map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "num" }, Number.isInteger(value) ? String(value) : value.toFixed(4))));
   fill($("trial-body"),
-    trial.why ? el("p", { class: trial.status === "finished" ? "warning" : "refusal" }, trial.why) : null,
-    el("p", { class: "note" }, `${sweep.metric} by epoch`, start ? "; dashed: the config as it stands" : "", sweep.base ? "; dotted: the base ranker" : ""),
-    el("div", { class: "fit" }, curve(trial, start, sweep)),
-    el("h3", {}, "Settings"), el("table", { class: "data" }, el("tbody", {}, points)),
-    metrics.length ? el("details", {}, el("summary", {}, "All metrics of the kept epoch"), el("table", { class: "data" }, el("tbody", {}, metrics))) : null);
+    trial.why ? h("p", { class: trial.status === "finished" ? "warning" : "refusal" }, trial.why) : null,
+    h("p", { class: "note" }, `${sweep.metric} by epoch`, start ? "; dashed: the config as it stands" : "", sweep.base ? "; dotted: the base ranker" : ""),
+    h("div", { class: "fit" }, curve(trial, start, sweep, Math.min(600, window.innerWidth - 90))),
+    h("h3", {}, "Settings"), h("table", {}, h("tbody", {}, points)),
+    metrics.length ? h("details", {}, h("summary", {}, "All metrics of the kept epoch"), h("table", {}, h("tbody", {}, metrics))) : null);
 }
 
 function links() {
   const made = [];
-  if (sweep.status === "finished") made.push(el("a", { class: "button quiet", href: at(`sweeps/${key}/report`) }, "Report"));
-  if (sweep.status === "finished" && sweep.best) made.push(el("a", { class: "button quiet", href: at(`sweeps/${key}/best`) }, "best.toml"));
-  if (sweep.dashboard) made.push(el("a", { class: "button quiet", href: sweep.dashboard }, "Ray’s dashboard"));
+  if (sweep.status === "finished") made.push(h("a", { class: "button", href: `${root}sweeps/${key}/report` }, "Report"));
+  if (sweep.status === "finished" && sweep.best) made.push(h("a", { class: "button", href: `${root}sweeps/${key}/best` }, "best.toml"));
+  if (sweep.dashboard) made.push(h("a", { class: "button", href: sweep.dashboard }, "Ray’s dashboard"));
   fill($("links"), made);
 }
 
+// The width that a chart may take, so that its letters keep their size on a phone.
+function room(at) {
+  return Math.min(680, Math.max(280, at.clientWidth - 18));
+}
+
 function charts() {
-  fill($("parallel"), parallel(sweep, $("by").value, open));
-  fill($("front"), front(sweep, open));
-  fill($("history"), history(sweep, open));
+  fill($("parallel"), parallel(sweep, $("by").value, open, $("parallel").clientWidth - 2));
+  fill($("front"), front(sweep, open, room($("front"))));
+  fill($("history"), history(sweep, open, room($("history"))));
 }
 
 function render(told) {
@@ -128,9 +148,9 @@ function render(told) {
   finals();
   links();
   charts();
-  const shares = Object.entries(sweep.importance);
+  const shares = Object.entries(sweep.importance).sort((a, b) => b[1] - a[1]);
   $("importance-card").hidden = !shares.length;
-  fill($("importance"), shares.map(([name, share]) => el("div", { class: "share" }, el("span", {}, name), el("meter", { min: 0, max: 1, value: share, "aria-label": name }), el("span", { class: "number" }, share.toFixed(2)))));
+  fill($("importance"), shares.map(([name, share]) => h("div", { class: "share" }, h("span", {}, name), bar(share), h("span", { class: "num" }, share.toFixed(2)))));
   if ($("trial").open) details();
   return sweep.status === "running" || publishing !== null || sweep.job_told?.alive === true;
 }
@@ -143,7 +163,7 @@ async function showJob() {
   $("log").hidden = !job;
   $("job-head").textContent = job ? `Job ${job.job} (${WORDS[job.status]})` : "Started from a command line";
   if (!job) return;
-  const told = await getJson(`sweeps/api/jobs/${job.job}/log`);
+  const told = await ask(`${root}sweeps/api/jobs/${job.job}/log`);
   const pre = $("log"), atEnd = pre.scrollHeight - pre.scrollTop - pre.clientHeight < 40;
   if (pre.textContent !== told.log) pre.textContent = told.log || "nothing printed yet";
   if (atEnd) pre.scrollTop = pre.scrollHeight;
@@ -154,15 +174,15 @@ async function showJob() {
 async function showPromotion() {
   publishing ??= sweep?.publishing?.job ?? null;
   if (publishing === null) return;
-  const told = await getJson(`sweeps/api/jobs/${publishing}/log`);
+  const told = await ask(`${root}sweeps/api/jobs/${publishing}/log`);
   const release = told.result?.release;
   if (told.status === "succeeded") {
-    fill($("promoted"), el("span", { class: "good" }, release ? "Published as " : "Published. ", release ? el("code", {}, String(release)) : null, " "), el("a", { href: at("rollouts") }, "Start its canary"));
+    fill($("promoted"), h("span", { class: "said-good" }, release ? "Published as " : "Published. ", release ? h("code", {}, String(release)) : null, " "), h("a", { href: `${root}rollouts` }, "Start its canary"));
     publishing = null;
   } else if (told.alive) {
-    fill($("promoted"), pill(told.status, WORDS[told.status]), " job ", el("code", {}, told.job));
+    fill($("promoted"), pill(told.status, WORDS[told.status]), " job ", h("code", {}, told.job));
   } else {
-    fill($("promoted"), el("span", { class: "refusal" }, told.error ?? told.message ?? `the job ${told.status}`));
+    fill($("promoted"), h("span", { class: "refusal" }, told.error ?? told.message ?? `the job ${told.status}`));
     publishing = null;
   }
 }
@@ -173,6 +193,11 @@ function failed(error) {
 }
 
 $("by").addEventListener("change", charts);
+let resized = null;
+addEventListener("resize", () => {
+  clearTimeout(resized);
+  resized = setTimeout(() => { if (sweep) charts(); }, 150);
+});
 $("trials").addEventListener("click", (event) => {
   const row = event.target.closest("[data-trial]");
   if (row) open(Number(row.dataset.trial));
@@ -188,24 +213,25 @@ $("trial").addEventListener("click", (event) => { if (event.target === $("trial"
 $("stop").addEventListener("click", async () => {
   if (!confirm("Stop this sweep? Started again with the same settings, it goes on from its trials.")) return;
   try {
-    await act(`sweeps/api/jobs/${sweep.job_told.job}/stop`);
+    await act(`${root}sweeps/api/jobs/${sweep.job_told.job}/stop`);
     again();
   } catch (error) { failed(error); }
 });
 $("promote").addEventListener("click", async () => {
   $("promote").disabled = true;
   try {
-    publishing = (await act(`sweeps/api/sweeps/${key}/promote`)).job;
+    const told = await act(`${root}sweeps/api/sweeps/${key}/promote`);
+    publishing = told?.job ?? null;
     again();
   } catch (error) {
-    fill($("promoted"), el("span", { class: "refusal" }, error.message));
+    fill($("promoted"), h("span", { class: "refusal" }, error.message));
   } finally {
     $("promote").disabled = false;
   }
 });
 
 const again = poll(async () => {
-  const told = await getJson(`sweeps/api/sweeps/${key}`);
+  const told = await ask(`${root}sweeps/api/sweeps/${key}`);
   sweep = told;
   await Promise.all([showJob(), showPromotion()]);
   return told;

@@ -1,18 +1,10 @@
-// Elements without inline scripts or styles.
+// What both Sweeps pages do to the document: states, parts that are drawn anew only where they differ, asking again and again.
+import { h } from "./console.js";
 
-export function el(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (value === true) made.setAttribute(key, "");
-    else if (value !== false && value != null) made.setAttribute(key, value);
-  }
-  made.append(...children.flat().filter((child) => child != null));
-  return made;
-}
+const TONES = { running: "good lively", finished: "good", succeeded: "good", failed: "bad", refused: "bad", interrupted: "warn", stopped: "warn" };
 
 export function pill(status, words = status) {
-  return el("span", { class: `pill pill-${status}` }, words);
+  return h("span", { class: `chip ${TONES[status] ?? ""}` }, words);
 }
 
 const filled = new WeakMap();

@@ -32,7 +32,7 @@ function padded(values, share = 0.08) {
   return [low - room, high + room];
 }
 
-function ticks(low, high, count = 5) {
+function ticks(low, high, count = 4) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((times) => times * power).find((size) => size >= rough);
@@ -56,7 +56,7 @@ export function shade(value, low, high) {
 }
 
 function frame(canvas, x, y, names) {
-  const horizontal = ticks(x.low, x.high), vertical = ticks(y.low, y.high);
+  const horizontal = ticks(x.low, x.high, (x.end - x.start) / 90), vertical = ticks(y.low, y.high);
   for (const value of vertical.found) {
     canvas.append(svg("line", { x1: x.start, x2: x.end, y1: y(value), y2: y(value), class: "grid" }));
     canvas.append(text(x.start - 8, y(value) + 4, value.toFixed(vertical.digits), { "text-anchor": "end", class: "tick" }));
@@ -74,13 +74,13 @@ function empty(canvas, width, height, said) {
 }
 
 // One line a trial over an axis a setting, the two scores last; `by` ("score" or "whole") decides the colour.
-export function parallel(sweep, by, open) {
+export function parallel(sweep, by, open, room) {
   const trials = sweep.trials.filter((trial) => trial.score != null);
   const axes = [...sweep.settings, { name: sweep.whole, of: "whole" }, { name: sweep.metric, of: "score" }];
-  const width = Math.max(720, axes.length * 104 + 60), height = 340, top = 56, bottom = height - 26;
+  const width = Math.max(room, axes.length * 98 + 40), height = 340, top = 56, bottom = height - 26;
   const canvas = chart(width, height, `Parallel coordinates: ${trials.length} trials over ${sweep.settings.length} settings`);
   if (!trials.length) return empty(canvas, width, height, "no trial has a score yet");
-  const step = (width - 120) / Math.max(1, axes.length - 1);
+  const step = (width - 130) / Math.max(1, axes.length - 1);
   const places = axes.map((axis, number) => place(axis, 60 + number * step, trials, top, bottom));
   const ranks = trials.map((trial) => trial[by]).filter((value) => value != null);
   const [low, high] = [Math.min(...ranks), Math.max(...ranks)];
@@ -99,7 +99,7 @@ export function parallel(sweep, by, open) {
     const cut = axes[number].of ? -1 : axes[number].name.lastIndexOf(".");
     canvas.append(text(x, 18, axes[number].name.slice(0, Math.max(0, cut)), { "text-anchor": "middle", class: "axis-of" }));
     canvas.append(text(x, 34, axes[number].name.slice(cut + 1), { "text-anchor": "middle", class: "axis-name" }));
-    for (const [at, said] of marks) canvas.append(text(x + 6, at + 4, said, { class: "tick halo" }));
+    for (const [at, said] of marks) canvas.append(text(x + 8, at + 4, said, { class: "tick halo" }));
   });
   return canvas;
 }
@@ -119,8 +119,8 @@ function place(axis, x, trials, top, bottom) {
 }
 
 // The metric against its fellow over all rows: every trial, the front, the constraint, the base.
-export function front(sweep, open) {
-  const width = 620, height = 360;
+export function front(sweep, open, width) {
+  const height = Math.min(360, Math.max(260, width * 0.62));
   const canvas = chart(width, height, `${sweep.metric} against ${sweep.whole}, one dot a trial`);
   const trials = sweep.trials.filter((trial) => trial.score != null && trial.whole != null);
   const base = sweep.base;
@@ -147,7 +147,7 @@ export function front(sweep, open) {
 
 function dot(trial, cx, cy, sweep, open) {
   const kind = trial.number === sweep.best?.number ? "best" : trial.on_front ? "on-front" : trial.feasible ? "feasible" : trial.status;
-  const made = svg("circle", { cx, cy, r: trial.number === sweep.best?.number ? 6 : 4.5, class: `dot ${kind}${trial.number === 0 ? " start" : ""}`, "data-trial": trial.number });
+  const made = svg("circle", { cx, cy, r: trial.number === sweep.best?.number ? 6 : 4.5, class: `trial-dot ${kind}${trial.number === 0 ? " start" : ""}`, "data-trial": trial.number });
   const whole = trial.whole == null ? "" : `, over all rows ${trial.whole.toFixed(4)}`;
   made.append(svg("title", {}, `trial ${trial.number}: ${trial.score.toFixed(4)}${whole} · ${trial.changes}`));
   made.addEventListener("click", () => open(trial.number));
@@ -155,8 +155,8 @@ function dot(trial, cx, cy, sweep, open) {
 }
 
 // Trials in the order begun, and the best so far that may win.
-export function history(sweep, open) {
-  const width = 620, height = 360;
+export function history(sweep, open, width) {
+  const height = Math.min(360, Math.max(260, width * 0.62));
   const canvas = chart(width, height, `${sweep.metric} by trial, in the order begun`);
   const trials = sweep.trials.filter((trial) => trial.score != null).sort((a, b) => a.number - b.number);
   if (!trials.length) return empty(canvas, width, height, "no trial has a score yet");
@@ -183,10 +183,10 @@ export function history(sweep, open) {
 }
 
 // A trial's metric by epoch, the config as it stood beside it.
-export function curve(trial, start, sweep) {
-  const width = 520, height = 240;
+export function curve(trial, start, sweep, width) {
+  const height = 240;
   const canvas = chart(width, height, `${sweep.metric} of trial ${trial.number} by epoch`);
-  const lines = [[start, "curve-start"], [trial, "curve"]].filter(([one]) => one && one.curve.some((at) => at.score != null));
+  const lines = [[start, "start-curve"], [trial, "trial-curve"]].filter(([one]) => one && one.curve.some((at) => at.score != null));
   const known = lines.flatMap(([one]) => one.curve.map((at) => at.score)).filter((value) => value != null);
   if (!known.length) return empty(canvas, width, height, "no epoch is recorded yet");
   const x = scale(1, Math.max(2, sweep.epochs), 64, width - 20);
