@@ -3,6 +3,7 @@
 Rankers   the application's door: the HTTP side, the run's checkpoints and its feature state in one process, since a hop between two costs more than ranking
           does; asks Encoder only for what the run does not know
 Encoder   the frozen text encoder, the item projection and both codebooks; loaded before it is ready, so that no request waits for a model
+Console   the pages for people (serve_apps.console.deployment): Rankers hands on what comes for /console
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import torch
 from fastapi import FastAPI
 
 from actors import metrics
-from longtail.artifacts import Artifact
+from longtail.artifacts import Artifact, Store
 from longtail.checkpoint import check_vocabulary, load_ranker
 from longtail.config import Config
 from longtail.newcomers import NewcomerEncoder
@@ -27,6 +28,7 @@ from longtail.packaged_models import cache_dir
 from longtail.projection import load_projection
 from longtail.ranking import Encoded, Question, Ranking, RequestRanker, Unknowns
 from longtail.run_state import load_feature_state, logs_info
+from serve_apps.console.bridge import Answered, Asked, Bridge
 from serve_apps.inference_grpc import InferenceService
 from serve_apps.service_info import ModelInfo, ServiceInfo
 from serve_apps.web import web_app
@@ -49,6 +51,16 @@ class ServedRun:
     item_z: Artifact
     item_codes: Artifact
     rankers: Mapping[str, Artifact]  # by name
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """All of them."""
+        return (self.logs, self.user_codes, self.groups, self.peers, self.collaborative, self.item_z, self.item_codes, *self.rankers.values())
+
+    @property
+    def store(self) -> Store:
+        """Where they lie: an artifact's root is <store>/<stage>/<key>/<attempt>."""
+        return Store(self.config.run.uri, self.logs.fs, self.logs.root.rsplit("/", 3)[0])
 
     @property
     def default_ranker(self) -> str:
@@ -125,16 +137,20 @@ class Encoder:
 class Rankers(InferenceService):
     """Every ranker of the run, and the application's only door: HTTP, and gRPC by the methods of InferenceService."""
 
-    def __init__(self, run: ServedRun, encoder: Any, route_prefix: str) -> None:
+    def __init__(self, run: ServedRun, encoder: Any, route_prefix: str, console: Any = None) -> None:
         torch.set_num_threads(run.config.serve.num_threads)
         self._ranker = run.request_ranker()
         super().__init__(run.info(self._ranker), self.answer, self.not_ready)
-        self._encoder = encoder
+        self._encoder, self._console = encoder, console
         self._root_path = route_prefix.rstrip("/")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve takes the application from here once the constructor is done."""
-        return web_app(self._info, self.answer, self._root_path, self.not_ready)
+        return web_app(self._info, self.answer, self._root_path, self.not_ready, None if self._console is None else Bridge(self._from_console))
+
+    async def _from_console(self, asked: Asked) -> Answered:
+        answered: Answered = await self._console.respond.remote(asked)
+        return answered
 
     async def not_ready(self) -> list[str]:
         """What does not answer, of the deployments that this one asks."""

@@ -31,6 +31,8 @@ from pipelines.logs import LOGS
 from pipelines.peers import PEERS
 from pipelines.stage import Stage, find, open_store
 from pipelines.train import RANKER_STAGES
+from serve_apps.access import Access
+from serve_apps.console.deployment import Console
 from serve_apps.deployments import Encoder, Rankers, ServedRun
 from serve_apps.inference_grpc import SERVICER
 
@@ -77,8 +79,11 @@ def served_run(config: Config, store: Store) -> ServedRun:
     )
 
 
-def application(run: ServedRun) -> Application:
-    """The two deployments over a finished run."""
+def application(run: ServedRun, access: Access | None = None, dashboard: str | None = None) -> Application:
+    """The deployments over a finished run; without `access` the token is the environment's, and without one there nobody acts.
+
+    `dashboard` is the address of Ray's, which the console links to.
+    """
     settings = run.config.serve
     pool = pool_resources(settings.pool)  # both: no part of serving may stand on a node that can be taken away
     encoder = serve.deployment(
@@ -98,7 +103,16 @@ def application(run: ServedRun) -> Application:
         backpressure_config=BackpressureConfig(retry_after_s=settings.retry_after_s),
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(serve.ingress()(Rankers))
-    return rankers.bind(run, encoder.bind(run), settings.route_prefix)
+    encoding = encoder.bind(run)
+    if not settings.console:
+        return rankers.bind(run, encoding, settings.route_prefix)
+    console = serve.deployment(
+        name="Console",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": settings.num_console_cpus, "resources": pool},
+        graceful_shutdown_timeout_s=settings.drain_timeout_s,
+    )(Console)
+    return rankers.bind(run, encoding, settings.route_prefix, console.bind(run, access or Access.of(settings.host), encoding, dashboard))
 
 
 def build_app(config: Config, store: Store | None = None) -> Application:
@@ -137,14 +151,14 @@ class Deployed:
 
 
 @contextmanager
-def deployed(run: ServedRun) -> Iterator[Deployed]:
+def deployed(run: ServedRun, access: Access | None = None, dashboard: str | None = None) -> Iterator[Deployed]:
     """The application on the Ray that is up, for the length of a block; Serve itself ends with it, unless it ran before.
 
     Raises:
         ValueError: the port is taken.
     """
     settings = run.config.serve
-    app = application(run)
+    app = application(run, access, dashboard)
     there_before = bool(serve.status().proxies)
     if there_before:
         options = _running_http_options()

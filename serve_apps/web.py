@@ -10,6 +10,7 @@ from importlib.metadata import version
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp
 
 from serve_apps.body_limit import BodyLimit
 from serve_apps.inference_routes import inference_routes
@@ -31,8 +32,8 @@ async def _ready() -> list[str]:
     return []
 
 
-def web_app(info: ServiceInfo, answer: Answer, root_path: str = "", not_ready: NotReady = _ready) -> FastAPI:
-    """The FastAPI application over one run's rankers."""
+def web_app(info: ServiceInfo, answer: Answer, root_path: str = "", not_ready: NotReady = _ready, console: ASGIApp | None = None) -> FastAPI:
+    """The FastAPI application over one run's rankers; `console` answers what comes for /console."""
     # FastAPI's own /docs takes Swagger UI from a CDN and is blank where that cannot be reached; this one brings it along.
     app = FastAPIOffline(title="Longtail", version=version("longtail"), description=DESCRIPTION, root_path=root_path)
     app.add_middleware(BodyLimit, max_bytes=info.max_body_bytes)
@@ -78,6 +79,9 @@ def web_app(info: ServiceInfo, answer: Answer, root_path: str = "", not_ready: N
 
     @app.get("/", include_in_schema=False)
     async def root(request: Request) -> RedirectResponse:
-        return RedirectResponse(f"{request.scope.get('root_path', '').rstrip('/')}/docs")
+        return RedirectResponse(f"{request.scope.get('root_path', '').rstrip('/')}/{'docs' if console is None else 'console/'}")
+
+    if console is not None:
+        app.mount("/console", console)
 
     return app
