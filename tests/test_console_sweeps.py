@@ -7,9 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from starlette.testclient import TestClient
 
 from longtail.artifacts import Store
+from longtail.config import Config
 from longtail.sweep_watch import SweepWatch
+from serve_apps.access import Access
+from serve_apps.console.app import make_console
 from serve_apps.console.job_order import JobOrder, Room
 from serve_apps.console.jobs import MOST_LOG, Jobs, NoDashboardError, NotThereError, RunsAlreadyError, error_of, result_of
 from serve_apps.console.sweeps import Sweeps
@@ -206,3 +211,51 @@ def test_without_a_dashboard_sweeps_are_shown_and_nothing_is_started(store: Stor
     assert sweeps.one(FINISHED)["status"] == "finished"
     with pytest.raises(NoDashboardError):
         sweeps.log("one")
+
+
+@pytest.fixture
+def web(store: Store) -> TestClient:
+    console = make_console(Config(), store, (), Access("secret", viewing_needs_token=False))
+    return TestClient(console, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+BEARER = {"authorization": "Bearer secret"}
+
+
+def test_pages_and_their_json_over_http(web: TestClient) -> None:
+    html = {"accept": "text/html"}
+    for path in ("/sweeps", f"/sweeps/{RUNNING}", f"/sweeps/{FINISHED}"):
+        assert web.get(path, headers=html).status_code == 200
+    assert f'data-key="{FINISHED}"' in web.get(f"/sweeps/{FINISHED}", headers=html).text
+    assert len(web.get("/sweeps/api/sweeps").json()["sweeps"]) == 3
+    assert len(web.get(f"/sweeps/api/sweeps/{FINISHED}").json()["trials"]) == 36
+    report, best = web.get(f"/sweeps/{FINISHED}/report"), web.get(f"/sweeps/{FINISHED}/best")
+    assert "script-src" not in report.headers["content-security-policy"]
+    assert best.headers["content-disposition"] == f'attachment; filename="best-{FINISHED[:8]}.toml"'
+    for path in (
+        "/sweeps/nowhere",
+        "/sweeps/api/sweeps/nowhere",
+        f"/sweeps/{RUNNING}/report",
+        f"/sweeps/{FINISHED}/manifest.json",
+        "/sweeps/..%2F..%2Fx/report",
+    ):
+        assert web.get(path).status_code == 404, path
+
+
+def test_acting_takes_the_token_and_a_refusal_says_what_the_command_would(web: TestClient) -> None:
+    order = {"module": "tuning.sweep", "config": "test.toml", "settings": ["sweep.num_trial=3"]}
+    for path in ("/sweeps/api/jobs", "/sweeps/api/jobs:check", "/sweeps/api/jobs/x/stop", f"/sweeps/api/sweeps/{FINISHED}/promote"):
+        assert web.post(path, json=order).status_code == 401, path
+    refused = web.post("/sweeps/api/jobs:check", json=order, headers=BEARER)
+    assert (refused.status_code, refused.headers["content-type"]) == (422, "application/problem+json")
+    assert "Did you mean num_trials?" in refused.json()["detail"]
+    assert web.post("/sweeps/api/jobs:check", json={"shell": "rm"}, headers=BEARER).status_code == 422
+    checked = web.post("/sweeps/api/jobs:check", json=order | {"settings": []}, headers=BEARER)
+    assert checked.json()["command"].startswith("python -m tuning.sweep --config ")
+
+
+def test_without_ray_nothing_is_started(web: TestClient) -> None:
+    if ray.is_initialized():
+        pytest.skip("the session's Ray is up")
+    answer = web.post("/sweeps/api/jobs", json={"config": "test.toml"}, headers=BEARER)
+    assert (answer.status_code, answer.json()["title"]) == (503, "No jobs can be started")

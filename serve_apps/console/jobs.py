@@ -84,8 +84,8 @@ class Jobs:
             RunsAlreadyError: it is a sweep, and the same one runs or waits.
             NoDashboardError: nothing answers.
         """
-        environment, folder, python = code_of_this_process(self.folder)
         with self._one_at_a_time, self._asked() as client:
+            environment, folder, python = code_of_this_process(self.folder)
             if order.same is not None:
                 self._refuse_second(order.same, same_elsewhere)
             job = f"{order.module.rpartition('.')[2].replace('_', '-')}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:4]}"
