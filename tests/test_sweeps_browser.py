@@ -129,7 +129,7 @@ def test_a_comparison_by_clicks_and_by_keys(browser: Browser, url: str) -> None:
 
 
 def give_token(page: Page) -> None:
-    page.get_by_label("Token", exact=True).fill(TOKEN)
+    page.get_by_role("textbox", name="Token").fill(TOKEN)
     page.get_by_role("button", name="Keep").click()
 
 
@@ -155,13 +155,13 @@ def up(config: Config, folder: Path) -> Iterator[str]:
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "serve_apps.up", "--config", str(toml)]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if "Ctrl-C ends it" in line:
-                break
         try:
+            assert process.stdout is not None
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if "Ctrl-C ends it" in line:
+                    break
             yield next((line.split()[1].rstrip("/") for line in said if line.startswith("console")), "".join(said))
         finally:
             process.terminate()
