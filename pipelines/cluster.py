@@ -10,10 +10,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray._private.parameter
 import ray.data
 
 from longtail.config import ClusterSettings
@@ -99,7 +101,8 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
         }
     try:
         try:
-            ray.init(**arguments)
+            with _any_agent_port():
+                ray.init(**arguments)
         except ConnectionError as error:
             raise ValueError(
                 f'cluster.address = {settings.address!r} does not answer: {error}. Start that cluster, or set "local" for one of its own.'
@@ -112,6 +115,21 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
         os.environ.pop("RAY_GCS_SERVER_PORT", None)
         ray.shutdown()
         shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+@contextmanager
+def _any_agent_port() -> Iterator[None]:
+    """Within this block a Ray that is started lets its agent listen on any free port.
+
+    ray.init takes no such setting (2.60): a second Ray of a machine would find the fixed port taken, go on without its agent, and take no jobs.
+    """
+    parameter = ray._private.parameter
+    own = parameter.RayParams
+    parameter.RayParams = partial(own, dashboard_agent_listen_port=0)  # type: ignore[misc, assignment]  # called only
+    try:
+        yield
+    finally:
+        parameter.RayParams = own  # type: ignore[misc]
 
 
 def _free_port() -> int:

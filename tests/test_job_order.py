@@ -100,13 +100,13 @@ def test_the_form_says_what_a_job_would_wait_for() -> None:
     sweep = checked(JobOrder(config="test.toml"), URI)
     assert needs(sweep) == {"CPU": 1.0, "GPU": 0.0}
     assert waits(sweep, room(1.5)) is None
-    assert "needs 1 CPUs at a time and 0.6 of 2 are free now: it will wait until" in str(waits(sweep, room(0.6)))
+    assert "needs 1 CPU at a time and 0.6 of 2 are free now: it will wait until" in str(waits(sweep, room(0.6)))
     two = checked(JobOrder(config="test.toml", settings=["sweep.max_concurrent=2"]), URI)
     assert "enough for 1 at a time: the others wait" in str(waits(two, room(1.5)))
     wide = checked(JobOrder(config="test.toml", settings=["train.compute.num_actors=4"]), URI)
     assert "on one of fixed size for ever" in str(waits(wide, room(2.0)))
     gpu = checked(JobOrder(module="pipelines.train", settings=["train.compute.num_gpus=1"]), URI)
-    assert "needs 1 GPUs at a time and the cluster has 0" in str(waits(gpu, room(2.0)))
+    assert "needs 1 GPU at a time and the cluster has 0" in str(waits(gpu, room(2.0)))
     assert waits(checked(JobOrder(module="pipelines.groups"), URI), room(1.0)) is None
 
 

@@ -4,11 +4,12 @@ end and compared by clicks, on a real Ray that serves.
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,16 @@ def test_the_form_says_what_the_command_would(browser: Browser, url: str, tmp_pa
 
 
 @contextmanager
+def another_ray() -> Iterator[None]:
+    """Hold the port on which the agent of a machine's first Ray listens."""
+    with socket.socket() as taken:
+        with suppress(OSError):  # there is another Ray indeed
+            taken.bind(("0.0.0.0", 52365))
+            taken.listen()
+        yield
+
+
+@contextmanager
 def up(config: Config, folder: Path) -> Iterator[str]:
     """The application with its console in a process of its own, on a Ray with its dashboard; yields the console's address."""
     toml = folder / "up.toml"
@@ -180,7 +191,7 @@ sweep.finalists.num_trials=0"""
 @pytest.mark.timeout(900)
 def test_a_sweep_is_started_watched_and_compared_by_clicks(browser: Browser, tmp_path: Path) -> None:
     config = small_run.publish(tmp_path / "small")
-    with up(config, tmp_path) as console, opened(browser) as page:
+    with another_ray(), up(config, tmp_path) as console, opened(browser) as page:
         page.goto(f"{console}/sweeps")
         expect(page.locator("#room")).to_contain_text("of 2 CPUs")
         page.get_by_label("Config", exact=True).select_option("test.toml")

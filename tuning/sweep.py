@@ -17,7 +17,6 @@ import logging
 import os
 import shlex
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +26,6 @@ import pyarrow.fs as pafs
 import ray
 from ray import tune
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
 
 from longtail.artifacts import Draft, Store, source_commit
 from longtail.config import Config
@@ -35,9 +33,9 @@ from longtail.hashing import digest
 from longtail.rankers.heads import TWO_OUTCOME_HEADS
 from longtail.rankers.settings import Head
 from longtail.run_state import logs_info
-from longtail.sweep_journal import Courses, Journal, Numbers, Phase, Plan, numbers_of, settings_digest
+from longtail.sweep_journal import Journal, Numbers, Phase, Plan, numbers_of, settings_digest
 from longtail.sweep_page import best_of, best_toml, markdown, page, table
-from longtail.sweep_results import Goal, SweepResults, Trial, ranked, trial_of
+from longtail.sweep_results import Goal, SweepResults, Trial, ranked
 from longtail.sweeping import Range
 from pipelines.cluster import ray_session, submission_id
 from pipelines.logs import LOGS
@@ -47,6 +45,7 @@ from pipelines.tracking import record_sweep, tune_callbacks
 from pipelines.train import RANKER_STAGES
 from tuning.finalists import Ground, run_finals
 from tuning.importance import importance
+from tuning.recording import Recorded, why
 from tuning.searchers import check_pbt, random_searcher, scheduler_of, tpe_searcher
 from tuning.sharing import ensure_shared, start_builders
 from tuning.spaces import Parameter, Point, current, draw, in_words, show, space_of, with_point
@@ -104,7 +103,7 @@ def search(
     tuner.fit()
     written.explain()
     if written.failed:
-        failures = [f"trial {number} ({in_words(one.config)}): {_why(one)}" for number, one in sorted(written.failed.items())]
+        failures = [f"trial {number} ({in_words(one.config)}): {why(one)}" for number, one in sorted(written.failed.items())]
         raise ValueError(
             f"{len(failures)} of {settings.num_trials} trials failed, and a sweep is finished when all have a result:\n  "
             + "\n  ".join(failures)
@@ -112,59 +111,6 @@ def search(
             "what is finished is found, and only the others are run."
         )
     return [one for one in journal.read() if one.state != "begun"]
-
-
-class Recorded(tune.Callback):
-    """Writes every trial to the journal when it begins, at every epoch and when it ends, and logs a line about each."""
-
-    def __init__(self, journal: Journal, goal: Goal, numbers: Numbers, num_trials: int) -> None:
-        self._journal, self._goal, self._numbers, self._num_trials = journal, goal, numbers, num_trials
-        self._courses = Courses(journal)
-        self.failed: dict[int, Any] = {}  # by number: their records say begun, and so they are run again
-        self._unexplained: dict[int, Any] = {}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = self._number(trial)
-        self._courses.begin(number)
-        self._journal.write(Trial(number=number, point=dict(trial.config), state="begun"))
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any) -> None:
-        self._courses.epoch(self._number(trial), result)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        last: Mapping[str, Any] = trial.last_result
-        self._courses.epoch(self._number(trial), last)
-        found = trial_of(self._number(trial), dict(trial.config), last, self._goal, round(last.get("time_total_s", 0.0), 1))
-        self._journal.write(found)
-        said = "no score" if found.score is None else f"{self._goal.metric} {found.score:.4f}"
-        logger.info("sweep: trial %d of %d %s, %s: %s", found.number, self._num_trials, found.state, said, in_words(found.point))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = self._number(trial)
-        self.failed[number] = trial  # why it failed is known a step later
-        self._unexplained[number] = trial
-        self._courses.failed(number, "failed")
-        logger.info("sweep: trial %d failed: %s", number, in_words(trial.config))
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self.explain()
-
-    def explain(self) -> None:
-        """Write why trials failed, of those of which it is known by now."""
-        for number in [number for number, trial in self._unexplained.items() if trial.get_error() is not None]:
-            self._courses.failed(number, _why(self._unexplained.pop(number)))
-
-    def _number(self, trial: Any) -> int:
-        return self._numbers.number(trial.trial_id, dict(trial.config))
-
-
-def _why(failed: Any) -> str:
-    """What ended a trial, in a line."""
-    error = failed.get_pickled_error() or failed.get_error()
-    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-        error = error.cause  # what was raised, without the accounts of the workers that it passed through
-    name = f"{type(error).__name__}: " if isinstance(error, BaseException) else ""
-    return name + textwrap.shorten(str(error), 400)
 
 
 def metric_of(config: Config) -> str:

@@ -161,16 +161,18 @@ def _pools(section: Settings, before: str = "") -> Iterator[tuple[str, Compute]]
 
 
 def waits(checked: Checked, room: Room) -> str | None:
-    """Why a job would wait for resources, in a sentence; None where it would not."""
+    """Why a job would wait for resources, in a sentence; None where it would not, or nothing is known of the cluster."""
+    if not room.total:
+        return None
     for resource, wanted in needs(checked).items():
         total, free = room.total.get(resource, 0.0), room.free.get(resource, 0.0)
         if wanted > total:
             return (
-                f"It needs {wanted:g} {resource}s at a time and the cluster has {total:g}: it will wait until the cluster grows, and on one of fixed size for "
-                "ever. Lower num_actors or the reservation in the [….compute] section."
+                f"It needs {_counted(wanted, resource)} at a time and the cluster has {total:g}: it will wait until the cluster grows, and on one of fixed "
+                "size for ever. Lower num_actors or the reservation in the [….compute] section."
             )
         if wanted > free + 1e-6:
-            return f"It needs {wanted:g} {resource}s at a time and {free:g} of {total:g} are free now: it will wait until other work gives some back."
+            return f"It needs {_counted(wanted, resource)} at a time and {free:g} of {total:g} are free now: it will wait until other work gives some back."
     if checked.module == SWEEP:
         fit = int((room.free.get("CPU", 0.0) + 1e-6) // needs(checked)["CPU"])
         if fit < checked.config.sweep.max_concurrent:
@@ -178,6 +180,10 @@ def waits(checked: Checked, room: Room) -> str | None:
                 f"sweep.max_concurrent = {checked.config.sweep.max_concurrent}, and the CPUs that are free now are enough for {fit} at a time: the others wait."
             )
     return None
+
+
+def _counted(number: float, resource: str) -> str:
+    return f"{number:g} {resource}{'' if number == 1 else 's'}"
 
 
 def relative_to_root(path: Path) -> str:

@@ -27,7 +27,7 @@ MODULE, SAME, SWEEP_KEY = "longtail_module", "longtail_settings", "longtail_swee
 HANDED_ON = ("RAY_TRAIN_V2_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "HF_HUB_OFFLINE", "LONGTAIL_CACHE")
 MOST_LOG = 64 * 1024
 MOST_JOBS = 50
-START_S = 30.0
+START_S = 12.0  # with the dashboard's own ten seconds, less than serve.request_timeout_s
 
 
 class NoDashboardError(Exception):

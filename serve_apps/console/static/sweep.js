@@ -99,7 +99,7 @@ function details() {
   });
   const metrics = Object.entries(trial.metrics).map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), h("td", { class: "num" }, Number.isInteger(value) ? String(value) : value.toFixed(4))));
   fill($("trial-body"),
-    trial.why ? h("p", { class: trial.status === "finished" ? "warning" : "refusal" }, trial.why) : null,
+    trial.why ? h("p", { class: trial.status === "finished" ? "said-warn" : "refusal" }, trial.why) : null,
     h("p", { class: "note" }, `${sweep.metric} by epoch`, start ? "; dashed: the config as it stands" : "", sweep.base ? "; dotted: the base ranker" : ""),
     h("div", { class: "fit" }, curve(trial, start, sweep, Math.min(600, window.innerWidth - 90))),
     h("h3", {}, "Settings"), h("table", {}, h("tbody", {}, points)),

@@ -93,7 +93,7 @@ function checkedWords(told) {
   if (told === null) return []; // no token was given
   return [
     told.runs ? h("p", { class: "refusal" }, `These very settings run already: ${told.runs}.`) : null,
-    h("p", { class: told.waits ? "warning" : "good" }, told.waits ?? "It would start at once: nothing it needs is taken."),
+    h("p", { class: told.waits ? "said-warn" : "said-good" }, told.waits ?? "It would start at once: nothing it needs is taken."),
     h("pre", { class: "command" }, told.command),
   ].filter(Boolean);
 }
