@@ -114,7 +114,9 @@ def test_a_sweep_whose_job_has_ended_does_not_run(sweeps: Sweeps, store: Store, 
     assert plan is not None
     planted_sweeps.Journal.of(store, RUNNING).write_plan(plan.model_copy(update={"job": "sweep-1"}))
     try:
-        client.submit_job(submission_id="sweep-1", entrypoint="cd /x && exec python -m tuning.sweep", metadata={"longtail_module": "tuning.sweep"})
+        client.submit_job(
+            submission_id="sweep-1", entrypoint="cd /x && exec env RAY_ADDRESS=1.2.3.4:6 python -m tuning.sweep", metadata={"longtail_module": "tuning.sweep"}
+        )
         assert (sweeps.one(RUNNING)["status"], sweeps.one(RUNNING)["job_told"]["command"]) == ("running", "python -m tuning.sweep")
         sweeps.stop("sweep-1")
         told = sweeps.one(RUNNING)
@@ -156,7 +158,7 @@ def test_a_sweep_is_started_once_and_again_when_it_has_ended(sweeps: Sweeps, cli
     assert sweeps.check(order)["waits"] is None
     told = sweeps.start(order)
     asked = client.told[told["job"]]
-    assert asked.entrypoint.startswith(f"cd {tmp_path} && exec ")
+    assert asked.entrypoint.startswith(f"cd {tmp_path} && exec env RAY_ADDRESS={ray.get_runtime_context().gcs_address} ")
     assert f'run.uri="{store.uri}"' in asked.entrypoint
     assert asked.runtime_env["env_vars"]["PYTHONPATH"]
     with pytest.raises(RunsAlreadyError, match=rf"job {told['job']} \(running\)"):

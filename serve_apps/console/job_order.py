@@ -58,10 +58,11 @@ class Checked:
     config: Config
     same: str | None  # of a sweep, the same for orders that mean the same sweep
 
-    def entrypoint(self, python: str, folder: str | None) -> str:
-        """The shell command of a Ray job; every argument is quoted, whatever is in it."""
-        command = shlex.join([python, "-m", self.module, *self.arguments])
-        return command if folder is None else f"cd {shlex.quote(folder)} && exec {command}"
+    def entrypoint(self, python: str, folder: str | None, address: str | None = None) -> str:
+        """The shell command of a Ray job, in a folder and with a Ray's address where they are given; every argument is quoted, whatever is in it."""
+        command = shlex.join([*([f"RAY_ADDRESS={address}"] if address else []), python, "-m", self.module, *self.arguments])
+        before = "" if folder is None else f"cd {shlex.quote(folder)} && "
+        return f"{before}exec env {command}" if address or folder else command
 
 
 def config_names() -> list[str]:

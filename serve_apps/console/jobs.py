@@ -86,13 +86,15 @@ class Jobs:
         """
         with self._one_at_a_time, self._asked() as client:
             environment, folder, python = code_of_this_process(self.folder)
+            # Of several Rays on a machine the job's supervisor gives its command the address of any (Ray 2.60): the command names its own.
+            address = None if folder is None else ray.get_runtime_context().gcs_address
             if order.same is not None:
                 self._refuse_second(order.same, same_elsewhere)
             job = f"{order.module.rpartition('.')[2].replace('_', '-')}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:4]}"
             arguments = order.arguments if folder is not None else tuple(_uploaded(argument) for argument in order.arguments)
             found = Checked(order.module, arguments, order.config, order.same)
             about = {MODULE: order.module, SAME: order.same, SWEEP_KEY: sweep}
-            asked = {"submission_id": job, "entrypoint": found.entrypoint(python, folder), "runtime_env": environment}
+            asked = {"submission_id": job, "entrypoint": found.entrypoint(python, folder, address), "runtime_env": environment}
             _submit(client, asked | {"metadata": {name: value for name, value in about.items() if value}})
         return self.job(job)
 

@@ -3,6 +3,7 @@
 Reads what longtail.sweep_watch and serve_apps.console.jobs found; asks nobody.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from longtail.sweep_watch import WatchedSweep, WatchedTrial
 from longtail.sweeping import Range
 from serve_apps.console.jobs import Job, error_of, result_of
 
+#: What an entrypoint has before its command: folder, address.
+COMMAND = re.compile(r"^(cd .+? && )?exec env (RAY_ADDRESS=\S+ )?")
 PHASES = {"base": "making what all trials share", "search": "searching", "finalists": "training the finalists again"}
 
 
@@ -21,7 +24,7 @@ def job_told(job: Job) -> dict[str, Any]:
     return {
         "job": job.job,
         "module": job.module,
-        "command": job.command.partition(" && exec ")[2] or job.command,
+        "command": COMMAND.sub("", job.command),
         "status": job.status,
         "alive": job.alive,
         "message": job.message,
