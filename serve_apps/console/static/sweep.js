@@ -145,6 +145,8 @@ function render(told) {
   fill($("figures"), figures());
   fill($("trials").tBodies[0], sweep.trials.map(trialRow));
   $("no-trials").hidden = sweep.trials.length > 0;
+  $("no-trials").textContent = sweep.status === "running" ? "No trial has begun: what all of them share is being made." : "No trial had begun.";
+  $("trials").closest(".scroll").hidden = sweep.trials.length === 0;
   finals();
   links();
   charts();
