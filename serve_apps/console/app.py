@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config
 from serve_apps.access import VIEWING_COOKIE, Access, refusal
-from serve_apps.console.context import Console, Encode, NothingToShowError
+from serve_apps.console.context import Console, NothingToShowError, PlaceItems
 from serve_apps.console.nav import PAGES
 from serve_apps.console.static_files import StaticFiles
 from serve_apps.console.templating import Templates
@@ -45,11 +45,11 @@ Next = Callable[[Request], Awaitable[Response]]
 
 
 def make_console(
-    config: Config, store: Store, served: tuple[Artifact, ...], access: Access, encode: Encode | None = None, dashboard: str | None = None
+    config: Config, store: Store, served: tuple[Artifact, ...], access: Access, place_items: PlaceItems | None = None, dashboard: str | None = None
 ) -> FastAPI:
     """The console over a served run."""
     static = StaticFiles.of_the_console()
-    console = Console(config, store, served, access, Templates(PAGES, static), encode, dashboard)
+    console = Console(config, store, served, access, Templates(PAGES, static), place_items, dashboard)
     app = FastAPI(title="Longtail console", docs_url=None, redoc_url=None, openapi_url=None)
     _add_refusals(app, console)
     app.middleware("http")(_gate(console))
