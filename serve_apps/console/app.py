@@ -18,12 +18,14 @@ from serve_apps.problems import RequestProblemError, internal, invalid_request, 
 
 logger = logging.getLogger(__name__)
 
+#: The two style elements that plotly.js puts into a page, by their digests: an empty one, which it fills by script, and one of maplibre's that no map needs.
+PLOTLY_STYLES = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' 'sha256-ji27qzEtxXZW+7dun6UwjHXJ18e6WAin1VvNtkzIE/o='"
 #: No script and no style but the console's own files. Style attributes are let through: plotly.js positions its drawings with them.
 CONTENT_SECURITY_POLICY = "; ".join(
     [
         "default-src 'none'",
         "script-src 'self'",
-        "style-src 'self'",
+        f"style-src 'self' {PLOTLY_STYLES}",
         "style-src-attr 'unsafe-inline'",
         "img-src 'self' data: blob:",
         "connect-src 'self'",

@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config
 from longtail.evaluation import Metrics
-from longtail.group_tree import Members
+from longtail.group_tree import GroupNode, Members, Prefix
 from longtail.lent_view import GroupTable, load_group_table
 from longtail.lineage import made_from, stored, upstream
 from longtail.logs import LogsInfo
@@ -107,6 +107,11 @@ class Console:
     def members(self) -> Members:
         """Who is in which group."""
         return Members.of(self.artifact("user_codes", "codes", "groups").read("codes"))
+
+    @cached_property
+    def group_tree(self) -> dict[Prefix, GroupNode]:
+        """Every group that has a member, with how many of them hardly act."""
+        return self.members.tree(self.activity.of(self.members.user_ids)[0], self.activity.low_max)
 
     @cached_property
     def groups(self) -> GroupTable:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from serve_apps.console.context import Console
-from serve_apps.console.pages import overview, users
+from serve_apps.console.pages import groups, overview, users
 
 
 @dataclass(frozen=True)
@@ -22,4 +22,5 @@ class Page:
 PAGES = (
     Page("overview", "Overview", "", overview.routes),
     Page("users", "Users", "users", users.routes),
+    Page("groups", "Groups", "groups", groups.routes),
 )
