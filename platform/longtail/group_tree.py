@@ -17,8 +17,8 @@ from longtail.snapshots import as_of_us, of_snapshot
 Prefix = tuple[int, ...]
 
 WORD = re.compile(r"[^\W_](?:[\w'&/.-]*[^\W_])?")
-_DULL = """a also an and are as at buys by for from has have how in is it its kinds known lately little most mostly no none not nothing now of on or other shopper
-some someone the their then this to unknown user users was were who whom with within yet"""
+_DULL = """a also an and are as at buys by for from has have how in is it its kinds known lately little most mostly no none not nothing now of on or other
+shopper some someone the their then this to unknown user users was were who whom with within yet"""
 DULL = frozenset(_DULL.split())
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from serve_apps.console.context import Console
-from serve_apps.console.pages import groups, overview, users
+from serve_apps.console.pages import groups, items, overview, users
 
 
 @dataclass(frozen=True)
@@ -23,4 +23,5 @@ PAGES = (
     Page("overview", "Overview", "", overview.routes),
     Page("users", "Users", "users", users.routes),
     Page("groups", "Groups", "groups", groups.routes),
+    Page("items", "Items", "items", items.routes),
 )
