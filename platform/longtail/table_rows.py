@@ -50,14 +50,16 @@ def by_key(artifact: Artifact, name: str, column: str, values: Sequence[str], co
 def first_rows(artifact: Artifact, name: str, wanted: pc.Expression | None, columns: Sequence[str] | None, skip: int, limit: int) -> pa.Table:
     """Rows skip … skip + limit of those `wanted`, in the table's order; reading stops with the last of them."""
     found = table(artifact, name)
-    kept, seen = [], 0
+    kept: list[pa.RecordBatch] = []
+    seen, missing = 0, limit
     scanner = found.scanner(columns=_there(found, columns), filter=wanted, batch_size=BATCH_ROWS, use_threads=False)
     for batch in scanner.to_batches():
         start = max(skip - seen, 0)
         seen += len(batch)
         if start < len(batch):
-            kept.append(batch.slice(start, limit - sum(map(len, kept))))
-        if sum(map(len, kept)) >= limit:
+            kept.append(batch.slice(start, missing))
+            missing -= len(kept[-1])
+        if missing <= 0:
             break
     return pa.Table.from_batches(kept, schema=scanner.projected_schema)
 
@@ -89,7 +91,7 @@ def nearest(artifact: Artifact, name: str, vector_D: npt.NDArray[np.float32], co
         top = np.argpartition(-cosines_B, min(count, len(cosines_B) - 1))[: count + 1]
         ids += keys.take(pa.array(top)).to_pylist()
         best = np.concatenate([best, cosines_B[top]])
-        order = np.lexsort((ids, -best))[: count + 1]
+        order = np.lexsort((np.array(ids), -best))[: count + 1]
         ids, best = [ids[place] for place in order], best[order]
     return [(key, float(cosine)) for key, cosine in zip(ids, best, strict=True) if key != without][:count]
 

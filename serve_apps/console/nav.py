@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from serve_apps.console.context import Console
-from serve_apps.console.pages import groups, items, overview, users
+from serve_apps.console.pages import groups, items, overview, quality, users
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,5 @@ PAGES = (
     Page("users", "Users", "users", users.routes),
     Page("groups", "Groups", "groups", groups.routes),
     Page("items", "Items", "items", items.routes),
+    Page("quality", "Quality", "quality", quality.routes),
 )

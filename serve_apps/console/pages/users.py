@@ -48,7 +48,7 @@ def routes(console: Console) -> APIRouter:
         rows, total = user_list(console, find.strip(), order, page)
         if len(rows) == 1 and total == 1 and find.strip() == rows[0].user_id:
             return console.page(request, "user.html", **one_user(console, rows[0].user_id))
-        shown = {"rows": rows, "total": total, "page": page, "last": max(total - 1, 0) // PAGE_ROWS, "find": find, "order": order}
+        shown: dict[str, Any] = {"rows": rows, "total": total, "page": page, "last": max(total - 1, 0) // PAGE_ROWS, "find": find, "order": order}
         return console.page(request, "users.html", **shown, picks=picks(console), low_max=console.activity.low_max, newcomer=NEWCOMER)
 
     return router
