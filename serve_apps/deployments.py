@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from actors import metrics
 from longtail.artifacts import Artifact, Store
 from longtail.checkpoint import check_vocabulary, load_ranker
 from longtail.config import Config
-from longtail.newcomers import NewcomerEncoder
+from longtail.newcomers import NewcomerEncoder, Placed
 from longtail.packaged_models import cache_dir
 from longtail.projection import load_projection
-from longtail.ranking import Encoded, Question, Ranking, RequestRanker, Unknowns
+from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, Unknowns
 from longtail.run_state import load_feature_state, logs_info
 from serve_apps.console.bridge import Answered, Asked, Bridge
 from serve_apps.inference_grpc import InferenceService
@@ -129,6 +129,10 @@ class Encoder:
     async def encode(self, unknowns: Unknowns) -> Encoded:
         """Codes of the described user, z and codes of the described items."""
         return await asyncio.to_thread(self._encoder.encode, unknowns)
+
+    async def place(self, items: Sequence[StatedItem]) -> Placed:
+        """Text vectors, z and codes of described items."""
+        return await asyncio.to_thread(self._encoder.place, items)
 
     async def ping(self) -> None:
         """Answer."""
