@@ -54,7 +54,10 @@ def trial_stage(ranker: str, splits: tuple[Split, ...], unread: Sequence[Stage] 
 
 def is_plan(stage: Stage, config: Config) -> bool:
     """Whether a stage is a Ray Data plan: it takes the CPUs itself, and two of them in tasks that hold these would wait for each other for ever."""
-    return stage in (PROFILES, ITEM_VECTORS, USER_VECTORS) or (stage is ITEM_ENCODER and config.item_encoder.image_encoder is not None)
+    # By name: a stage that was sent to another process is equal to none of this one's.
+    if stage.name == ITEM_ENCODER.name:
+        return config.item_encoder.image_encoder is not None
+    return stage.name in (PROFILES.name, ITEM_VECTORS.name, USER_VECTORS.name)
 
 
 def built_here(stage: Stage, config: Config, store: Store) -> Artifact:

@@ -165,15 +165,15 @@ def up(config: Config, folder: Path) -> Iterator[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")]), "LONGTAIL_TOKEN": TOKEN}
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "serve_apps.up", "--config", str(toml)]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    said = folder / "up.log"  # a pipe would fill up: it prints as long as jobs do
+    with said.open("w") as log, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as process:
         try:
-            assert process.stdout is not None
-            said = []
-            for line in process.stdout:
-                said.append(line)
-                if "Ctrl-C ends it" in line:
-                    break
-            yield next((line.split()[1].rstrip("/") for line in said if line.startswith("console")), "".join(said))
+            deadline = time.monotonic() + 240
+            while "Ctrl-C ends it" not in said.read_text() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.5)
+            found = [line.split()[1].rstrip("/") for line in said.read_text().splitlines() if line.startswith("console")]
+            assert found, said.read_text()[-4000:]
+            yield found[0]
         finally:
             process.terminate()
 
