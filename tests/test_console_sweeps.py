@@ -192,7 +192,8 @@ def test_the_best_of_a_finished_sweep_is_promoted_by_a_job(sweeps: Sweeps, clien
 def test_a_failed_jobs_own_words_are_found(sweeps: Sweeps, client: Client) -> None:
     client.submit_job(submission_id="one", entrypoint="python", metadata=None)
     client.told["one"].status = Status.FAILED
-    client.logs["one"] = "12:00 building\nerror: sweep.space: there is no setting 'x'\nName it as in --set.\n"
+    client.logs["one"] = "\x1b[36m12:00\x1b[0m building\nerror: sweep.space: there is no setting 'x'\nName it as in --set.\n"
+    assert sweeps.log("one")["log"].startswith("12:00 building\n")
     assert sweeps.log("one")["error"] == "sweep.space: there is no setting 'x'\nName it as in --set."
     client.logs["one"] = "x" * 80 + "\n" + "line\n" * MOST_LOG
     assert len(sweeps.log("one")["log"]) <= MOST_LOG

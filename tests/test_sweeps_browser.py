@@ -44,14 +44,14 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, scheme: str = "light", size: str = "desk") -> Iterator[Page]:
-    """A page whose errors are the test's."""
+def opened(browser: Browser, scheme: str = "light", size: str = "desk", refused: str = "none") -> Iterator[Page]:
+    """A page whose errors are the test's, but for answers of the status `refused`, which it asks for."""
     width, height = SIZES[size]
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})  # type: ignore[arg-type]  # light or dark
     page, errors = context.new_page(), []
 
     def said(message: ConsoleMessage) -> None:
-        if message.type == "error":
+        if message.type == "error" and f"a status of {refused} " not in message.text:
             errors.append(message.text)
 
     page.on("console", said)
@@ -191,7 +191,7 @@ sweep.finalists.num_trials=0"""
 @pytest.mark.timeout(900)
 def test_a_sweep_is_started_watched_and_compared_by_clicks(browser: Browser, tmp_path: Path) -> None:
     config = small_run.publish(tmp_path / "small")
-    with another_ray(), up(config, tmp_path) as console, opened(browser) as page:
+    with another_ray(), up(config, tmp_path) as console, opened(browser, refused="409") as page:
         page.goto(f"{console}/sweeps")
         expect(page.locator("#room")).to_contain_text("of 2 CPUs")
         page.get_by_label("Config", exact=True).select_option("test.toml")
