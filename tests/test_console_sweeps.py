@@ -11,10 +11,7 @@ import ray
 from starlette.testclient import TestClient
 
 from longtail.artifacts import Store
-from longtail.config import Config
 from longtail.sweep_watch import SweepWatch
-from serve_apps.access import Access
-from serve_apps.console.app import make_console
 from serve_apps.console.job_order import JobOrder, Room
 from serve_apps.console.jobs import MOST_LOG, Jobs, NoDashboardError, NotThereError, RunsAlreadyError, error_of, result_of
 from serve_apps.console.sweeps import Sweeps
@@ -218,8 +215,7 @@ def test_without_a_dashboard_sweeps_are_shown_and_nothing_is_started(store: Stor
 
 @pytest.fixture
 def web(store: Store) -> TestClient:
-    console = make_console(Config(), store, (), Access("secret", viewing_needs_token=False))
-    return TestClient(console, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+    return TestClient(planted_sweeps.console_over(store, "secret"), base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
 BEARER = {"authorization": "Bearer secret"}

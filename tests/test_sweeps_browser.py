@@ -21,8 +21,6 @@ from longtail.config import Config
 from longtail.config_text import as_toml
 from longtail.sweep_watch import SweepWatch
 from pipelines.cluster import ROOT
-from serve_apps.access import Access
-from serve_apps.console.app import make_console
 from tests import planted_sweeps, small_run
 from tests.console_server import served
 
@@ -81,7 +79,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     planted_sweeps.running(store, RUNNING)
     planted_sweeps.interrupted(store, "cccc0000")
     planted_sweeps.alive(store, RUNNING, age_s=-3600)  # it lives as long as the tests
-    with served(make_console(Config(), store, (), Access(TOKEN, viewing_needs_token=False), None, "http://127.0.0.1:8265")) as url:
+    with served(planted_sweeps.console_over(store, TOKEN, "http://127.0.0.1:8265")) as url:
         yield url
 
 
