@@ -32,7 +32,7 @@ def environment() -> dict[str, str]:
 
 def records(uri: Path) -> dict[int, dict[str, Any]]:
     """The journal as it lies on the disk."""
-    return {int(path.stem): json.loads(path.read_text()) for path in uri.glob("sweeps/*/journal/*.json")}
+    return {int(path.stem): json.loads(path.read_text()) for path in uri.glob("sweeps/*/journal/[0-9][0-9][0-9][0-9][0-9].json")}
 
 
 def rankers(uri: Path) -> dict[str, str]:
