@@ -1,11 +1,12 @@
-"""The Serve application: all rankers of one run behind one door, and the text encoder for what a request describes.
+"""The Serve application: all rankers of a run behind one door, in any number of releases, and the text encoder for what a request describes.
 
-Reads the finished artifacts of logs, user_codes, groups, item_z, item_codes and of every ranker in train.rankers; writes nothing.
+Reads the release of a finished run (pipelines.publish), which is made here where it was not before, and writes what it is told (serve_apps.told).
 Run: python -m serve_apps.up --config …, or with Serve's own tools: serve run serve_apps/config.yaml (or serve deploy, on a cluster).
 """
 
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,21 +19,17 @@ from ray.serve import Application
 from ray.serve.config import BackpressureConfig, HTTPOptions, gRPCOptions
 from ray.serve.schema import LoggingConfig
 
-from longtail.artifacts import Artifact, Store
+from longtail.artifacts import Store
 from longtail.config import Config, load
 from longtail.settings import Settings
 from longtail.storage import without_secrets
 from pipelines.cluster import ROOT, pool_resources
-from pipelines.codes import ITEM_CODES, USER_CODES
-from pipelines.collaborative import COLLABORATIVE
-from pipelines.groups import GROUPS
-from pipelines.item_z import ITEM_Z
-from pipelines.logs import LOGS
-from pipelines.peers import PEERS
-from pipelines.stage import Stage, find, open_store
-from pipelines.train import RANKER_STAGES
-from serve_apps.deployments import Encoder, Rankers, ServedRun
+from pipelines.publish import publish
+from pipelines.stage import open_store
+from serve_apps.deployments import Encoder, Rankers
 from serve_apps.inference_grpc import SERVICER
+from serve_apps.served_run import Served
+from serve_apps.told import end_writer
 
 logger = logging.getLogger(__name__)
 
@@ -48,38 +45,19 @@ class AppArgs(Settings):
     overrides: tuple[str, ...] = Field((), alias="set", description='"a.b=value" settings')
 
 
-def served_run(config: Config, store: Store) -> ServedRun:
-    """The artifacts of a finished run.
+def served_run(config: Config, store: Store) -> Served:
+    """What serving a finished run takes: its release, which is published now if it was not before.
 
     Raises:
         ValueError: a stage is not finished for this config.
     """
-
-    def finished(stage: Stage) -> Artifact:
-        artifact = find(stage, config, store)
-        if artifact is None:
-            raise ValueError(
-                f"serving reads {stage.name!r}, which is not finished under {store.uri} for this config. "
-                f"Run python -m pipelines.full with the same --config first (or python -m {stage.command})."
-            )
-        return artifact
-
-    return ServedRun(
-        config=config,
-        logs=finished(LOGS),
-        user_codes=finished(USER_CODES),
-        groups=finished(GROUPS),
-        peers=finished(PEERS),
-        collaborative=finished(COLLABORATIVE),
-        item_z=finished(ITEM_Z),
-        item_codes=finished(ITEM_CODES),
-        rankers={name: finished(RANKER_STAGES[name]) for name in config.train.rankers},
-    )
+    release = publish(config, store).artifact
+    return Served(store, release.key, config.serve, time.time_ns() // 1000)
 
 
-def application(run: ServedRun) -> Application:
-    """The two deployments over a finished run."""
-    settings = run.config.serve
+def application(served: Served) -> Application:
+    """The two deployments over a published release."""
+    settings = served.serve
     pool = pool_resources(settings.pool)  # both: no part of serving may stand on a node that can be taken away
     encoder = serve.deployment(
         name="Encoder",
@@ -98,7 +76,7 @@ def application(run: ServedRun) -> Application:
         backpressure_config=BackpressureConfig(retry_after_s=settings.retry_after_s),
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(serve.ingress()(Rankers))
-    return rankers.bind(run, encoder.bind(run), settings.route_prefix)
+    return rankers.bind(served, encoder.bind(served), settings.route_prefix)
 
 
 def build_app(config: Config, store: Store | None = None) -> Application:
@@ -137,14 +115,14 @@ class Deployed:
 
 
 @contextmanager
-def deployed(run: ServedRun) -> Iterator[Deployed]:
+def deployed(served: Served) -> Iterator[Deployed]:
     """The application on the Ray that is up, for the length of a block; Serve itself ends with it, unless it ran before.
 
     Raises:
         ValueError: the port is taken.
     """
-    settings = run.config.serve
-    app = application(run)
+    settings = served.serve
+    app = application(served)
     there_before = bool(serve.status().proxies)
     if there_before:
         options = _running_http_options()
@@ -167,6 +145,7 @@ def deployed(run: ServedRun) -> Iterator[Deployed]:
             serve.delete(APP_NAME)
         else:
             serve.shutdown()  # type: ignore[no-untyped-call]
+            end_writer(served.store.uri)
 
 
 def free_port(host: str, port: int, setting: str = "port") -> int:

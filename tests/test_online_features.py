@@ -1,6 +1,7 @@
 """Online features: what is published of a run answers a request as the run's own indexes answer the same row, from every store."""
 
 import dataclasses
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 
 from longtail.feature_state import FeatureState
 from longtail.features import Rows
+from longtail.online import redis_store
 from longtail.online.features import OnlineFeatures
-from longtail.online.mapped import MappedStore, read_ids, read_meta, read_shared, row_of, write_tables
+from longtail.online.mapped import MappedStore, read_ids, read_meta, read_shared, read_tables, row_of, write_tables
 from longtail.online.records import UserRecord
 from longtail.online.tables import online_tables
 from longtail.peers import PEER_STATS
 from longtail.times import to_us
-from tests import small_features, small_world
+from tests import redis_server, small_features, small_world
 from tests.test_features import SCORES, collaborative
 from tests.test_peers import index
 
@@ -104,3 +106,35 @@ def test_events_that_come_later_are_as_if_the_logs_had_them(tmp_path: Path) -> N
     for name in ("history", "history_days", "user_stats", "cross_stats", "match_stats", "activity"):
         assert np.allclose(got[name], expected[name]), name
     assert got["history"][0, :2].tolist() == [1, 5]
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server.running(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+def test_redis_answers_as_the_mapped_files_do(redis_url: str, tmp_path: Path) -> None:
+    state = small_features.state(collaborative=collaborative(), peers=index())
+    state = dataclasses.replace(state, spec=state.spec.model_copy(update={"collaborative_stats": SCORES.scores, "peer_stats": PEER_STATS}))
+    published(state, small_world.day(40), tmp_path)
+    client = redis_store.connect(redis_url)
+    assert not redis_store.there(client, "k1")
+    with pytest.raises(ValueError, match=r"no features 'k1'.*pipelines\.publish"):
+        redis_store.read(client, "k1")
+    for key in ("k1", "k2"):
+        redis_store.fill(client, key, read_tables(tmp_path))
+    assert redis_store.published_keys(client) == ["k1", "k2"]
+    online = OnlineFeatures.build(*redis_store.read(client, "k1"), redis_store.RedisStore(client, "k1"))
+    for user in ("a", "b", "c", "d", "nobody"):
+        assert_alike(state, online, user, [*ITEMS, "?"], small_world.day(40))
+    redis_store.remove(client, "k1")
+    assert redis_store.published_keys(client) == ["k2"]
+    assert not [name for name in client.keys("*") if b":k1:" in name]
+    assert redis_store.RedisStore(client, "k2").user("a") is not None
+
+
+def test_a_redis_that_does_not_answer_is_told_without_its_password() -> None:
+    with pytest.raises(ValueError, match=r"serve\.redis_url = 'redis://…@127\.0\.0\.1:1/0'.*Start that Redis") as told:
+        redis_store.connect("redis://me:secret@127.0.0.1:1/0")
+    assert "secret" not in str(told.value)

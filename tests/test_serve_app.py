@@ -26,8 +26,11 @@ from longtail.artifacts import Store
 from longtail.checkpoint import save_vocabulary
 from longtail.embeddings import TextEncoder
 from longtail.ranking import Question, StatedItem, StatedUser, Unknowns
+from longtail.releases import check_pairing
 from longtail.serving import AutoscalingSettings
 from pipelines.cluster import ROOT
+from pipelines.stage import find
+from pipelines.train import RANKER_STAGES
 from serve_apps.client import RankClient
 from serve_apps.deployments import Encoder
 from serve_apps.ranking import app_builder, application, deployed, free_port, served_run
@@ -53,7 +56,7 @@ def client(ray_cluster: None, config: Any) -> Iterator[RankClient]:
 
 
 def test_http_scores_are_those_of_the_core(client: RankClient, config: Any) -> None:
-    ranker = served_run(config, Store.open(config.run.uri)).request_ranker()
+    ranker = served_run(config, Store.open(config.run.uri)).open().request_ranker()
     items = ["book", "milk", "odd", "soap", "tea", "never seen"]
     for name in config.train.rankers:
         answer = client.rank({"user_id": "a", "item_ids": items, "ranker": name})
@@ -63,7 +66,7 @@ def test_http_scores_are_those_of_the_core(client: RankClient, config: Any) -> N
 
 
 def test_a_described_user_and_a_described_item_go_through_the_runs_own_encoders(client: RankClient, config: Any) -> None:
-    run = served_run(config, Store.open(config.run.uri))
+    run = served_run(config, Store.open(config.run.uri)).open()
     ranker, encoder = run.request_ranker(), run.encoder()
     body = {
         "user_id": "new",
@@ -115,7 +118,7 @@ def test_replicas_follow_the_settings(config: Any) -> None:
     scaled = {"autoscaling": AutoscalingSettings(min_replicas=2, max_replicas=5, target_ongoing_requests=3), "drain_timeout_s": 7.0}
     for more, replicas in (({"num_replicas": 3}, (3, None)), (scaled, (None, (2, 5, 3.0)))):
         changed = config.model_copy(update={"serve": config.serve.model_copy(update=more)})
-        bound: Any = application(replace(run, config=changed))
+        bound: Any = application(replace(run, serve=changed.serve))
         found = bound._bound_deployment._deployment_config
         scaling = found.autoscaling_config
         told = None if scaling is None else (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests)
@@ -173,53 +176,72 @@ def test_the_serve_file_names_the_builder_and_the_builder_is_strict(config: Any,
 
 
 def test_a_run_that_is_not_finished_is_refused_with_the_command(config: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"serving reads 'logs', which is not finished .* python -m pipelines\.full"):
+    with pytest.raises(ValueError, match=r"stage 'online_features' reads 'logs', which is not finished .* python -m pipelines\.full"):
         served_run(config, Store.open(str(tmp_path)))
 
 
 def test_no_request_waits_for_the_text_models(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = Encoder(served_run(config, Store.open(config.run.uri)))
+    served = served_run(config, Store.open(config.run.uri))
+    encoder = Encoder(served)
 
     def loading(self: TextEncoder, settings: object) -> None:
         raise AssertionError("a request loads a text model")
 
     monkeypatch.setattr(TextEncoder, "__init__", loading)
-    encoded = asyncio.run(encoder.encode(Unknowns(StatedUser({"city": "Ulm"}), (StatedItem("oat", "Oat drink"),))))
+    encoded = asyncio.run(encoder.encode(served.release, Unknowns(StatedUser({"city": "Ulm"}), (StatedItem("oat", "Oat drink"),))))
     assert encoded.user_codes is not None
     assert len(encoded.item_z_ND) == 1
 
 
 def test_described_users_are_placed_by_the_codebook_where_profiles_come_first_in_it(config: Any) -> None:
-    run = served_run(config, Store.open(config.run.uri))
+    run = served_run(config, Store.open(config.run.uri)).open()
     assert run.encoder().user_codebook_SKD is not None
     for spaces, placed in ((("titles", "behaviour"), False), (("titles", "profile"), False), (("profile", "titles"), True)):
         other = replace(run, config=config.model_copy(update={"user_spaces": config.user_spaces.model_copy(update={"spaces": spaces})}))
         assert (other.encoder().user_codebook_SKD is not None) == placed
 
 
-def test_a_checkpoint_of_other_ids_is_refused(config: Any, tmp_path: Path) -> None:
-    run = served_run(config, Store.open(config.run.uri))
-    checkpoint = run.local(run.rankers["base"], "checkpoint")
-    for users, items, said in [
-        (
-            ["a", "b", "c", "d"],
-            ["book", "milk", "odd", "tea", "soap"],
-            r"'base' was trained with 5 items .* have 5: row 4 is 'tea' in .*vocabulary\.json and 'soap' in",
-        ),
+@pytest.mark.parametrize(
+    ("users", "items", "said"),
+    [
+        (["a", "b", "c", "d"], ["book", "milk", "odd", "tea", "soap"], r"'base' was trained with 5 items .* have 5: row 4 is 'tea' in .* and 'soap' in"),
         (["a", "b", "c"], ["book", "milk", "odd", "soap", "tea"], r"'base' was trained with 3 users .* 4: row 4 is missing in .* and 'd' in .*train it again"),
-    ]:
-        copy = tmp_path / str(len(users))
-        shutil.copytree(checkpoint, copy / "checkpoint")
-        save_vocabulary(copy / "checkpoint", users, items)
-        other = replace(run.rankers["base"], root=str(copy))
-        with pytest.raises(ValueError, match=said):
-            replace(run, rankers={**run.rankers, "base": other}).request_ranker()
+    ],
+)
+def test_a_checkpoint_of_other_ids_is_not_published(tmp_path: Path, users: list[str], items: list[str], said: str) -> None:
+    config = small_run.publish(tmp_path)
+    store = Store.open(config.run.uri)
+    base = find(RANKER_STAGES["base"], config, store)
+    assert base is not None
+    save_vocabulary(Path(base.path("checkpoint")), users, items)
+    with pytest.raises(ValueError, match=said):
+        served_run(config, store)
+
+
+def test_a_release_is_of_one_run_and_of_what_was_published(tmp_path: Path) -> None:
+    config = small_run.publish(tmp_path)
+    store = Store.open(config.run.uri)
+    served = served_run(config, store)
+    release = served.open().release
+    base = release.rankers["base"]
+    strange = replace(base, manifest={**base.manifest, "inputs": {"item_codes": {"key": "other", "content_hash": "of another run"}}})
+    with pytest.raises(ValueError, match=r"ranker base .* was made from item_codes other, and the release has item_codes .*publish the run that trained it"):
+        check_pairing(replace(release, rankers={"base": strange}))
+    manifest = Path(base.root).parent / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(base.content_hash, "0" * 16))
+    with pytest.raises(ValueError, match=rf"was published with another base/{base.key} than is there now"):
+        served.open()
+    shutil.rmtree(manifest.parent)
+    with pytest.raises(ValueError, match=rf"release {release.key} reads base/{base.key}, which is not under"):
+        served.open()
+    with pytest.raises(ValueError, match=rf"no release 'r9' under .* \(there: {release.key}\)"):
+        served.open("r9")
 
 
 def test_copies_of_a_remote_run_lie_in_the_cache(config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LONGTAIL_CACHE", str(tmp_path / "cache"))
-    run = served_run(config, Store.open(config.run.uri))
-    artifact = run.rankers["base"]
+    run = served_run(config, Store.open(config.run.uri)).open()
+    artifact = run.release.rankers["base"]
     root = Path(artifact.root).parent
     remote = replace(artifact, fs=pafs.SubTreeFileSystem(str(root), pafs.LocalFileSystem()), root=Path(artifact.root).name)
     copied = run.local(remote, "checkpoint")
@@ -228,9 +250,9 @@ def test_copies_of_a_remote_run_lie_in_the_cache(config: Any, monkeypatch: pytes
 
 
 def test_the_default_ranker_is_one_that_the_run_has(config: Any) -> None:
-    run = served_run(config, Store.open(config.run.uri))
+    run = served_run(config, Store.open(config.run.uri)).open()
     assert run.default_ranker == "choirrec"
-    assert replace(run, rankers={"base": run.rankers["base"]}).default_ranker == "base"
+    assert replace(run, release=replace(run.release, rankers={"base": run.release.rankers["base"]})).default_ranker == "base"
 
 
 def test_a_taken_port_is_refused_before_anything_starts() -> None:

@@ -2,12 +2,14 @@
 serve_apps puts both on Ray Serve. Run: python -m serve_apps.up --config …
 """
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from longtail.rankers.settings import RankerName
+from longtail.rollouts import GuardSettings
 from longtail.settings import POOL_NAME, Settings
+from longtail.storage import Place
 
 
 class AutoscalingSettings(Settings):
@@ -33,11 +35,16 @@ class AutoscalingSettings(Settings):
 class ServeSettings(Settings):
     """The Serve application."""
 
+    guards: GuardSettings = GuardSettings()
+    told_wait_s: float = Field(5.0, ge=0, le=300, description="what PUT and POST may wait until every replica has taken in what they tell")
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
     grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC, on every address; None: not served")
     route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9_~-][A-Za-z0-9._~-]*/?)*$")
     default_ranker: RankerName = "choirrec"
+    feature_store: Literal["embedded", "redis"] = Field("embedded", description="embedded: files of the release, mapped into memory | redis: for many nodes")
+    redis_url: Place = Field("redis://127.0.0.1:6379/0", description="redis://host:port/db; read with feature_store = redis")
+    kept_features: int = Field(3, ge=2, description="versions of features that stay in Redis; publishing one more removes the oldest")
     num_replicas: int = Field(1, ge=1, le=10_000, description="of the rankers, which hold the checkpoints and the feature state")
     autoscaling: AutoscalingSettings | None = Field(None, description="None: num_replicas, whatever the load")
     num_cpus: float = Field(0.3, ge=0, description="per replica of the rankers")

@@ -4,13 +4,15 @@ Rows of added items lie behind the catalogue's own and behind those that a reque
 Letters: K added items.
 """
 
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from longtail.features import ItemFacts
+from longtail.online.records import UserRecord
 
 FACTS = {"leaf_B": np.int64, "root_B": np.int64, "brand_B": np.int64, "cluster_B": np.int64, "log_price_B": np.float32, "first_seen_B": np.int64}
 
@@ -38,3 +40,58 @@ class AddedItems:
         """Set what is known of an added item; `facts` has one row."""
         for name, values in self.facts.items():
             values[row - self.first_row] = getattr(facts, name)[0]
+
+
+@dataclass(frozen=True)
+class SeenEvent:
+    """An event that came after the logs."""
+
+    user_id: str
+    item_id: str
+    kind: str
+    time_us: int
+    price: float | None = None
+
+
+@dataclass
+class AddedUser:
+    """What was told of one user since the logs ended."""
+
+    attributes_A: npt.NDArray[np.int32] | None = None
+    codes_S: npt.NDArray[np.int32] | None = None
+    events: list[tuple[int, int, bool, float]] = field(default_factory=list)  # item row, time, purchase, log price
+
+    def over(self, record: UserRecord) -> UserRecord:
+        """The user's record with all that."""
+        if self.attributes_A is not None:
+            record = replace(record, attributes_A=np.where(self.attributes_A > 0, self.attributes_A, record.attributes_A))
+        if self.codes_S is not None and record.codes is None:
+            record = replace(record, codes_S=self.codes_S)
+        if not self.events:
+            return record
+        rows, times, purchases, prices = zip(*self.events, strict=True)
+        return record.with_events(np.array(rows, np.int64), np.array(times, np.int64), np.array(purchases, bool), np.array(prices, np.float64))
+
+
+@dataclass
+class AddedUsers:
+    """Users of whom something was told since; safe to read while it is written."""
+
+    _users: dict[str, AddedUser] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def find(self, user_id: str) -> AddedUser | None:
+        """What was told of a user, as it is now."""
+        with self._lock:
+            found = self._users.get(user_id)
+            return None if found is None else replace(found, events=list(found.events))
+
+    def put(self, user_id: str, attributes_A: npt.NDArray[np.int32], codes_S: npt.NDArray[np.int32]) -> None:
+        """Replace a user's attributes and codes; events stay."""
+        with self._lock:
+            user = self._users.setdefault(user_id, AddedUser())
+            user.attributes_A, user.codes_S = attributes_A, codes_S
+
+    def add_event(self, user_id: str, item_row: int, time_us: int, purchase: bool, log_price: float) -> None:
+        with self._lock:
+            self._users.setdefault(user_id, AddedUser()).events.append((item_row, time_us, purchase, log_price))

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longtail.entities import Entities
+from longtail.entities import UNKNOWN_TIME, Entities
 from longtail.features import NEVER_DAYS, Columns, Floats, Ints, ItemFacts, age_days, item_columns, recency
 from longtail.lent import UserGroups
 from longtail.online.added import AddedItems
+from longtail.online.mapped import MappedStore
 from longtail.online.records import UserRecord, UserStore
-from longtail.online.tables import Array, OnlineMeta, entities_of
+from longtail.online.tables import Array, OnlineMeta, OnlineTables, entities_of
 from longtail.peers import PEER_STATS, TARGETS
 from longtail.times import DAY_US
 
@@ -67,6 +68,12 @@ class OnlineFeatures:
         added = AddedItems(len(item_ids) + 1 if first_added_row is None else first_added_row)
         return OnlineFeatures(meta, shared, entities_of(meta, shared, item_ids), _groups(meta, shared), users, added)
 
+    @staticmethod
+    def of(tables: OnlineTables, first_added_row: int | None = None) -> "OnlineFeatures":
+        """Out of tables in memory."""
+        users = MappedStore(tables.per_user, tables.user_ids, tables.meta.num_peer_levels)
+        return OnlineFeatures.build(tables.meta, tables.shared, tables.item_ids, users, first_added_row)
+
     def published(self, item_row_B: Ints) -> Ints:
         """Rows in the published tables: 0, of which nothing is known, for what was added since."""
         published_B: Ints = np.where(item_row_B < len(self.shared["item_leaf"]), item_row_B, 0)
@@ -89,6 +96,17 @@ class OnlineFeatures:
         if stated is None:
             return found
         return ItemFacts(**{f.name: np.where(item_row_B == 0, getattr(stated, f.name), getattr(found, f.name)) for f in fields(ItemFacts)})
+
+    def put_item(self, row: int, facts: ItemFacts) -> None:
+        """Set what is known of an item, added or published; `facts` has one row."""
+        if row >= self.added.first_row:
+            self.added.put(row, facts)
+            return
+        for name, array in (("leaf_B", "item_leaf"), ("root_B", "item_root"), ("brand_B", "item_brand"), ("cluster_B", "item_cluster")):
+            self.shared[array][row] = getattr(facts, name)[0]
+        self.shared["item_log_price"][row] = facts.log_price_B[0]
+        if facts.first_seen_B[0] < self.shared["item_first_seen"][row] or self.shared["item_first_seen"][row] == UNKNOWN_TIME:
+            self.shared["item_first_seen"][row] = facts.first_seen_B[0]
 
     def columns(
         self, user: UserRecord, item_row_B: Ints, now_us: int, stated: ItemFacts | None, own_A: npt.NDArray[np.int32], codes: tuple[int, ...] | None
@@ -202,12 +220,14 @@ class OnlineFeatures:
             known_B = np.where(wanted_B < len(everyone_N), wanted_B, 0)  # what came after the snapshot has been met by nobody
             number_B = np.where(wanted_B < len(everyone_N), everyone_N[known_B], 0)
             everyone_B = (number_B - by_target[target].had_met(wanted_B, snapshot) + 0.5) / (others + 1)
-            distinct, at_B = np.unique(wanted_B, return_inverse=True)
-            found_T = np.searchsorted(distinct, met.column_T[place])
-            asked = np.flatnonzero((found_T < len(distinct)) & (distinct[np.minimum(found_T, len(distinct) - 1)] == met.column_T[place]))
+            distinct, at_B = np.unique(known_B, return_inverse=True)
+            place_C = np.zeros(len(everyone_N), np.int32)  # among the distinct ones, from 1
+            place_C[distinct] = np.arange(1, len(distinct) + 1)
+            found_T = place_C[met.column_T[place]]
+            asked = np.flatnonzero(found_T)
             share_B = everyone_B
             for weight_L, support in zip(weights_VL, supports, strict=True):
-                met_B = np.bincount(found_T[asked], weight_L[met.owner_T[place][asked]], len(distinct))[at_B]
+                met_B = np.bincount(found_T[asked] - 1, weight_L[met.owner_T[place][asked]], len(distinct))[at_B] * (wanted_B == known_B)
                 share_B = (met_B + self.meta.prior_users * share_B) / (support + self.meta.prior_users)
             out[:, place] = np.where(wanted_B > 0, np.log(share_B / everyone_B), 0)
         out[:, -1] = np.log1p(supports[-1])

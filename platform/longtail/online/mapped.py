@@ -79,7 +79,7 @@ class MappedStore:
             begin, length = starts[user_rows], starts[user_rows + 1] - starts[user_rows]
             owner = np.repeat(np.arange(len(user_rows)), length)
             place = np.arange(len(owner)) + (begin - np.cumsum(length) + length)[owner]
-            columns.append(np.asarray(self.arrays[f"met_{target}"][place]))
+            columns.append(self.arrays[f"met_{target}"][place])
             owners.append(owner)
         return Met(tuple(columns), tuple(owners))
 
@@ -103,14 +103,14 @@ def record_of(arrays: Mapping[str, Array], row: int, num_peer_levels: int) -> Us
     levels = range(num_peer_levels)
     return UserRecord(
         user_row=row,
-        attributes_A=np.asarray(arrays["attributes"][row]),
-        codes_S=np.asarray(codes) if len(codes) and codes[0] >= 0 else np.zeros(0, np.int32),
-        item_row_E=np.asarray(arrays["event_item"][start:end]).astype(np.int64),
-        time_E=np.asarray(arrays["event_time"][start:end]),
-        purchase_E=np.asarray(arrays["event_purchase"][start:end]),
-        log_price_E=np.asarray(arrays["event_log_price"][start:end]),
-        peer_row_VP=tuple(np.asarray(arrays[f"peer_row_{level}"][row]).astype(np.int64) for level in levels),
-        peer_weight_VP=tuple(np.asarray(arrays[f"peer_weight_{level}"][row]) for level in levels),
+        attributes_A=arrays["attributes"][row],
+        codes_S=codes if len(codes) and codes[0] >= 0 else np.zeros(0, np.int32),
+        item_row_E=arrays["event_item"][start:end].astype(np.int64),
+        time_E=arrays["event_time"][start:end],
+        purchase_E=arrays["event_purchase"][start:end],
+        log_price_E=arrays["event_log_price"][start:end],
+        peer_row_VP=tuple(arrays[f"peer_row_{level}"][row].astype(np.int64) for level in levels),
+        peer_weight_VP=tuple(arrays[f"peer_weight_{level}"][row] for level in levels),
     )
 
 
@@ -120,7 +120,7 @@ def met_of(arrays: Mapping[str, Array], row: int) -> dict[str, npt.NDArray[np.in
     for target in TARGETS:
         if f"met_{target}" in arrays:
             start, end = (int(place) for place in arrays[f"met_starts_{target}"][row : row + 2])
-            found[target] = np.asarray(arrays[f"met_{target}"][start:end])
+            found[target] = arrays[f"met_{target}"][start:end]
     return found
 
 
@@ -129,7 +129,7 @@ def _mapped(folder: Path, mode: Any) -> dict[str, Array]:
     found = {}
     for path in sorted(folder.glob("*.npy")):
         try:
-            found[path.stem] = np.load(path, mmap_mode=mode)
+            found[path.stem] = np.asarray(np.load(path, mmap_mode=mode))  # a plain view of the mapped pages: np.memmap's own indexing is slow
         except ValueError:
             found[path.stem] = np.load(path)
     return found

@@ -69,7 +69,8 @@ class UserRecord:
         }
         for level, (rows_P, weights_P) in enumerate(zip(self.peer_row_VP, self.peer_weight_VP, strict=True)):
             arrays[f"peers_{level}"], arrays[f"weights_{level}"] = rows_P.astype(np.int32), weights_P
-        return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        content: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        return content
 
     @staticmethod
     def from_bytes(content: bytes) -> "UserRecord":

@@ -28,8 +28,6 @@ from longtail.times import to_us
 
 Array = npt.NDArray[Any]
 
-NEVER = np.iinfo(np.int64).min
-
 
 class OnlineMeta(BaseModel):
     """What the arrays are of; stands beside them as JSON."""
@@ -40,6 +38,7 @@ class OnlineMeta(BaseModel):
     snapshot_us: int  # of what is known about items
     since_us: int  # requests of an earlier time would see what came later
     group_as_of_us: int | None  # None: no snapshot of groups by then
+    kinds: tuple[str, ...]  # of the events that histories and counts are made of, the strongest last
     history_length: int
     cluster_depth: int
     min_group_size: int
@@ -107,6 +106,7 @@ def online_tables(state: FeatureState, end: datetime) -> OnlineTables:
         snapshot_us=snapshot,
         since_us=max(since),
         group_as_of_us=int(groups.as_of_T[at_group]) if at_group >= 0 else None,
+        kinds=own.behaviour.kinds,
         history_length=own.settings.history_length,
         cluster_depth=own.settings.cluster_depth,
         min_group_size=groups.min_size,
