@@ -112,9 +112,11 @@ def request_ranker(settings: Config, max_items: int, end: datetime = small_world
     return RequestRanker(OnlineFeatures.of(tables, len(tables.item_ids) + 1 + max_items), rankers(settings), max_items, versions=versions)
 
 
-def publish(folder: Path) -> Config:
-    """Write the run below `folder`; its config finds it."""
+def publish(folder: Path, learning_rate: float | None = None, spoil: Callable[[Ranker], object] | None = None) -> Config:
+    """Write the run below `folder`; its config finds it. With another learning rate, only the rankers are others: those that `spoil` makes of them."""
     settings = config(str(folder))
+    if learning_rate is not None:
+        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": learning_rate})})
     store = Store.open(settings.run.uri)
     done: dict[str, Artifact] = {}
     entities = small_world.entities()
@@ -169,6 +171,8 @@ def publish(folder: Path) -> Config:
     commit(LIFTS, nothing)
     commit(LENT, nothing)
     for name, ranker in rankers(settings).items():
+        if spoil is not None:
+            spoil(ranker)
 
         def write_checkpoint(draft: Draft, ranker: Ranker = ranker) -> None:
             checkpoint = Path(draft.path("checkpoint/ranker.json")).parent

@@ -73,9 +73,7 @@ class FileLog:
     def read(self, after: int) -> Iterator[tuple[int, str]]:
         """See ToldLog."""
         done = after
-        for place, (first, path) in enumerate(self.segments):
-            if place + 1 < len(self.segments) and self.segments[place + 1][0] <= done + 1 and self.segments[place + 1][0] > first:
-                continue  # all of it lies before what is asked for
+        for first, path in self.segments:
             with self.fs.open_input_stream(path) as stream:
                 lines = stream.read().decode().splitlines()
             for number, line in enumerate(lines, start=first):
