@@ -53,17 +53,43 @@ def picture() -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
-@pytest.mark.parametrize("store", ["embedded", "redis"])
-def test_day_one(ray_cluster: None, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, store: str) -> None:
+def test_day_one_a_restart_and_a_rollout(ray_cluster: None, tmp_path: Path) -> None:
     config = small_run.publish(tmp_path)
-    if store == "embedded":
-        _day_one(config)
-        return
+    store = Store.open(config.run.uri)
+    good = served_run(small_run.publish(tmp_path, 0.5, shifted), store).release
+    broken = served_run(small_run.publish(tmp_path, 0.25, spoiled), store).release
+    guards = config.serve.guards.model_copy(update={"min_requests": 50, "max_latency_ratio": 100.0, "max_psi": 100.0})
+    told = _day_one(config, guards=guards)
+    with serving(config, guards=guards) as url:  # Serve, replicas and writer are new
+        _as_told(url, told)
+        _rollout(url, good, broken)
+
+
+@pytest.mark.slow
+def test_day_one_in_redis(ray_cluster: None, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    config = small_run.publish(tmp_path)
     with redis_server.running(tmp_path_factory.mktemp("redis")) as url:
-        _day_one(config, feature_store="redis", redis_url=url)
+        serve: dict[str, Any] = {"feature_store": "redis", "redis_url": url}
+        told = _day_one(config, **serve)
+        with serving(config, **serve) as url:
+            _as_told(url, told)
 
 
-def _day_one(config: Config, **serve: Any) -> None:
+@pytest.mark.slow
+def test_what_was_promoted_stays_after_a_restart(ray_cluster: None, tmp_path: Path) -> None:
+    config = small_run.publish(tmp_path)
+    good = served_run(small_run.publish(tmp_path, 0.5, shifted), Store.open(config.run.uri)).release
+    with serving(config) as url:
+        stable = ask(url, "a")["release"]
+        assert requests.post(f"{url}/v1/rollout", json={"action": "promote", "release": good}, timeout=60).ok
+    with serving(config) as url:
+        assert ask(url, "a")["release"] == good
+        assert requests.post(f"{url}/v1/rollout", json={"action": "rollback"}, timeout=60).ok
+        assert ask(url, "a")["release"] == stable
+
+
+def _day_one(config: Config, **serve: Any) -> dict[str, Any]:
+    """Tell of an item, a user and events; returns what users are answered then."""
     later = small_world.day(41).isoformat()
     with serving(config, **serve) as url:
         first = ask(url, "a", [*ITEMS, "oat"])
@@ -88,10 +114,14 @@ def _day_one(config: Config, **serve: Any) -> None:
         early = requests.post(f"{url}/v1/events", json={"events": [event | {"ts": small_world.day(3).isoformat()}]}, timeout=60)
         assert (early.status_code, early.json()["type"]) == (422, "urn:longtail:problem:event-too-early")
         assert requests.put(f"{url}/v1/items/x", json={"price": 1}, timeout=60).status_code == 422
-    with serving(config, **serve) as url:  # Serve, replicas and writer are new
-        for user, answer in expected.items():
-            assert ask(url, user, [*ITEMS, "oat"], explain=True)["items"] == answer["items"]
-        assert tell("POST", f"{url}/v1/events", {"events": [event]})["told_before"] == 1
+    return expected
+
+
+def _as_told(url: str, told: dict[str, Any]) -> None:
+    for user, answer in told.items():
+        assert ask(url, user, [*ITEMS, "oat"], explain=True)["items"] == answer["items"]
+    event = {"event_id": "2", "user_id": "a", "item_id": "oat", "kind": "purchase", "ts": small_world.day(41).isoformat()}
+    assert tell("POST", f"{url}/v1/events", {"events": [event]})["told_before"] == 1
 
 
 def until(what: str, url: str, seconds: float = 60) -> dict[str, Any]:
@@ -106,32 +136,23 @@ def until(what: str, url: str, seconds: float = 60) -> dict[str, Any]:
             ask(url, f"user {number}")
 
 
-def test_a_canary_that_breaks_is_taken_back_and_a_good_one_is_promoted(ray_cluster: None, tmp_path: Path) -> None:
-    config = small_run.publish(tmp_path)
-    store = Store.open(config.run.uri)
-    good = served_run(small_run.publish(tmp_path, 0.5, shifted), store).release
-    broken = served_run(small_run.publish(tmp_path, 0.25, spoiled), store).release
-    guards = config.serve.guards.model_copy(update={"min_requests": 50, "max_latency_ratio": 100.0, "max_psi": 100.0})
-    with serving(config, guards=guards) as url:
-        stable = ask(url, "a")["release"]
-        there = [one["release"] for one in requests.get(f"{url}/v1/releases", timeout=60).json()["releases"]]
-        assert set(there) == {stable, good, broken}
+def _rollout(url: str, good: str, broken: str) -> None:
+    """A canary that breaks is taken back by itself, a good one is promoted."""
+    stable = ask(url, "a")["release"]
+    there = [one["release"] for one in requests.get(f"{url}/v1/releases", timeout=60).json()["releases"]]
+    assert set(there) == {stable, good, broken}
 
-        def change(**body: Any) -> requests.Response:
-            return requests.post(f"{url}/v1/rollout", json=body, timeout=120)
+    def change(**body: Any) -> requests.Response:
+        return requests.post(f"{url}/v1/rollout", json=body, timeout=120)
 
-        assert change(action="canary", release=broken, weight=0.5).ok
-        state = until("rolled back by itself", url)
-        assert (state["state"]["canary"], state["state"]["stable"]) == (None, stable)
-        assert "requests failed" in state["state"]["reason"]
-        assert change(action="canary", release="r9", weight=0.5).json()["type"] == "urn:longtail:problem:unknown-release"
-        assert change(action="promote").json()["type"] == "urn:longtail:problem:rollout"
-        assert change(action="canary", release=good, weight=0.5).ok
-        assert {ask(url, f"user {number}")["release"] for number in range(20)} == {stable, good}
-        assert change(action="promote").ok
-        assert {ask(url, f"user {number}")["release"] for number in range(20)} == {good}
-        assert requests.get(f"{url}/v1/models", timeout=60).json()["release"] == good
-    with serving(config, guards=guards) as url:
-        assert ask(url, "a")["release"] == good, "what was promoted stays after a restart"
-        assert requests.post(f"{url}/v1/rollout", json={"action": "rollback"}, timeout=60).ok
-        assert ask(url, "a")["release"] == stable
+    assert change(action="canary", release=broken, weight=0.5).ok
+    state = until("rolled back by itself", url)
+    assert (state["state"]["canary"], state["state"]["stable"]) == (None, stable)
+    assert "requests failed" in state["state"]["reason"]
+    assert change(action="canary", release="r9", weight=0.5).json()["type"] == "urn:longtail:problem:unknown-release"
+    assert change(action="promote").json()["type"] == "urn:longtail:problem:rollout"
+    assert change(action="canary", release=good, weight=0.5).ok
+    assert {ask(url, f"user {number}")["release"] for number in range(20)} == {stable, good}
+    assert change(action="promote").ok
+    assert {ask(url, f"user {number}")["release"] for number in range(20)} == {good}
+    assert requests.get(f"{url}/v1/models", timeout=60).json()["release"] == good
