@@ -1,6 +1,7 @@
 """The Serve application over HTTP: a small finished run, deployed on Ray Serve with its real checkpoints, text encoder and codebooks."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -154,6 +155,18 @@ def test_the_open_inference_protocol_over_http_and_grpc(client: RankClient, conf
             service.ModelInfer(request, timeout=30)
         assert refused.value.code() == grpc.StatusCode.NOT_FOUND
         assert "Serving are" in refused.value.details()
+
+
+def test_a_teams_own_v2_client_gets_the_scores_over_http_and_grpc(client: RankClient, config: Any) -> None:
+    v1 = client.rank({"user_id": "a", "item_ids": ["tea", "book"], "ranker": "choirrec"})
+    expected = {item["item_id"]: item["score"] for item in v1["items"]}
+    addresses = [client.url.removeprefix("http://"), f"127.0.0.1:{config.serve.grpc_port}"]
+    run = subprocess.run([sys.executable, str(ROOT / "tests" / "v2_client.py"), *addresses], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    for told in json.loads(run.stdout).values():
+        assert told["versions"] == [v1["version"]]
+        for scores in (told["scores"], told["pinned"]):
+            assert scores == pytest.approx([expected["tea"], expected["book"]], abs=1e-6)
 
 
 def test_the_serve_file_names_the_builder_and_the_builder_is_strict(config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
