@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from actors import metrics as ray_metrics
 from actors.score import Scorer
 from longtail import schema
-from longtail.artifacts import Artifact, Draft, Store, source_commit
+from longtail.artifacts import Artifact, Draft, source_commit
 from longtail.config import Config
 from longtail.evaluation import Metrics, evaluate
+from longtail.lineage import upstream
 from longtail.report import CodeUse, Hits, Report, StageRecord, page
 from longtail.run_state import logs_info
 from longtail.sample_files import side_by_side
@@ -76,7 +77,7 @@ def _build(context: Context, draft: Draft) -> Result:
         seed=context.seed,
         logs=logs_info(context.inputs["logs"]),
         metrics=metrics,
-        stages=lineage(context.store, context.inputs),
+        stages=[StageRecord.of(artifact.manifest) for artifact in upstream(context.store, context.inputs.values())],
         profile_outcomes=dict(Counter(context.inputs["profiles"].read("profiles", ["outcome"]).column("outcome").to_pylist())),
         group_sizes=_group_sizes(context.inputs["groups"]),
         codes={"users": _code_use(context.inputs["user_codes"]), "items": _code_use(context.inputs["item_codes"])},
@@ -119,22 +120,6 @@ def _score_all(context: Context, draft: Draft, rankers: Sequence[str]) -> tuple[
     checkpoints = {ranker: context.inputs[ranker] for ranker in rankers}
     said = work.pool(Scorer, (checkpoints, samples.fs, spec, compute.batch_size), "score", jobs, {"evaluate": compute}, context.config.cluster)
     return sum(rows for rows, _ in said), sum(predicted for _, predicted in said)
-
-
-def lineage(store: Store, inputs: Mapping[str, Artifact]) -> list[StageRecord]:
-    """Every artifact that `inputs` come from, each after what it reads, by the links between manifests."""
-    found: dict[str, StageRecord] = {}
-
-    def visit(artifact: Artifact | None) -> None:
-        if artifact is None or artifact.key in found:
-            return
-        for given in artifact.manifest["inputs"].values():
-            visit(store.find(given["stage"], given["key"]))
-        found[artifact.key] = StageRecord.of(artifact.manifest)
-
-    for artifact in inputs.values():
-        visit(artifact)
-    return list(found.values())
 
 
 def _group_sizes(groups: Artifact) -> dict[int, list[int]]:

@@ -87,7 +87,7 @@ def _report(outcomes: list[Outcome], answers: list[tuple[str, dict[str, Any], di
             f"its answer    {json.dumps({**first[2], 'items': first[2]['items'][:1]})}  (first of {len(first[2]['items'])} items)",
             "",
             f"report        {evaluation.path('report.html')}",
-            "console       make up: the rankers at http://127.0.0.1:8000/docs and Ray's dashboard, until Ctrl-C",
+            "console       make up: http://127.0.0.1:8000/console/ over this run, the rankers and Ray's dashboard, until Ctrl-C",
             f"took          {seconds / 60:.1f} min, {peak_bytes / 2**30:.1f} GiB at the peak",
         ]
     )

@@ -3,6 +3,7 @@
 Rankers   the application's door: the HTTP side, and the releases that are being served, in one process, since a hop between two costs more than ranking does;
           asks Encoder only for what a release does not know, and follows the writer of what the application is told (serve_apps.told)
 Encoder   text encoders, item projections and codebooks of those releases; loaded before it is ready, so that no request waits for a model
+Console   the pages for people (serve_apps.console.deployment): Rankers hands on what comes for /console
 """
 
 import asyncio
@@ -20,6 +21,8 @@ from longtail.newcomers import NewcomerEncoder
 from longtail.online.entries import parse
 from longtail.ranking import Encoded, StatedUser, Unknowns
 from longtail.rollouts import Rollout
+from serve_apps.access import Access
+from serve_apps.console.bridge import Answered, Asked, Bridge
 from serve_apps.inference_grpc import InferenceService
 from serve_apps.served_run import Served
 from serve_apps.service import AnyEntry, RankingService
@@ -81,9 +84,9 @@ class Encoder:
 class Rankers(InferenceService):
     """Every ranker of the releases being served, and the application's only door: HTTP, and gRPC by the methods of InferenceService."""
 
-    def __init__(self, served: Served, encoder: Any, route_prefix: str) -> None:
+    def __init__(self, served: Served, encoder: Any, route_prefix: str, access: Access, console: Any = None) -> None:
         torch.set_num_threads(served.serve.num_threads)
-        self._encoder = encoder
+        self._encoder, self._access, self._console = encoder, access, console
         self._writer = writer_of(served.store.uri, served.serve)
         self._name = uuid.uuid4().hex[:12]
         told, rollout = ray.get(self._writer.begin.remote(served.release, served.deployed_us))
@@ -96,10 +99,15 @@ class Rankers(InferenceService):
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve takes the application from here once the constructor is done."""
-        return web_app(self._service.info, self._service.answer, self._root_path, self.not_ready, self._teller)
+        bridge = None if self._console is None else Bridge(self._from_console)
+        return web_app(self._service.info, self._service.answer, self._root_path, self.not_ready, self._teller, self._access, bridge)
 
     def __del__(self) -> None:
         self._ended.set()
+
+    async def _from_console(self, asked: Asked) -> Answered:
+        answered: Answered = await self._console.respond.remote(asked)
+        return answered
 
     async def not_ready(self) -> list[str]:
         """What does not answer, of the deployments that this one asks."""

@@ -1,6 +1,7 @@
 """Problem details (RFC 9457): how the application says no, and the handlers that turn every failure into one."""
 
 import logging
+from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,10 +31,13 @@ class Problem(BaseModel):
 class RequestProblemError(Exception):
     """A request that cannot be answered, as a problem."""
 
-    def __init__(self, status: int, kind: str, title: str, detail: str, remedy: str, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, status: int, kind: str, title: str, detail: str, remedy: str, retry_after_s: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
         self.problem = Problem(type=f"urn:longtail:problem:{kind}", title=title, status=status, detail=detail, remedy=remedy, errors=[])
         self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
 
 
 def refuse_unready(lacking: list[str]) -> None:
@@ -59,29 +63,33 @@ def internal(error: Exception) -> Problem:
     )
 
 
+def invalid_request(error: RequestValidationError) -> Problem:
+    """Fields that break a rule, a line each."""
+    found = error.errors()
+    lines = [f"{'.'.join(str(part)[:80] for part in e['loc'][1:]) or 'body'}: {e['msg'].removeprefix('Value error, ')[:300]}" for e in found[:MOST_ERRORS]]
+    lines += [f"and {len(found) - MOST_ERRORS:,} more"] if len(found) > MOST_ERRORS else []
+    return Problem(
+        type="urn:longtail:problem:invalid-request",
+        title="The request breaks a rule",
+        status=422,
+        detail=lines[0] if len(found) == 1 else f"{len(found):,} fields are refused.",
+        remedy="Mend what `errors` names; /docs has the fields, their limits and examples.",
+        errors=lines,
+    )
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """Answer every failure with a problem."""
 
     @app.exception_handler(RequestProblemError)
     async def refusal(request: Request, error: RequestProblemError) -> JSONResponse:
-        return problem_response(error.problem, error.retry_after_s, request)
+        response = problem_response(error.problem, error.retry_after_s, request)
+        response.headers.update(error.headers)
+        return response
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        found = error.errors()
-        lines = [f"{'.'.join(str(part)[:80] for part in e['loc'][1:]) or 'body'}: {e['msg'].removeprefix('Value error, ')[:300]}" for e in found[:MOST_ERRORS]]
-        lines += [f"and {len(found) - MOST_ERRORS:,} more"] if len(found) > MOST_ERRORS else []
-        return problem_response(
-            Problem(
-                type="urn:longtail:problem:invalid-request",
-                title="The request breaks a rule",
-                status=422,
-                detail=lines[0] if len(found) == 1 else f"{len(found):,} fields are refused.",
-                remedy="Mend what `errors` names; /docs has the fields, their limits and examples.",
-                errors=lines,
-            ),
-            request=request,
-        )
+        return problem_response(invalid_request(error), request=request)
 
     @app.exception_handler(BodyTooLargeError)
     async def too_large(request: Request, error: BodyTooLargeError) -> JSONResponse:

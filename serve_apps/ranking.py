@@ -26,6 +26,8 @@ from longtail.storage import without_secrets
 from pipelines.cluster import ROOT, pool_resources
 from pipelines.publish import publish
 from pipelines.stage import open_store
+from serve_apps.access import Access
+from serve_apps.console.deployment import Console
 from serve_apps.deployments import Encoder, Rankers
 from serve_apps.inference_grpc import SERVICER
 from serve_apps.served_run import Served
@@ -55,9 +57,13 @@ def served_run(config: Config, store: Store) -> Served:
     return Served(store, release.key, config.serve, time.time_ns() // 1000)
 
 
-def application(served: Served) -> Application:
-    """The two deployments over a published release."""
+def application(served: Served, access: Access | None = None, dashboard: str | None = None) -> Application:
+    """The deployments over a published release; without `access` the token is the environment's, and without one there nobody acts.
+
+    `dashboard` is the address of Ray's, which the console links to.
+    """
     settings = served.serve
+    access = access or Access.of(settings.host)
     pool = pool_resources(settings.pool)  # both: no part of serving may stand on a node that can be taken away
     encoder = serve.deployment(
         name="Encoder",
@@ -76,7 +82,16 @@ def application(served: Served) -> Application:
         backpressure_config=BackpressureConfig(retry_after_s=settings.retry_after_s),
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(serve.ingress()(Rankers))
-    return rankers.bind(served, encoder.bind(served), settings.route_prefix)
+    encoding = encoder.bind(served)
+    if not settings.console:
+        return rankers.bind(served, encoding, settings.route_prefix, access)
+    console = serve.deployment(
+        name="Console",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": settings.num_console_cpus, "resources": pool},
+        graceful_shutdown_timeout_s=settings.drain_timeout_s,
+    )(Console)
+    return rankers.bind(served, encoding, settings.route_prefix, access, console.bind(served, access, encoding, dashboard))
 
 
 def build_app(config: Config, store: Store | None = None) -> Application:
@@ -115,14 +130,14 @@ class Deployed:
 
 
 @contextmanager
-def deployed(served: Served) -> Iterator[Deployed]:
+def deployed(served: Served, access: Access | None = None, dashboard: str | None = None) -> Iterator[Deployed]:
     """The application on the Ray that is up, for the length of a block; Serve itself ends with it, unless it ran before.
 
     Raises:
         ValueError: the port is taken.
     """
     settings = served.serve
-    app = application(served)
+    app = application(served, access, dashboard)
     there_before = bool(serve.status().proxies)
     if there_before:
         options = _running_http_options()

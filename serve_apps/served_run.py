@@ -39,6 +39,11 @@ class ServedRun:
         return ServedRun(Config.model_validate(release.file.config | {"serve": serve.model_dump()}), store, release)
 
     @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """The release's parts and rankers."""
+        return (*self.release.parts.values(), *self.release.rankers.values())
+
+    @property
     def default_ranker(self) -> str:
         """serve.default_ranker, or the first that the release has."""
         wanted = self.config.serve.default_ranker

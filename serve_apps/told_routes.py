@@ -1,8 +1,9 @@
 """PUT /v1/items/{item_id}, PUT /v1/users/{user_id}, POST /v1/events: what came since the logs ended, ranked from the next request on."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Depends, Path
 
 from longtail.online.entries import EventEntry
 from longtail.ranking import StatedItem
@@ -16,9 +17,9 @@ from serve_apps.teller import Teller, stated_user
 ItemId = Annotated[str, Path(min_length=1, max_length=256)]
 
 
-def told_routes(info: GetInfo, teller: Teller) -> APIRouter:
-    """The routes that tell."""
-    routes = APIRouter(tags=["day one"])
+def told_routes(info: GetInfo, teller: Teller, require: Callable[..., Any]) -> APIRouter:
+    """The routes that tell; `require` says who may."""
+    routes = APIRouter(tags=["day one"], dependencies=[Depends(require)])
 
     @routes.put("/v1/items/{item_id}", responses=PROBLEMS, summary="Tell of an item, or what is new of one")
     async def put_item(item_id: ItemId, body: ItemBody) -> ItemTold:

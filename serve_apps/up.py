@@ -16,6 +16,7 @@ from longtail.config import Config
 from pipelines.cluster import ray_session
 from pipelines.evaluate import evaluation_stage
 from pipelines.stage import arguments, clear_errors, config_from, find, open_store
+from serve_apps.access import Access
 from serve_apps.ranking import Deployed, deployed, served_run
 
 
@@ -41,16 +42,23 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _addresses(config: Config, store: Store, served: Deployed) -> list[str]:
+def _dashboard() -> str | None:
+    """The address of Ray's dashboard, where it is up."""
+    place = ray._private.worker.global_worker.node.webui_url  # type: ignore[union-attr]
+    return f"http://{place}" if place else None
+
+
+def _addresses(config: Config, store: Store, served: Deployed, access: Access, dashboard: str | None) -> list[str]:
     """What is where, a line each."""
-    dashboard = ray._private.worker.global_worker.node.webui_url  # type: ignore[union-attr]
     evaluation = find(evaluation_stage(config), config, store)
-    lines = [
+    lines = [f"console     {served.url}/console/"] if config.serve.console else []
+    lines += [
+        f"token       {access.token}",
         f"rankers     {served.url}/v1/rank   {', '.join(config.train.rankers)}",
         f"OpenAPI     {served.url}/docs",
         f"health      {served.url}/healthz",
     ]
-    lines += [f"dashboard   http://{dashboard}"] if dashboard else []
+    lines += [f"dashboard   {dashboard}"] if dashboard else []
     lines += [f"report      {evaluation.path('report.html')}"] if evaluation is not None else []
     return lines
 
@@ -66,8 +74,9 @@ def main() -> None:
             run = served_run(config, store)
             with ray_session(config.cluster):
                 _on_signals(_end)  # Ray sets its own for SIGTERM
-                with deployed(run) as served:
-                    for line in _addresses(config, store, served):
+                access, dashboard = Access.generated(config.serve.host), _dashboard()
+                with deployed(run, access, dashboard) as served:
+                    for line in _addresses(config, store, served, access, dashboard):
                         _say(line)
                     _say("Ctrl-C ends it." if args.for_seconds is None else f"ends by itself after {args.for_seconds:g} s.")
                     threading.Event().wait(args.for_seconds)

@@ -10,7 +10,9 @@ from importlib.metadata import version
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp
 
+from serve_apps.access import Access
 from serve_apps.body_limit import BodyLimit
 from serve_apps.inference_routes import inference_routes
 from serve_apps.problems import add_problem_handlers, refuse_unready
@@ -35,12 +37,16 @@ async def _ready() -> list[str]:
     return []
 
 
-async def nobody() -> None:
-    """XXX"""
-
-
-def web_app(get_info: GetInfo, answer: Answer, root_path: str = "", not_ready: NotReady = _ready, teller: Teller | None = None) -> FastAPI:
-    """The FastAPI application over a run's releases; without a teller it only ranks."""
+def web_app(
+    get_info: GetInfo,
+    answer: Answer,
+    root_path: str = "",
+    not_ready: NotReady = _ready,
+    teller: Teller | None = None,
+    access: Access = Access(None, False),  # noqa: B008  it is frozen
+    console: ASGIApp | None = None,
+) -> FastAPI:
+    """The FastAPI application over a run's releases; without a teller it only ranks. `console` answers what comes for /console."""
     info = get_info()
     # FastAPI's own /docs takes Swagger UI from a CDN and is blank where that cannot be reached; this one brings it along.
     app = FastAPIOffline(title="Longtail", version=version("longtail"), description=DESCRIPTION, root_path=root_path)
@@ -48,8 +54,8 @@ def web_app(get_info: GetInfo, answer: Answer, root_path: str = "", not_ready: N
     add_problem_handlers(app)
     app.include_router(rank_routes(get_info, answer))
     if teller is not None:
-        app.include_router(told_routes(get_info, teller))
-        app.include_router(rollout_routes(teller, nobody))
+        app.include_router(told_routes(get_info, teller, access.require_elsewhere))
+        app.include_router(rollout_routes(teller, access.require))
     app.include_router(inference_routes(get_info, answer, not_ready))
 
     @app.get("/v1/models", summary="What is serving, and what it knows", tags=["ranking"])
@@ -95,6 +101,9 @@ def web_app(get_info: GetInfo, answer: Answer, root_path: str = "", not_ready: N
 
     @app.get("/", include_in_schema=False)
     async def root(request: Request) -> RedirectResponse:
-        return RedirectResponse(f"{request.scope.get('root_path', '').rstrip('/')}/docs")
+        return RedirectResponse(f"{request.scope.get('root_path', '').rstrip('/')}/{'docs' if console is None else 'console/'}")
+
+    if console is not None:
+        app.mount("/console", console)
 
     return app

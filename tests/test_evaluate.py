@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from longtail import schema
+from longtail import lineage, schema
 from longtail.artifacts import Artifact, Draft, Store
 from longtail.config import Config, parse
 from longtail.evaluation import Metrics
 from longtail.metrics import auc
-from longtail.report import text_table
-from pipelines.evaluate import evaluation_stage, lineage
+from longtail.report import StageRecord, text_table
+from pipelines.evaluate import evaluation_stage
 from pipelines.stage import Context
 from tests.ranker_data import World, spec_of
 from tests.test_report import EXPOSURE
@@ -106,7 +106,7 @@ def test_the_stage_scores_measures_and_reports(ray_cluster: None, tmp_path: Path
 
 def test_lineage_lists_every_artifact_once_after_what_it_reads(tmp_path: Path) -> None:
     store, found = upstream(tmp_path, World.of(spec_of()))
-    records = lineage(store, {"groups": found["groups"], "profiles": found["profiles"]})
+    records = [StageRecord.of(artifact.manifest) for artifact in lineage.upstream(store, [found["groups"], found["profiles"]])]
     assert [one.stage for one in records] == ["logs", "profiles", "user_codes", "groups"]
     assert records[1].inputs == {"logs": found["logs"].key}
 

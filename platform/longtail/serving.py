@@ -51,6 +51,8 @@ class ServeSettings(Settings):
     num_encoder_replicas: int = Field(1, ge=1, description="of the text encoder, which loads its models before it is ready")
     num_encoder_cpus: float = Field(0.1, ge=0, description="per replica of the encoder")
     num_encoder_gpus: float = Field(0.0, ge=0)
+    console: bool = Field(True, description="serve the pages for people under /console")
+    num_console_cpus: float = Field(0.1, ge=0, description="of the console's replica")
     pool: str | None = Field(None, pattern=POOL_NAME, description="only nodes with Ray's resource pool_<name> (cluster.yaml); None: any that has room")
     num_threads: int = Field(1, ge=1, description="torch threads of a replica")
     max_ongoing_requests: int = Field(16, ge=1, description="per replica; the rest waits")

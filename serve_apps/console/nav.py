@@ -1,0 +1,22 @@
+"""The console's pages in the order of the navigation. A new page is a module, a template and a line here; its icon is a symbol in templates/icons.html."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+
+from serve_apps.console.context import Console
+from serve_apps.console.pages import overview
+
+
+@dataclass(frozen=True)
+class Page:
+    """An entry of the navigation."""
+
+    name: str  # also of its icon
+    title: str
+    path: str  # below the console's root; all of the page's routes begin with it
+    routes: Callable[[Console], APIRouter]
+
+
+PAGES = (Page("overview", "Overview", "", overview.routes),)
