@@ -6,6 +6,7 @@ Run: python -m serve_apps.up --config …, or with Serve's own tools: serve run 
 
 import logging
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from pipelines.stage import Stage, find, open_store
 from pipelines.train import RANKER_STAGES
 from serve_apps.deployments import Encoder, Rankers, ServedRun
 from serve_apps.inference_grpc import SERVICER
+from serve_apps.proxy import controller_options
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ def application(run: ServedRun) -> Application:
         num_replicas=settings.num_encoder_replicas,
         ray_actor_options={"num_cpus": settings.num_encoder_cpus, "num_gpus": settings.num_encoder_gpus, "resources": pool},
         max_ongoing_requests=settings.max_ongoing_requests,
+        max_surge_percent=settings.max_surge_percent,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(Encoder)
     scaling = settings.autoscaling
@@ -96,6 +99,7 @@ def application(run: ServedRun) -> Application:
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=BackpressureConfig(retry_after_s=settings.retry_after_s),
+        max_surge_percent=settings.max_surge_percent,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(serve.ingress()(Rankers))
     return rankers.bind(run, encoder.bind(run), settings.route_prefix)
@@ -146,10 +150,11 @@ def deployed(run: ServedRun) -> Iterator[Deployed]:
     settings = run.config.serve
     app = application(run)
     there_before = bool(serve.status().proxies)
+    folder = tempfile.TemporaryDirectory(prefix="lt-serve-", ignore_cleanup_errors=True)  # short: Unix sockets lie below it, whose paths have 107 bytes
     if there_before:
         options = _running_http_options()
         logger.warning(
-            "Serve runs on this Ray already, on %s:%d; serve.host, port, grpc_port and request_timeout_s are left unused", options.host, options.port
+            "Serve runs on this Ray already, on %s:%d; serve.host, port, grpc_port, proxy and request_timeout_s are left unused", options.host, options.port
         )
     else:
         options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
@@ -157,7 +162,13 @@ def deployed(run: ServedRun) -> Iterator[Deployed]:
         grpc_options = (
             None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
         )
-        serve.start(proxy_location="HeadOnly", http_options=options, grpc_options=grpc_options, logging_config=quiet_logs())
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options=options,
+            grpc_options=grpc_options,
+            logging_config=quiet_logs(),
+            controller_options=controller_options(settings, Path(folder.name)),
+        )
     try:
         serve.run(app, name=APP_NAME, route_prefix=settings.route_prefix, logging_config=quiet_logs())
         host = "127.0.0.1" if options.host in ("0.0.0.0", "::", None) else options.host
@@ -167,6 +178,7 @@ def deployed(run: ServedRun) -> Iterator[Deployed]:
             serve.delete(APP_NAME)
         else:
             serve.shutdown()  # type: ignore[no-untyped-call]
+        folder.cleanup()
 
 
 def free_port(host: str, port: int, setting: str = "port") -> int:
