@@ -8,7 +8,7 @@ import logging
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ray.serve.schema import LoggingConfig
 
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config, load
+from longtail.serving import ServeSettings
 from longtail.settings import Settings
 from longtail.storage import without_secrets
 from pipelines.cluster import ROOT, pool_resources
@@ -145,40 +146,40 @@ def deployed(run: ServedRun) -> Iterator[Deployed]:
     """The application on the Ray that is up, for the length of a block; Serve itself ends with it, unless it ran before.
 
     Raises:
-        ValueError: the port is taken.
+        ValueError: the port is taken, or there is no HAProxy where serve.proxy wants it.
     """
     settings = run.config.serve
     app = application(run)
-    there_before = bool(serve.status().proxies)
-    folder = tempfile.TemporaryDirectory(prefix="lt-serve-", ignore_cleanup_errors=True)  # short: Unix sockets lie below it, whose paths have 107 bytes
-    if there_before:
-        options = _running_http_options()
-        logger.warning(
-            "Serve runs on this Ray already, on %s:%d; serve.host, port, grpc_port, proxy and request_timeout_s are left unused", options.host, options.port
-        )
-    else:
-        options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
-        grpc_port = settings.grpc_port and free_port("0.0.0.0", settings.grpc_port, "grpc_port")
-        grpc_options = (
-            None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
-        )
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options=options,
-            grpc_options=grpc_options,
-            logging_config=quiet_logs(),
-            controller_options=controller_options(settings, Path(folder.name)),
-        )
-    try:
+    with ExitStack() as stack:
+        if serve.status().proxies:
+            options = _running_http_options()
+            logger.warning(
+                "Serve runs on this Ray already, on %s:%d; serve.host, port, grpc_port, proxy and request_timeout_s are left unused", options.host, options.port
+            )
+            stack.callback(serve.delete, APP_NAME)
+        else:
+            # Short: Unix sockets lie below it, whose paths have 107 bytes.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lt-serve-", ignore_cleanup_errors=True)))
+            options = _start(settings, folder)
+            stack.callback(serve.shutdown)
         serve.run(app, name=APP_NAME, route_prefix=settings.route_prefix, logging_config=quiet_logs())
         host = "127.0.0.1" if options.host in ("0.0.0.0", "::", None) else options.host
         yield Deployed(f"http://{host}:{options.port}{settings.route_prefix.rstrip('/')}", host, options.port)
-    finally:
-        if there_before:
-            serve.delete(APP_NAME)
-        else:
-            serve.shutdown()  # type: ignore[no-untyped-call]
-        folder.cleanup()
+
+
+def _start(settings: ServeSettings, folder: Path) -> HTTPOptions:
+    """Serve without an application; `folder` is the proxy's."""
+    options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
+    grpc_port = settings.grpc_port and free_port("0.0.0.0", settings.grpc_port, "grpc_port")
+    grpc_options = None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options=options,
+        grpc_options=grpc_options,
+        logging_config=quiet_logs(),
+        controller_options=controller_options(settings, folder),
+    )
+    return options
 
 
 def free_port(host: str, port: int, setting: str = "port") -> int:
