@@ -6,9 +6,10 @@ Run: python -m serve_apps.up --config …, or with Serve's own tools: serve run 
 
 import logging
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ray.serve.schema import LoggingConfig
 
 from longtail.artifacts import Store
 from longtail.config import Config, load
+from longtail.serving import ServeSettings
 from longtail.settings import Settings
 from longtail.storage import without_secrets
 from pipelines.cluster import ROOT, pool_resources
@@ -30,6 +32,7 @@ from serve_apps.access import Access
 from serve_apps.console.deployment import Console
 from serve_apps.deployments import Encoder, Rankers
 from serve_apps.inference_grpc import SERVICER
+from serve_apps.proxy import controller_options
 from serve_apps.served_run import Served
 from serve_apps.told import end_writer
 
@@ -70,6 +73,7 @@ def application(served: Served, access: Access | None = None, dashboard: str | N
         num_replicas=settings.num_encoder_replicas,
         ray_actor_options={"num_cpus": settings.num_encoder_cpus, "num_gpus": settings.num_encoder_gpus, "resources": pool},
         max_ongoing_requests=settings.max_ongoing_requests,
+        max_surge_percent=settings.max_surge_percent,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(Encoder)
     scaling = settings.autoscaling
@@ -80,6 +84,7 @@ def application(served: Served, access: Access | None = None, dashboard: str | N
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=BackpressureConfig(retry_after_s=settings.retry_after_s),
+        max_surge_percent=settings.max_surge_percent,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(serve.ingress()(Rankers))
     encoding = encoder.bind(served)
@@ -134,33 +139,41 @@ def deployed(served: Served, access: Access | None = None, dashboard: str | None
     """The application on the Ray that is up, for the length of a block; Serve itself ends with it, unless it ran before.
 
     Raises:
-        ValueError: the port is taken.
+        ValueError: the port is taken, or there is no HAProxy where serve.proxy wants it.
     """
     settings = served.serve
     app = application(served, access, dashboard)
-    there_before = bool(serve.status().proxies)
-    if there_before:
-        options = _running_http_options()
-        logger.warning(
-            "Serve runs on this Ray already, on %s:%d; serve.host, port, grpc_port and request_timeout_s are left unused", options.host, options.port
-        )
-    else:
-        options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
-        grpc_port = settings.grpc_port and free_port("0.0.0.0", settings.grpc_port, "grpc_port")
-        grpc_options = (
-            None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
-        )
-        serve.start(proxy_location="HeadOnly", http_options=options, grpc_options=grpc_options, logging_config=quiet_logs())
-    try:
+    with ExitStack() as stack:
+        if serve.status().proxies:
+            options = _running_http_options()
+            logger.warning(
+                "Serve runs on this Ray already, on %s:%d; serve.host, port, grpc_port, proxy and request_timeout_s are left unused", options.host, options.port
+            )
+            stack.callback(serve.delete, APP_NAME)
+        else:
+            # Short: Unix sockets lie below it, whose paths have 107 bytes.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lt-serve-", ignore_cleanup_errors=True)))
+            options = _start(settings, folder)
+            stack.callback(end_writer, served.store.uri)
+            stack.callback(serve.shutdown)
         serve.run(app, name=APP_NAME, route_prefix=settings.route_prefix, logging_config=quiet_logs())
         host = "127.0.0.1" if options.host in ("0.0.0.0", "::", None) else options.host
         yield Deployed(f"http://{host}:{options.port}{settings.route_prefix.rstrip('/')}", host, options.port)
-    finally:
-        if there_before:
-            serve.delete(APP_NAME)
-        else:
-            serve.shutdown()  # type: ignore[no-untyped-call]
-            end_writer(served.store.uri)
+
+
+def _start(settings: ServeSettings, folder: Path) -> HTTPOptions:
+    """Serve without an application; `folder` is the proxy's."""
+    options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
+    grpc_port = settings.grpc_port and free_port("0.0.0.0", settings.grpc_port, "grpc_port")
+    grpc_options = None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options=options,
+        grpc_options=grpc_options,
+        logging_config=quiet_logs(),
+        controller_options=controller_options(settings, folder),
+    )
+    return options
 
 
 def free_port(host: str, port: int, setting: str = "port") -> int:

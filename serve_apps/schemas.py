@@ -180,10 +180,13 @@ class RankRequest(Strict):
 
     def question(self, ranker: str) -> Question:
         """The request as longtail.ranking takes it."""
-        items = [ItemIn(item_id=item_id) for item_id in self.item_ids] if self.item_ids is not None else self.items or []
         return Question(
             user_id=self.user_id,
-            items=tuple(StatedItem(i.item_id, i.title, tuple(i.category), i.brand, i.price, i.first_seen) for i in items),
+            items=(
+                tuple(map(StatedItem, self.item_ids))
+                if self.item_ids is not None
+                else tuple(StatedItem(i.item_id, i.title, tuple(i.category), i.brand, i.price, i.first_seen) for i in self.items or ())
+            ),
             ranker=ranker,
             heads=tuple(self.heads) if self.heads is not None else None,
             now=self.now,

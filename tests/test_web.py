@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from longtail.ranking import Encoded, Knowledge, Question, Ranking
 from serve_apps.problems import PROBLEM_MEDIA_TYPE
-from serve_apps.schemas import RankResponse
+from serve_apps.schemas import BatchResponse, RankResponse
 from serve_apps.service_info import ModelInfo, ServiceInfo
 from serve_apps.web import web_app
 from tests import small_run, small_world
@@ -55,6 +55,16 @@ def test_an_answer_is_sorted_typed_and_says_who_made_it(client: TestClient) -> N
     assert all(item.scores == {"outcome": item.score} for item in answer.items)
     assert response.json()["user"] == {"user_id": "a", "known": True, "group": [0, 1], "group_basis": "published"}
     assert "explanation" not in response.json()["items"][0], "nobody asked"
+
+
+@pytest.mark.parametrize("more", [{}, {"explain": True}, {"ranker": "saviorrec", "explain": True, "heads": ["outcome"]}])
+def test_answers_have_the_shape_that_the_page_tells(client: TestClient, more: dict[str, object]) -> None:
+    body = {"user_id": "a", "item_ids": ["tea", "nothing like it", "book"], **more}
+    raw = client.post("/v1/rank", json=body).json()
+    assert RankResponse.model_validate(raw).model_dump(mode="json", exclude_unset=True) == raw, "no field more than the model has, and none of another type"
+    batch = client.post("/v1/rank:batch", json={"requests": [body, {**body, "ranker": "oracle"}]}).json()
+    assert BatchResponse.model_validate(batch).model_dump(mode="json", exclude_unset=True) == batch
+    assert batch["answers"][0]["answer"].keys() == raw.keys()
 
 
 def test_stated_time_user_and_items_arrive(client: TestClient) -> None:

@@ -41,6 +41,7 @@ class ServeSettings(Settings):
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
     grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC, on every address; None: not served")
     route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9_~-][A-Za-z0-9._~-]*/?)*$")
+    proxy: Literal["haproxy", "python"] = Field("haproxy", description="what callers connect to: HAProxy (Linux), or Serve's own proxy, which costs more")
     default_ranker: RankerName = "choirrec"
     feature_store: Literal["embedded", "redis"] = Field("embedded", description="embedded: files of the release, mapped into memory | redis: for many nodes")
     redis_url: Place = Field("redis://127.0.0.1:6379/0", description="redis://host:port/db; read with feature_store = redis")
@@ -59,6 +60,7 @@ class ServeSettings(Settings):
     max_queued_requests: int = Field(64, ge=-1, le=1_000_000, description="waiting at one proxy; the surplus gets 503 with Retry-After. -1: no limit")
     retry_after_s: int = Field(1, ge=0, le=86_400, description="the header Retry-After of such an answer")
     request_timeout_s: float | None = Field(30.0, gt=0, description="408 after that; None: never")
+    max_surge_percent: int = Field(100, ge=0, le=1000, description="replicas over their number while new ones take over; 0: the old one goes first")
     drain_timeout_s: float = Field(20.0, ge=0, description="what a replica that must go may take to answer what it has begun")
     max_batch: int = Field(64, ge=1, le=10_000, description="requests in one POST /v1/rank:batch")
     max_items: int = Field(1000, ge=1, le=100_000, description="candidates in one request")
