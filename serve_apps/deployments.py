@@ -3,6 +3,7 @@
 Rankers   the application's door: the HTTP side, and the releases that are being served, in one process, since a hop between two costs more than ranking does;
           asks Encoder only for what a release does not know, and follows the writer of what the application is told (serve_apps.told)
 Encoder   text encoders, item projections and codebooks of those releases; loaded before it is ready, so that no request waits for a model
+Profiler  the run's language model, where serve.llm_profiles is on (serve_apps.profiler)
 Console   the pages for people (serve_apps.console.deployment): Rankers hands on what comes for /console
 """
 
@@ -51,6 +52,10 @@ class Encoder:
         """Codes of the described user, z and codes of the described items."""
         return await asyncio.to_thread(lambda: self._of(release).encode(unknowns))
 
+    async def codes_of_profile(self, release: str, text: str) -> tuple[int, ...] | None:
+        """The codes that a profile leads to."""
+        return await asyncio.to_thread(lambda: self._of(release).codes_of_profile(text))
+
     async def profile(self, release: str, user: StatedUser) -> tuple[str | None, tuple[int, ...] | None]:
         """The profile that stands for a user, and the codes that it leads to."""
 
@@ -84,7 +89,7 @@ class Encoder:
 class Rankers(InferenceService):
     """Every ranker of the releases being served, and the application's only door: HTTP, and gRPC by the methods of InferenceService."""
 
-    def __init__(self, served: Served, encoder: Any, route_prefix: str, access: Access, console: Any = None) -> None:
+    def __init__(self, served: Served, encoder: Any, route_prefix: str, access: Access, console: Any = None, profiler: Any = None) -> None:
         torch.set_num_threads(served.serve.num_threads)
         self._encoder, self._access, self._console = encoder, access, console
         self._writer = writer_of(served.store.uri, served.serve)
@@ -92,7 +97,7 @@ class Rankers(InferenceService):
         told, rollout = ray.get(self._writer.begin.remote(served.release, served.deployed_us))
         self._service = RankingService(served.open, self._encode, self._encode_now, self._history, Rollout.model_validate_json(rollout), told)
         super().__init__(self._service.info, self._service.answer, self.not_ready)
-        self._teller = Teller(served, self._writer, encoder, self._service)
+        self._teller = Teller(served, self._writer, encoder, self._service, profiler)
         self._root_path = route_prefix.rstrip("/")
         self._ended = threading.Event()
         threading.Thread(target=self._follow, name="follow", daemon=True).start()

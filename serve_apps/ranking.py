@@ -32,6 +32,7 @@ from serve_apps.access import Access
 from serve_apps.console.deployment import Console
 from serve_apps.deployments import Encoder, Rankers
 from serve_apps.inference_grpc import SERVICER
+from serve_apps.profiler import Profiler, check_language_model
 from serve_apps.proxy import controller_options
 from serve_apps.served_run import Served
 from serve_apps.told import end_writer
@@ -56,6 +57,7 @@ def served_run(config: Config, store: Store) -> Served:
     Raises:
         ValueError: a stage is not finished for this config.
     """
+    check_language_model(config.profiles.generator, config.serve.llm_profiles)
     release = publish(config, store).artifact
     return Served(store, release.key, config.serve, time.time_ns() // 1000)
 
@@ -88,15 +90,23 @@ def application(served: Served, access: Access | None = None, dashboard: str | N
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(serve.ingress()(Rankers))
     encoding = encoder.bind(served)
-    if not settings.console:
-        return rankers.bind(served, encoding, settings.route_prefix, access)
-    console = serve.deployment(
-        name="Console",
-        num_replicas=1,
-        ray_actor_options={"num_cpus": settings.num_console_cpus, "resources": pool},
-        graceful_shutdown_timeout_s=settings.drain_timeout_s,
-    )(Console)
-    return rankers.bind(served, encoding, settings.route_prefix, access, console.bind(served, access, encoding, dashboard))
+    profiler = console = None
+    if settings.llm_profiles:
+        profiler = serve.deployment(
+            name="Profiler",
+            num_replicas=1,
+            ray_actor_options={"num_cpus": settings.num_profiler_cpus, "num_gpus": settings.num_profiler_gpus, "resources": pool},
+            max_ongoing_requests=1000,
+            graceful_shutdown_timeout_s=settings.drain_timeout_s,
+        )(Profiler).bind(served)
+    if settings.console:
+        console = serve.deployment(
+            name="Console",
+            num_replicas=1,
+            ray_actor_options={"num_cpus": settings.num_console_cpus, "resources": pool},
+            graceful_shutdown_timeout_s=settings.drain_timeout_s,
+        )(Console).bind(served, access, encoding, dashboard)
+    return rankers.bind(served, encoding, settings.route_prefix, access, console, profiler)
 
 
 def build_app(config: Config, store: Store | None = None) -> Application:

@@ -234,11 +234,13 @@ def take_in(loaded: Loaded, entries: list[ItemEntry | UserEntry | EventsEntry] |
             vector_D, codes_S = anew.get(id(entry), (entry.vector_D, np.array(entry.codes, np.int32)))
             ranker.put_item(stated_item(entry), vector_D, codes_S, entry.told_us)
         elif isinstance(entry, UserEntry):
+            if entry.of_us is not None and ranker.added.told_us(entry.user_id) != entry.of_us:
+                continue
             codes = entry.codes
             if entry.encoder != loaded.encoder and entry.profile is not None:
                 found = encode(release, Unknowns(StatedUser(profile=entry.profile), ())).user_codes
                 codes = list(found) if found is not None else None
-            ranker.put_user(entry.user_id, entry.attributes, tuple(codes) if codes is not None else None)
+            ranker.put_user(entry.user_id, entry.attributes, tuple(codes) if codes is not None else None, entry.told_us)
         else:
             ranker.add_events([event.seen() for event in entry.events])
 

@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 class Teller:
     """The writing side of one replica."""
 
-    def __init__(self, served: Served, writer: Any, encoder: Any, service: RankingService) -> None:
-        self._served, self._writer, self._encoder, self._service = served, writer, encoder, service
+    def __init__(self, served: Served, writer: Any, encoder: Any, service: RankingService, profiler: Any = None) -> None:
+        self._served, self._writer, self._encoder, self._service, self._profiler = served, writer, encoder, service, profiler
+        self._being_written: set[asyncio.Task[None]] = set()
 
     async def put_item(self, item: StatedItem) -> dict[str, Any]:
         """Encode an item and tell of it."""
@@ -66,7 +67,26 @@ class Teller:
         if events:
             told = await self.add_events(events)
         told |= await self._append([entry.model_dump_json(exclude_none=True)])
+        if self._profiler is not None and by == "deterministic":
+            task = asyncio.get_running_loop().create_task(self._write_profile(entry, user))
+            self._being_written.add(task)
+            task.add_done_callback(self._being_written.discard)
         return {"profile": text, "profile_by": by, "group": list(codes) if codes is not None else [], **told}
+
+    async def _write_profile(self, entry: UserEntry, user: StatedUser) -> None:
+        """Tell of the user again with what the language model wrote, unless its answer could not stand."""
+        try:
+            written = await self._profiler.write.remote(user)
+            if written is None or written.outcome != "llm":
+                logger.info("user %s keeps the profile made by rule: %s", entry.user_id, "no facts" if written is None else written.outcome)
+                return
+            release = self._service.info().release
+            codes = await self._encoder.codes_of_profile.remote(release, written.text)
+            update: dict[str, Any] = {"told_us": time.time_ns() // 1000, "profile": written.text, "profile_by": "llm", "of_us": entry.told_us}
+            update |= {"encoder": self._service.encoder(release), "codes": list(codes) if codes is not None else None}
+            await self._append([entry.model_copy(update=update).model_dump_json(exclude_none=True)])
+        except Exception:
+            logger.exception("the language model's profile of user %s was not taken in; the one made by rule stays", entry.user_id)
 
     async def add_events(self, events: Sequence[EventEntry]) -> dict[str, Any]:
         """Tell of events; those that were told before are counted and left out."""

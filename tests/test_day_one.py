@@ -156,3 +156,18 @@ def _rollout(url: str, good: str, broken: str) -> None:
     assert change(action="promote").ok
     assert {ask(url, f"user {number}")["release"] for number in range(20)} == {good}
     assert requests.get(f"{url}/v1/models", timeout=60).json()["release"] == good
+
+
+@pytest.mark.slow
+def test_the_language_model_s_profile_comes_after_the_one_made_by_rule(ray_cluster: None, tmp_path: Path) -> None:
+    config = small_run.publish(tmp_path)
+    assert config.profiles.generator == "llm"
+    with serving(config, llm_profiles=True) as url:
+        body = {"attributes": {"city": "Bonn"}, "events": [{"event_id": "1", "item_id": "tea", "kind": "purchase", "ts": small_world.day(41).isoformat()}]}
+        assert tell("PUT", f"{url}/v1/users/new", body)["profile_by"] == "deterministic"
+        deadline, told = time.monotonic() + 240, Path(tmp_path) / "told"
+        while not (found := [line for path in sorted(told.iterdir()) for line in path.read_text().splitlines() if '"profile_by":"llm"' in line]):
+            assert time.monotonic() < deadline, "the model's answer was refused, or never came"
+            time.sleep(1)
+        assert "tea" in found[0] or "drinks" in found[0]
+        assert ask(url, "new")["user"]["group_basis"] == "added"

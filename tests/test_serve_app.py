@@ -206,6 +206,13 @@ def test_no_request_waits_for_the_text_models(config: Any, monkeypatch: pytest.M
     assert len(encoded.item_z_ND) == 1
 
 
+def test_only_a_run_of_a_language_model_s_profiles_has_newcomers_written_by_one(config: Any) -> None:
+    wanted = config.model_copy(update={"serve": config.serve.model_copy(update={"llm_profiles": True})})
+    written = wanted.model_copy(update={"profiles": wanted.profiles.model_copy(update={"generator": "deterministic"})})
+    with pytest.raises(ValueError, match=r"serve\.llm_profiles is on, and the run's profiles\.generator is 'deterministic'"):
+        served_run(written, Store.open(config.run.uri))
+
+
 def test_described_users_are_placed_by_the_codebook_where_profiles_come_first_in_it(config: Any) -> None:
     run = served_run(config, Store.open(config.run.uri)).open()
     assert run.encoder().user_codebook_SKD is not None

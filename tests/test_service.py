@@ -184,6 +184,16 @@ def test_what_was_told_is_in_every_release_also_in_one_that_comes_later(world: W
             assert {seen.item_id for item in answer.items if item.explanation for seen in item.explanation.attended["history"]} == {"new"}
 
 
+def test_a_profile_that_comes_late_completes_what_it_was_asked_for_and_nothing_newer(world: World) -> None:
+    service = world.service()
+    first = UserEntry(told_us=5, user_id="u", attributes={"city": "Ulm"}, profile_by="deterministic", encoder=world.item().encoder, codes=[0, 1])
+    late = first.model_copy(update={"told_us": 9, "profile_by": "llm", "codes": [1, 0], "of_us": 5})
+    for told, group in (([first], (0, 1)), ([first, late], (1, 0)), ([first, first.model_copy(update={"told_us": 7, "codes": [2, 2]}), late], (2, 2))):
+        for entry in told:
+            world.tell(service, entry)
+        assert ask(service, "u").group == group
+
+
 def test_what_another_encoder_made_is_made_anew(world: World) -> None:
     service = world.service()
     world.tell(service, world.item("another encoder"))

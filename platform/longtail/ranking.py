@@ -335,10 +335,10 @@ class RequestRanker:
                 _write(ranker.catalogue, row, spare, ranker.catalogue.item_id_N[row] if row < self.features.added.first_row else OOV)
         return new
 
-    def put_user(self, user_id: str, attributes: Mapping[str, object], codes: tuple[int, ...] | None) -> None:
+    def put_user(self, user_id: str, attributes: Mapping[str, object], codes: tuple[int, ...] | None, told_us: int = 0) -> None:
         """Take a user in, or what is new of one that is known: attributes over those known, codes for one who has no published group."""
         coded = self.features.entities.attribute_codes(attributes)
-        self.added.put(user_id, coded, np.array(codes if codes is not None else (), np.int32))
+        self.added.put(user_id, coded, np.array(codes if codes is not None else (), np.int32), told_us)
 
     def add_events(self, events: Sequence[SeenEvent]) -> int:
         """Take events in that came after the logs; those of kinds or items that histories are not made of have no effect. Returns how many have one."""

@@ -57,6 +57,7 @@ class SeenEvent:
 class AddedUser:
     """What was told of one user since the logs ended."""
 
+    told_us: int = 0  # when, of attributes and codes
     attributes_A: npt.NDArray[np.int32] | None = None
     codes_S: npt.NDArray[np.int32] | None = None
     events: list[tuple[int, int, bool, float]] = field(default_factory=list)  # item row, time, purchase, log price
@@ -86,11 +87,16 @@ class AddedUsers:
             found = self._users.get(user_id)
             return None if found is None else replace(found, events=list(found.events))
 
-    def put(self, user_id: str, attributes_A: npt.NDArray[np.int32], codes_S: npt.NDArray[np.int32]) -> None:
+    def told_us(self, user_id: str) -> int:
+        """When a user was told of last; 0 for never."""
+        with self._lock:
+            return self._users[user_id].told_us if user_id in self._users else 0
+
+    def put(self, user_id: str, attributes_A: npt.NDArray[np.int32], codes_S: npt.NDArray[np.int32], told_us: int = 0) -> None:
         """Replace a user's attributes and codes; events stay."""
         with self._lock:
             user = self._users.setdefault(user_id, AddedUser())
-            user.attributes_A, user.codes_S = attributes_A, codes_S
+            user.attributes_A, user.codes_S, user.told_us = attributes_A, codes_S, told_us
 
     def add_event(self, user_id: str, item_row: int, time_us: int, purchase: bool, log_price: float) -> None:
         with self._lock:

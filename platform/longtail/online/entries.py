@@ -55,6 +55,7 @@ class UserEntry(BaseModel):
     profile_by: Literal["request", "deterministic", "llm", "none"]
     encoder: str
     codes: list[int] | None = None
+    of_us: int | None = None  # told_us of the entry that this one completes; without effect if the user was told of again meanwhile
 
 
 class EventEntry(BaseModel):
