@@ -125,4 +125,4 @@ class Served:
 
     def open(self, release: str | None = None) -> ServedRun:
         """One of the store's releases, by default the first."""
-        return ServedRun.open(self.store, release or self.release, self.serve)
+        return ServedRun.open(self.store, self.release if release is None else release, self.serve)

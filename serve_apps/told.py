@@ -20,8 +20,9 @@ from longtail.hashing import digest
 from longtail.online import redis_store
 from longtail.online.entries import EventsEntry, RolloutEntry, parse
 from longtail.online.log import FileLog, RedisLog, ToldLog
-from longtail.rollouts import GuardSettings, ReleaseStats, Rollout, RolloutChange, ShadowStats, changed, verdict
+from longtail.rollouts import GuardSettings, ReleaseStats, Rollout, RolloutChange, ShadowStats, changed, psi, verdict
 from longtail.serving import ServeSettings
+from longtail.times import from_us
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ NAMESPACE = "longtail"
 PAGE = 2_000  # entries handed over at once
 WAIT_S = 1.0  # that a replica is left waiting for news, after which it reports again
 GONE_S = 10.0  # a replica that has not asked for so long is not waited for
+MOST_HISTORY = 50  # rollouts that the state tells of
 MOST_EVENT_IDS = 1_000_000  # that are remembered, to know an event that is sent again
 
 
@@ -48,6 +50,7 @@ class Writer:
         self._log, self._guards = log, guards
         self._lines: list[str] = []
         self._rollouts: list[tuple[int, Rollout]] = []
+        self._rolled_us: list[int] = []  # when, of each of them
         self._event_ids: OrderedDict[str, None] = OrderedDict()
         self._replicas: dict[str, Replica] = {}
         self._writing, self._news = asyncio.Lock(), asyncio.Condition()
@@ -134,11 +137,15 @@ class Writer:
         releases, shadow = self._totals()
         return {
             "state": self._rollouts[-1][1].model_dump() if self._rollouts else None,
-            "history": [{"number": number, **rollout.model_dump()} for number, rollout in self._rollouts[-50:]],
+            "history": [
+                {"number": number, "time": from_us(told_us).isoformat(timespec="seconds"), **rollout.model_dump()}
+                for (number, rollout), told_us in list(zip(self._rollouts, self._rolled_us, strict=True))[-MOST_HISTORY:]
+            ],
             "releases": {
                 key: {"requests": one.requests, "errors": one.errors, "p50_ms": one.latency_ms(0.5), "p95_ms": one.latency_ms(0.95), "scores_K": one.scores_K}
                 for key, one in releases.items()
             },
+            "psi": self._drift(releases),
             "shadow": shadow.model_dump(),
             "failures": self._failures(),
             "guards": self._guards.model_dump(),
@@ -155,6 +162,12 @@ class Writer:
                     releases[key] = releases.get(key, ReleaseStats()) + ReleaseStats.model_validate(stats)
                 shadow = shadow + ShadowStats.model_validate(replica.report["shadow"])
         return releases, shadow
+
+    def _drift(self, releases: Mapping[str, ReleaseStats]) -> float | None:
+        """PSI of the canary's scores; None before both have some."""
+        rollout = self._rollouts[-1][1] if self._rollouts else None
+        canary, stable = (releases.get(key or "") for key in (rollout.canary, rollout.stable)) if rollout is not None else (None, None)
+        return psi(canary.scores_K, stable.scores_K) if canary and stable and any(canary.scores_K) and any(stable.scores_K) else None
 
     def _failures(self) -> dict[str, str]:
         return {key: why for replica in self._replicas.values() for key, why in replica.report.get("failures", {}).items()}
@@ -209,6 +222,7 @@ class Writer:
         entry = parse(line)
         if isinstance(entry, RolloutEntry):
             self._rollouts.append((number, entry.rollout))
+            self._rolled_us.append(entry.told_us)
         elif isinstance(entry, EventsEntry):
             for event in entry.events:
                 self._event_ids[event.event_id] = None

@@ -63,7 +63,7 @@ class RolloutChange(BaseModel):
         description="canary: `release` answers `weight` of the users | shadow: it ranks unseen | promote: the canary, or `release`, becomes stable | "
         "rollback: take the canary back, or without one the last promotion | stop: end the shadow"
     )
-    release: str | None = Field(None, max_length=64)
+    release: str | None = Field(None, min_length=1, max_length=64)
     weight: float | None = Field(None, ge=0, le=1)
     reason: str = Field("", max_length=500)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from serve_apps.console.context import Console
-from serve_apps.console.pages import overview
+from serve_apps.console.pages import overview, rollouts
 
 
 @dataclass(frozen=True)
@@ -19,4 +19,7 @@ class Page:
     routes: Callable[[Console], APIRouter]
 
 
-PAGES = (Page("overview", "Overview", "", overview.routes),)
+PAGES = (
+    Page("overview", "Overview", "", overview.routes),
+    Page("rollouts", "Rollouts", "rollouts", rollouts.routes),
+)
