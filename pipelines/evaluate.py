@@ -17,10 +17,11 @@ from actors import metrics as ray_metrics
 from actors.score import Scorer
 from longtail import schema
 from longtail.artifacts import Artifact, Draft, source_commit
+from longtail.code_use import code_use
 from longtail.config import Config
 from longtail.evaluation import Metrics, evaluate
 from longtail.lineage import upstream
-from longtail.report import CodeUse, Hits, Report, StageRecord, page
+from longtail.report import Hits, Report, StageRecord, page
 from longtail.run_state import logs_info
 from longtail.sample_files import side_by_side
 from longtail.samples import FeatureSpec
@@ -80,7 +81,7 @@ def _build(context: Context, draft: Draft) -> Result:
         stages=[StageRecord.of(artifact.manifest) for artifact in upstream(context.store, context.inputs.values())],
         profile_outcomes=dict(Counter(context.inputs["profiles"].read("profiles", ["outcome"]).column("outcome").to_pylist())),
         group_sizes=_group_sizes(context.inputs["groups"]),
-        codes={"users": _code_use(context.inputs["user_codes"]), "items": _code_use(context.inputs["item_codes"])},
+        codes={"users": code_use(context.inputs["user_codes"]), "items": code_use(context.inputs["item_codes"])},
         hits=_hits(context.inputs["item_encoder"].info),
         training=_training({name: context.inputs[name] for name in rankers}),
     )
@@ -128,23 +129,6 @@ def _group_sizes(groups: Artifact) -> dict[int, list[int]]:
     table = table.filter(pc.equal(table.column("as_of"), pc.max(table.column("as_of"))))
     depth, size = table.column("depth").to_numpy(), table.column("size").to_numpy()
     return {int(one): size[depth == one].tolist() for one in np.unique(depth)}
-
-
-def _code_use(codes: Artifact) -> CodeUse:
-    """Use of every code, at the last snapshot where there are several."""
-    table = codes.read("codes")
-    if "as_of" in table.column_names:
-        table = table.filter(pc.equal(table.column("as_of"), pc.max(table.column("as_of"))))
-    num_stages, size, _ = codes.info["shape"]
-    codes_NS = table.column("codes").combine_chunks().flatten().to_numpy().reshape(-1, num_stages)
-    counts_SK = [np.bincount(codes_NS[:, stage], minlength=size) for stage in range(num_stages)]
-    shares = [counts[counts > 0] / counts.sum() for counts in counts_SK]
-    _, inverse, together = np.unique(codes_NS, axis=0, return_inverse=True, return_counts=True)
-    return CodeUse(
-        counts_SK=[counts.tolist() for counts in counts_SK],
-        perplexity_S=[float(np.exp(-(share * np.log(share)).sum())) for share in shares],
-        collision_rate=float((together[inverse.reshape(-1)] > 1).mean()),
-    )
 
 
 def _hits(info: Mapping[str, Any]) -> Hits | None:

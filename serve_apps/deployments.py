@@ -11,16 +11,16 @@ import asyncio
 import logging
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ray
 import torch
 from fastapi import FastAPI
 
-from longtail.newcomers import NewcomerEncoder
+from longtail.newcomers import NewcomerEncoder, Placed
 from longtail.online.entries import parse
-from longtail.ranking import Encoded, StatedUser, Unknowns
+from longtail.ranking import Encoded, StatedItem, StatedUser, Unknowns
 from longtail.rollouts import Rollout
 from serve_apps.access import Access
 from serve_apps.console.bridge import Answered, Asked, Bridge
@@ -65,6 +65,10 @@ class Encoder:
             return text, encoder.codes_of_profile(text)
 
         return await asyncio.to_thread(found)
+
+    async def place(self, release: str, items: Sequence[StatedItem]) -> Placed:
+        """Text vectors, z and codes of described items."""
+        return await asyncio.to_thread(lambda: self._of(release).place(items))
 
     async def ping(self) -> None:
         """Answer."""

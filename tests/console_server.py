@@ -4,17 +4,18 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
 
-from longtail.ranking import Encoded, Question, Ranking, Unknowns
+from longtail.newcomers import Placed
+from longtail.ranking import Encoded, Question, Ranking, StatedItem, Unknowns
 from serve_apps.access import Access
 from serve_apps.console.app import make_console
 from serve_apps.console.bridge import Answered, Asked, Bridge, call
-from serve_apps.deployments import ServedRun
+from serve_apps.served_run import ServedRun
 from serve_apps.web import web_app
 
 TOKEN = "the token of the tests"
@@ -31,12 +32,15 @@ def application(run: ServedRun, host: str = "127.0.0.1", root_path: str = "") ->
         unknowns = ranker.unknowns(question)
         return ranker.rank(question, await encode(unknowns) if unknowns else None)
 
-    console = make_console(run.config, run.store, run.artifacts, Access(TOKEN, host != "127.0.0.1"), encode, "http://127.0.0.1:8265")
+    async def place_items(items: Sequence[StatedItem]) -> Placed:
+        return await asyncio.to_thread(encoder.place, items)
+
+    console = make_console(run.config, run.store, run.artifacts, Access(TOKEN, host != "127.0.0.1"), place_items, "http://127.0.0.1:8265")
 
     async def respond(asked: Asked) -> Answered:
         return await call(console, asked)
 
-    return web_app(run.info(ranker), answer, root_path, console=Bridge(respond))
+    return web_app(lambda: run.info(ranker), answer, root_path, console=Bridge(respond))
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from xml.etree import ElementTree
 import pytest
 
 from longtail import report_plots as plots
+from longtail.code_use import CodeUse
 from longtail.evaluation import EvaluateSettings, Metrics, evaluate
 from longtail.logs import LogsInfo
 from longtail.paired import Interval
-from longtail.report import CodeUse, Hits, Report, StageRecord, page, text_table
+from longtail.report import Hits, Report, StageRecord, page, text_table
 from tests.simulated_predictions import simulate
 
 RANKERS = ("base", "choirrec", "saviorrec")

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -79,6 +80,15 @@ def stated_items(items: Sequence[StatedItem]) -> pa.Table:
     )
 
 
+@dataclass(frozen=True)
+class Placed:
+    """Described items as the run's encoders and codebook see them. T width of the text encoder."""
+
+    text_NT: Floats  # frozen
+    z_ND: Floats
+    codes_NS: npt.NDArray[np.int32]  # from 0
+
+
 @dataclass
 class NewcomerEncoder:
     """The run's encoders for what requests describe; each text model is loaded once, by `warm` or with the first text that needs it."""
@@ -119,8 +129,14 @@ class NewcomerEncoder:
         user_codes = self.codes_of_profile(self.profile_of(unknowns.user)) if unknowns.user is not None else None
         if not unknowns.items:
             return Encoded(user_codes, np.zeros((0, self.item_codebook_SKD.shape[2]), np.float32), np.zeros((0, self.item_codebook_SKD.shape[0]), np.int32))
-        z_ND = self.projection.project(self._encoder(self.embeddings.item).encode(item_texts(stated_items(unknowns.items))), self._images(unknowns.items))
-        return Encoded(user_codes, z_ND, encode(z_ND, self.item_codebook_SKD))
+        placed = self.place(unknowns.items)
+        return Encoded(user_codes, placed.z_ND, placed.codes_NS)
+
+    def place(self, items: Sequence[StatedItem]) -> Placed:
+        """Text vectors, z and codes of described items."""
+        text_NT = self._encoder(self.embeddings.item).encode(item_texts(stated_items(items)))
+        z_ND = self.projection.project(text_NT, self._images(items))
+        return Placed(text_NT, z_ND, encode(z_ND, self.item_codebook_SKD))
 
     def profile_of(self, user: StatedUser) -> str | None:
         """The text that stands for a user (newcomers.profile_of)."""

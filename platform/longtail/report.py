@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from longtail import report_plots as plots
+from longtail.code_use import CodeUse
 from longtail.evaluation import POPULARITY, HeadMetrics, Metrics, SliceMetrics
 from longtail.logs import LogsInfo
 from longtail.paired import Interval
@@ -49,15 +50,6 @@ class StageRecord:
             seconds=manifest["seconds"],
             inputs={name: given["key"] for name, given in manifest["inputs"].items()},
         )
-
-
-@dataclass(frozen=True)
-class CodeUse:
-    """How often each code of each stage of one codebook is used, codes that nobody has included."""
-
-    counts_SK: Sequence[Sequence[int]]
-    perplexity_S: Sequence[float]
-    collision_rate: float
 
 
 @dataclass(frozen=True)

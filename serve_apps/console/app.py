@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config
 from serve_apps.access import VIEWING_COOKIE, Access, refusal
-from serve_apps.console.context import Console, Encode, NothingToShowError
+from serve_apps.console.context import Console, NothingToShowError, PlaceItems
 from serve_apps.console.nav import PAGES
 from serve_apps.console.static_files import StaticFiles
 from serve_apps.console.templating import Templates
@@ -18,12 +18,14 @@ from serve_apps.problems import RequestProblemError, internal, invalid_request, 
 
 logger = logging.getLogger(__name__)
 
+#: The two style elements that plotly.js puts into a page, by their digests: an empty one, which it fills by script, and one of maplibre's that no map needs.
+PLOTLY_STYLES = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' 'sha256-ji27qzEtxXZW+7dun6UwjHXJ18e6WAin1VvNtkzIE/o='"
 #: No script and no style but the console's own files. Style attributes are let through: plotly.js positions its drawings with them.
 CONTENT_SECURITY_POLICY = "; ".join(
     [
         "default-src 'none'",
         "script-src 'self'",
-        "style-src 'self'",
+        f"style-src 'self' {PLOTLY_STYLES}",
         "style-src-attr 'unsafe-inline'",
         "img-src 'self' data: blob:",
         "connect-src 'self'",
@@ -45,11 +47,11 @@ Next = Callable[[Request], Awaitable[Response]]
 
 
 def make_console(
-    config: Config, store: Store, served: tuple[Artifact, ...], access: Access, encode: Encode | None = None, dashboard: str | None = None
+    config: Config, store: Store, served: tuple[Artifact, ...], access: Access, place_items: PlaceItems | None = None, dashboard: str | None = None
 ) -> FastAPI:
     """The console over a served run."""
     static = StaticFiles.of_the_console()
-    console = Console(config, store, served, access, Templates(PAGES, static), encode, dashboard)
+    console = Console(config, store, served, access, Templates(PAGES, static), place_items, dashboard)
     app = FastAPI(title="Longtail console", docs_url=None, redoc_url=None, openapi_url=None)
     _add_refusals(app, console)
     app.middleware("http")(_gate(console))

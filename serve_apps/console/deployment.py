@@ -1,8 +1,10 @@
 """The console's replica: pages over the run's artifacts, asked by the rankers' door through a handle. It imports no pipeline, so that it starts fast."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from longtail.ranking import Encoded, Unknowns
+from longtail.newcomers import Placed
+from longtail.ranking import StatedItem
 from serve_apps.access import Access
 from serve_apps.console.app import make_console
 from serve_apps.console.bridge import Answered, Asked, call
@@ -13,12 +15,12 @@ class Console:
     """Every page of the console."""
 
     def __init__(self, served: Served, access: Access, encoder: Any, dashboard: str | None) -> None:
-        async def encode(unknowns: Unknowns) -> Encoded:
-            found: Encoded = await encoder.encode.remote(served.release, unknowns)
-            return found
+        async def place_items(items: Sequence[StatedItem]) -> Placed:
+            placed: Placed = await encoder.place.remote(served.release, items)
+            return placed
 
         run = served.open()
-        self._app = make_console(run.config, run.store, run.artifacts, access, encode, dashboard)
+        self._app = make_console(run.config, run.store, run.artifacts, access, place_items, dashboard)
 
     async def respond(self, asked: Asked) -> Answered:
         """The answer to one HTTP request."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from serve_apps.console.context import Console
-from serve_apps.console.pages import overview, rollouts
+from serve_apps.console.pages import groups, items, overview, quality, rollouts, users
 
 
 @dataclass(frozen=True)
@@ -21,5 +21,9 @@ class Page:
 
 PAGES = (
     Page("overview", "Overview", "", overview.routes),
+    Page("users", "Users", "users", users.routes),
+    Page("groups", "Groups", "groups", groups.routes),
+    Page("items", "Items", "items", items.routes),
+    Page("quality", "Quality", "quality", quality.routes),
     Page("rollouts", "Rollouts", "rollouts", rollouts.routes),
 )

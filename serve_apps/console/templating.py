@@ -11,6 +11,7 @@ from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from longtail.report_plots import name as ranker_name
 from serve_apps.console.static_files import StaticFiles
 
 FOLDER = Path(__file__).parent / "templates"
@@ -72,7 +73,7 @@ class Templates:
 
     def __init__(self, nav: Sequence[Entry], static: StaticFiles) -> None:
         self._environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        self._environment.filters |= {"number": number, "percent": percent, "moment": moment, "embedded_json": embedded_json}
+        self._environment.filters |= {"number": number, "percent": percent, "moment": moment, "embedded_json": embedded_json, "ranker_name": ranker_name}
         self._environment.globals |= {"nav": tuple(nav), "version": static.version}
 
     def render(self, request: Request, template: str, **values: object) -> str:

@@ -9,8 +9,7 @@ from starlette.exceptions import HTTPException
 
 from longtail.artifacts import Artifact
 from longtail.evaluation import Metrics
-from longtail.lineage import Drawing, drawing, made_from, stored
-from longtail.run_state import logs_info
+from longtail.lineage import Drawing, drawing
 from serve_apps.console.context import Console
 
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"  # the report has its styles in itself, and no script
@@ -23,7 +22,7 @@ class OtherRun:
     artifact: Artifact
     name: str
     rankers: tuple[str, ...]
-    gauc: Mapping[str, float | None]  # by ranker, all rows of the first head
+    gauc: Mapping[str, float | None]  # by ranker, all rows of its first head
     served: bool
 
 
@@ -35,15 +34,16 @@ def routes(console: Console) -> APIRouter:
     def overview(request: Request) -> Response:
         artifacts = list(console.artifacts.values())
         drawn = drawing(artifacts)
-        runs = other_runs(console)
+        evaluation = console.evaluation()
+        served = None if evaluation is None else evaluation.key
         return console.page(
             request,
             "overview.html",
             drawn=picture(drawn),
             artifacts=[(artifact, key_facts(artifact)) for artifact in artifacts],
-            logs=logs_info(console.artifacts["logs"]),
-            runs=runs,
-            report=next((run.artifact.key for run in runs if run.served), None),
+            logs=console.info,
+            runs=[_run(artifact, artifact.key == served) for artifact in console.evaluations()],
+            report=served,
             dashboard=console.dashboard,
         )
 
@@ -58,21 +58,16 @@ def routes(console: Console) -> APIRouter:
     return router
 
 
-def other_runs(console: Console) -> list[OtherRun]:
-    """Every evaluation in the store, the latest first; the one of the served rankers is marked."""
-    rankers = [console.artifacts[name] for name in console.config.train.rankers if name in console.artifacts]
-    return [_run(artifact, made_from(artifact, rankers)) for artifact in stored(console.store, "evaluation")]
-
-
 def _run(artifact: Artifact, served: bool) -> OtherRun:
     settings = artifact.manifest["config"]
     metrics = Metrics.model_validate(artifact.read_json("metrics.json"))
-    scores = metrics.heads[0].slice("all").scores if metrics.heads else {}
     rankers = tuple(settings.get("rankers", ()))
-    return OtherRun(artifact, str(settings.get("run", "")), rankers, {name: scores[name].gauc for name in rankers if name in scores}, served)
+    firsts = {name: next((head for head in metrics.heads if name in head.rankers), None) for name in rankers}
+    scores = {name: None if head is None else head.slice("all").scores[name].gauc for name, head in firsts.items()}
+    return OtherRun(artifact, str(settings.get("run", "")), rankers, scores, served)
 
 
-BOX_WIDTH, BOX_HEIGHT, COLUMN_GAP, ROW_GAP = 148, 50, 44, 14
+BOX_WIDTH, BOX_HEIGHT, COLUMN_GAP, ROW_GAP = 128, 48, 30, 14
 
 
 def picture(drawn: Drawing) -> dict[str, Any]:

@@ -117,7 +117,7 @@ export function bar(share, tone = "") {
   for (const [key, value] of Object.entries({ class: `bar ${tone}`, viewBox: "0 0 100 6", preserveAspectRatio: "none", "aria-hidden": "true" })) svg.setAttribute(key, value);
   for (const [kind, width] of [["bar-back", 100], ["bar-fill", Math.max(0, Math.min(1, share)) * 100]]) {
     const rect = document.createElementNS(NS, "rect");
-    for (const [key, value] of Object.entries({ class: kind, width, height: 6, rx: 3 })) rect.setAttribute(key, value);
+    for (const [key, value] of Object.entries({ class: kind, width, height: 6 })) rect.setAttribute(key, value);
     svg.append(rect);
   }
   return svg;
