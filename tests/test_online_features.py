@@ -11,7 +11,7 @@ import pytest
 
 from longtail.feature_state import FeatureState
 from longtail.features import Rows
-from longtail.online import redis_store
+from longtail.online import met_by_peers, redis_store
 from longtail.online.features import OnlineFeatures
 from longtail.online.mapped import MappedStore, read_ids, read_meta, read_shared, read_tables, row_of, write_tables
 from longtail.online.records import UserRecord
@@ -65,8 +65,19 @@ def test_collaborative_scores_and_peers_too_whatever_the_events(day: float, tmp_
     state = small_features.state(rows, collaborative=collaborative(rows), peers=index(rows))
     spec = state.spec.model_copy(update={"collaborative_stats": SCORES.scores, "peer_stats": PEER_STATS})
     online = published(dataclasses.replace(state, spec=spec), small_world.day(day), tmp_path)
-    for user in ("a", "b", "c", "d", "nobody"):
+    for user in ("a", "b", "c", "d", "nobody") * 2:  # the second time what peers had met is known
         assert_alike(state, online, user, [*ITEMS, "?"], small_world.day(day))
+
+
+def test_what_peers_had_met_is_kept_for_the_last_users_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(met_by_peers, "MOST_KEPT", 2)
+    state = small_features.state(peers=index())
+    state = dataclasses.replace(state, spec=state.spec.model_copy(update={"peer_stats": PEER_STATS}))
+    online = published(state, small_world.day(40), tmp_path)
+    for user in ("a", "b", "a", "c", "d"):  # d has no peers
+        assert_alike(state, online, user, [*ITEMS], small_world.day(40))
+    assert online.peers is not None
+    assert list(online.peers._kept) == [1, 3]
 
 
 def test_ids_are_found_in_their_order_by_bytes() -> None:

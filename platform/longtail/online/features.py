@@ -3,7 +3,7 @@
 A training run asks about many users at many times and keeps indexes over all events; a request asks about one user now, so that their own events, a few
 hundred, answer it. A test holds both against each other.
 
-Letters: B candidates, E events, L history length, A attributes, T meetings of the user's peers, P peers.
+Letters: B candidates, E events, L history length, A attributes.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from longtail.features import NEVER_DAYS, Columns, Floats, Ints, ItemFacts, age_
 from longtail.lent import UserGroups
 from longtail.online.added import AddedItems
 from longtail.online.mapped import MappedStore
+from longtail.online.met_by_peers import PeerStats
 from longtail.online.records import UserRecord, UserStore
 from longtail.online.tables import Array, OnlineMeta, OnlineTables, entities_of
-from longtail.peers import PEER_STATS, TARGETS
 from longtail.times import DAY_US
 
 
@@ -60,13 +60,14 @@ class OnlineFeatures:
     entities: Entities  # of items and of what describes users
     groups: UserGroups  # of one snapshot
     users: UserStore
+    peers: PeerStats | None
     added: AddedItems
 
     @staticmethod
     def build(meta: OnlineMeta, shared: Mapping[str, Array], item_ids: pa.Array, users: UserStore, first_added_row: int | None = None) -> "OnlineFeatures":
         """Items that are added have rows from `first_added_row` on."""
         added = AddedItems(len(item_ids) + 1 if first_added_row is None else first_added_row)
-        return OnlineFeatures(meta, shared, entities_of(meta, shared, item_ids), _groups(meta, shared), users, added)
+        return OnlineFeatures(meta, shared, entities_of(meta, shared, item_ids), _groups(meta, shared), users, PeerStats.build(meta, shared, users), added)
 
     @staticmethod
     def of(tables: OnlineTables, first_added_row: int | None = None) -> "OnlineFeatures":
@@ -151,7 +152,7 @@ class OnlineFeatures:
             "item_stats": item_columns(counts, leaf_events, facts, age),
             "collaborative_stats": self._collaborative(user, item_row_B),
             "activity": activity,
-            "peer_stats": self._peer_stats(user, item_row_B, facts, {"item": by_item, "cluster": by_cluster, "leaf": by_leaf, "root": by_root}),
+            "peer_stats": self._peer_stats(user, item_row_B, facts, (by_item, by_cluster, by_leaf, by_root)),
         } | self._lent(own_A, codes)
 
     def _history(self, user: UserRecord, now_us: int) -> tuple[Ints, Floats]:
@@ -180,6 +181,14 @@ class OnlineFeatures:
             out_BF[:, method] = (self.shared[f"collaborative_weight_{method}"][row_B] * met[columns_BK]).sum(axis=1)
         return out_BF
 
+    def _peer_stats(self, user: UserRecord, item_row_B: Ints, facts: ItemFacts, by_target: tuple[Key, ...]) -> Floats:
+        """PEER_STATS [B, ..]."""
+        if self.peers is None:
+            return np.zeros((len(item_row_B), 0), np.float32)
+        columns = (item_row_B, facts.cluster_B, facts.leaf_B, facts.root_B)
+        own_met = tuple(key.had_met(column_B, self.meta.snapshot_us) for key, column_B in zip(by_target, columns, strict=True))
+        return self.peers.of(user, columns, own_met)
+
     def _lent(self, own_A: npt.NDArray[np.int32], codes: tuple[int, ...] | None) -> Columns:
         """What the user's group, or everyone, lends."""
         groups = self.groups
@@ -198,41 +207,6 @@ class OnlineFeatures:
             "group_weight": of(groups.weight_PG),
         }
 
-    def _peer_stats(self, user: UserRecord, item_row_B: Ints, facts: ItemFacts, by_target: Mapping[str, Key]) -> Floats:
-        """PEER_STATS [B, ..]: what the user's peers had met by the snapshot, beside everybody (longtail.peers.PeerIndex.lifts)."""
-        if not self.meta.spec.peer_stats:
-            return np.zeros((len(item_row_B), 0), np.float32)
-        out = np.zeros((len(item_row_B), len(PEER_STATS)), np.float32)
-        if not user.peer_row_VP or user.peer_row_VP[0][0] == 0:
-            return out
-        snapshot = self.meta.snapshot_us
-        active = bool(len(user.time_E)) and user.time_E[0] < snapshot
-        others = max(self.meta.num_active - active, 1)
-        lenders = np.unique(np.concatenate(user.peer_row_VP))
-        lenders = lenders[lenders > 0]
-        met = self.users.met(lenders)
-        weights_VL = [_by_lender(lenders, rows, weights) for rows, weights in zip(user.peer_row_VP, user.peer_weight_VP, strict=True)]
-        supports = [weight_L.sum() for weight_L in weights_VL]
-        columns = {"item": item_row_B, "cluster": facts.cluster_B, "leaf": facts.leaf_B, "root": facts.root_B}
-        for place, target in enumerate(TARGETS):
-            wanted_B = columns[target]
-            everyone_N = self.shared[f"everyone_{target}"]
-            known_B = np.where(wanted_B < len(everyone_N), wanted_B, 0)  # what came after the snapshot has been met by nobody
-            number_B = np.where(wanted_B < len(everyone_N), everyone_N[known_B], 0)
-            everyone_B = (number_B - by_target[target].had_met(wanted_B, snapshot) + 0.5) / (others + 1)
-            distinct, at_B = np.unique(known_B, return_inverse=True)
-            place_C = np.zeros(len(everyone_N), np.int32)  # among the distinct ones, from 1
-            place_C[distinct] = np.arange(1, len(distinct) + 1)
-            found_T = place_C[met.column_T[place]]
-            asked = np.flatnonzero(found_T)
-            share_B = everyone_B
-            for weight_L, support in zip(weights_VL, supports, strict=True):
-                met_B = np.bincount(found_T[asked] - 1, weight_L[met.owner_T[place][asked]], len(distinct))[at_B] * (wanted_B == known_B)
-                share_B = (met_B + self.meta.prior_users * share_B) / (support + self.meta.prior_users)
-            out[:, place] = np.where(wanted_B > 0, np.log(share_B / everyone_B), 0)
-        out[:, -1] = np.log1p(supports[-1])
-        return out
-
 
 def _activity(user: UserRecord, now_us: int) -> tuple[Floats, Floats, float]:
     """USER_STATS [1, U], raw purchases, clicks and active days [1, 3], and the mean log1p price (longtail.features.ActivityIndex)."""
@@ -245,14 +219,6 @@ def _activity(user: UserRecord, now_us: int) -> tuple[Floats, Floats, float]:
     mean = float(priced.sum() / max(len(priced), 1))
     stats = np.array([[*np.log1p([purchases, total - purchases, days, recent, since]), mean]], np.float32)
     return stats, np.array([[purchases, total - purchases, days]], np.float32), mean
-
-
-def _by_lender(lenders_L: Ints, rows_P: Ints, weights_P: Floats) -> npt.NDArray[np.float64]:
-    """Each lender's weight [L] at one level; 0 for one who is no peer there."""
-    there = rows_P > 0
-    weight_L = np.zeros(len(lenders_L))
-    weight_L[np.searchsorted(lenders_L, rows_P[there])] = weights_P[there]
-    return weight_L
 
 
 def _groups(meta: OnlineMeta, shared: Mapping[str, Array]) -> UserGroups:
