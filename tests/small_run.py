@@ -82,6 +82,30 @@ def item_codebook() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(2, 4, DIM)).astype(np.float32) * 0.5
 
 
+def profiles() -> pa.Table:
+    """Of a, b and c; d has none."""
+    said = {"a": ("Lives in Bonn.", "Buys tea and milk."), "b": ("Lives in Bonn.", "Buys tea and soap."), "c": ("Lives in Ulm.", "Buys <b>soap</b> & a book.")}
+    return pa.table(
+        {
+            "user_id": list(said),
+            "as_of": pa.array([small_world.day(20)] * len(said), schema.TIMESTAMP),
+            "prompt_hash": list(said),
+            "facts": [f"Attributes:\n{identity}" for identity, _ in said.values()],
+            "raw_text": ["{}"] * len(said),
+            "identity": [identity for identity, _ in said.values()],
+            "interests": [interests for _, interests in said.values()],
+            "philosophy": ["Takes what there is."] * len(said),
+            "text": [f"{identity}\n{interests}\nTakes what there is." for identity, interests in said.values()],
+            "outcome": ["llm", "llm", "fallback:invented"],
+            "cached": [False] * len(said),
+            "cut_lines": [0, 3, 0],
+            "prompt_tokens": [10] * len(said),
+            "output_tokens": [5] * len(said),
+        },
+        schema=schema.PROFILES,
+    )
+
+
 def rankers(settings: Config) -> dict[str, Ranker]:
     """All three, with weights drawn large enough that every input matters; MBA's codebooks are drawn too."""
     made = {}
@@ -152,13 +176,23 @@ def publish(folder: Path, learning_rate: float | None = None, spoil: Callable[[R
         draft.write("codes", pa.table({"item_id": entities.items.values, "codes": pa.array(codes.tolist(), pa.list_(pa.int32(), 2))}))
         write_bytes(draft, "codebook.safetensors", codebook_bytes(item_codebook()))
 
+    def write_profiles(draft: Draft) -> None:
+        draft.write("profiles", profiles())
+
+    def write_item_vectors(draft: Draft) -> None:
+        vectors = np.random.default_rng(4).normal(size=(5, TEXT_DIM)).astype(np.float32)
+        draft.write("vectors", pa.table({"item_id": entities.items.values, "vector": to_arrow(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))}))
+
     def nothing(draft: Draft) -> None:
         draft.write_json("read_by_no_server.json", {})
 
     info = small_world.INFO.model_copy(update={"end": small_world.START + timedelta(days=40)})
     commit(LOGS, write_logs, info.model_dump(mode="json"))
-    for stage in (PROFILES, USER_VECTORS, ITEM_TEXTS, ITEM_VECTORS, ITEM_ENCODER):
-        commit(stage, nothing)
+    commit(PROFILES, write_profiles)
+    commit(USER_VECTORS, nothing)
+    commit(ITEM_TEXTS, nothing)
+    commit(ITEM_VECTORS, write_item_vectors)
+    commit(ITEM_ENCODER, nothing)
     commit(ITEM_Z, write_item_z)
     commit(USER_SPACES, nothing)
     commit(USER_CODES, write_user_codes, {"shape": [2, 3, TEXT_DIM]})

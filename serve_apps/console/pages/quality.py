@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 Key = Annotated[str | None, Query(max_length=64, pattern="^[0-9a-z]*$")]
 Name = Annotated[str | None, Query(max_length=100)]
+CHECKOUT = Path(__file__).resolve().parents[3]
 EVALUATE = "python -m pipelines.evaluate --config …"
 
 Metric = Literal["gauc", "auc"]
@@ -49,9 +50,7 @@ def routes(console: Console) -> APIRouter:
             shown |= {
                 "metrics": metrics,
                 "head": at,
-                "cards": [
-                    (name, at.slice(OWN_SLICE.get(name, "all")), at) for name in at.rankers if name != metrics.baseline and metrics.baseline in at.rankers
-                ],
+                "cards": [(name, at.slice(OWN_SLICE.get(name, "all"))) for name in beside_base(at, metrics)],
                 "charts": charts(at, metrics, metric),
                 "against": other,
                 "comparisons": comparisons(console, chosen, other, at, metrics) if other is not None else [],
@@ -197,9 +196,10 @@ def _compare(one: Artifact, other: Artifact, ranker: str, head: str, cold: int) 
 
 
 def studies_of(console: Console) -> list[tuple[str, StudyResults]]:
-    """Results of studies in the folder of the setting, those on the run's own source first."""
-    folder = Path(console.config.study.results)
-    return sorted(_studies(folder.resolve()), key=lambda one: (not one[1].dataset.startswith(console.info.source), one[0])) if folder.is_dir() else []
+    """Results of studies in the folder of the setting, of this directory or else of the checkout, those on the run's own source first."""
+    folder = next((place for place in (Path(console.config.study.results), CHECKOUT / console.config.study.results) if place.is_dir()), None)
+    found = _studies(folder.resolve()) if folder is not None else []
+    return sorted(found, key=lambda one: (not one[1].dataset.startswith(console.info.source), one[0]))
 
 
 @lru_cache(maxsize=2)
