@@ -1,5 +1,6 @@
 """The Ray that a pipeline runs on: one of its own, a cluster that it joins, or the one that it was submitted to."""
 
+import json
 import logging
 import os
 import shlex
@@ -9,10 +10,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray._private.parameter
 import ray.data
 
 from longtail.config import ClusterSettings
@@ -31,6 +34,15 @@ QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "VLLM_LOGGING_L
 def in_job() -> bool:
     """True in a driver that `ray job submit` started."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def submission_id() -> str | None:
+    """The id of the job that `ray job submit` started this driver for."""
+    if not in_job():
+        return None
+    told = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])
+    found = told.get("metadata", {}).get("job_submission_id")
+    return None if found is None else str(found)
 
 
 def may_grow(settings: ClusterSettings) -> bool:
@@ -89,7 +101,8 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
         }
     try:
         try:
-            ray.init(**arguments)
+            with _any_agent_port():
+                ray.init(**arguments)
         except ConnectionError as error:
             raise ValueError(
                 f'cluster.address = {settings.address!r} does not answer: {error}. Start that cluster, or set "local" for one of its own.'
@@ -102,6 +115,21 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
         os.environ.pop("RAY_GCS_SERVER_PORT", None)
         ray.shutdown()
         shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+@contextmanager
+def _any_agent_port() -> Iterator[None]:
+    """Within this block a Ray that is started lets its agent listen on any free port.
+
+    ray.init takes no such setting (2.60): a second Ray of a machine would find the fixed port taken, go on without its agent, and take no jobs.
+    """
+    parameter = ray._private.parameter
+    own = parameter.RayParams
+    parameter.RayParams = partial(own, dashboard_agent_listen_port=0)  # type: ignore[misc, assignment]  # called only
+    try:
+        yield
+    finally:
+        parameter.RayParams = own  # type: ignore[misc]
 
 
 def _free_port() -> int:

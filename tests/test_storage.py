@@ -21,7 +21,8 @@ from longtail.logs import LogsSettings, build_logs, fingerprint
 from longtail.profile_cache import Answer, ProfileCache
 from longtail.ranking import Question, StatedItem
 from longtail.storage import above, below, local_folder, open_place, refuse_secrets, without_secrets, write_whole
-from longtail.sweep_results import Journal, Trial
+from longtail.sweep_journal import Journal
+from longtail.sweep_results import Trial
 from pipelines import code_continuity
 from pipelines.cluster import ROOT
 from serve_apps.ranking import served_run

@@ -16,7 +16,9 @@ from ray.train.torch import TorchTrainer
 
 from longtail.artifacts import Store
 from longtail.config import load
-from longtail.sweep_results import Goal, Journal, Trial
+from longtail.sweep_journal import Journal
+from longtail.sweep_results import Goal, Trial
+from longtail.sweep_watch import SweepWatch
 from longtail.sweeping import Range
 from pipelines.samples import SAMPLES
 from pipelines.stage import provenance, stage_key
@@ -321,6 +323,21 @@ def test_trials_train_one_is_refused_and_a_second_attempt_runs_only_what_failed(
     assert {one.number for one in trials.values()} == {0, 1, 2}
     begun = sorted(path.name.split("-")[1] for path in (tmp_path / "train").glob("begun-*"))
     assert begun == ["16", "32", "32", "8"], "what had ended was not run again"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_watcher_finds_every_epoch_and_why_a_trial_failed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 of 2 trials failed"):
+        run_search(tmp_path, (8, 32), "sweep.searcher=random", epochs=3)
+    sweep = SweepWatch(Store.open(str(tmp_path / "store"))).sweep("key")
+    assert sweep is not None
+    good, failed = sweep.trials
+    assert (good.status, failed.status) == ("finished", "failed")
+    assert good.course is not None
+    assert [(one["epoch"], one["auc"]) for one in good.course.epochs] == [(epoch, pytest.approx(auc_of(8, epoch))) for epoch in (1, 2, 3)]
+    assert failed.course is not None
+    assert failed.course.failed == "RuntimeError: the disk is full and a second line"
 
 
 @pytest.mark.slow

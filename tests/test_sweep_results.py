@@ -1,18 +1,16 @@
 """A sweep's results: the goal and its constraint, ranking, Pareto front, journal, the recommended config as TOML, the page."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from longtail.artifacts import Store
 from longtail.config import load
 from longtail.config_text import as_toml
 from longtail.study_results import ArmOnSlice, Difference
 from longtail.sweep_page import best_of, best_toml, markdown, page, table
-from longtail.sweep_results import NO_SCORE, PENALTY, Finals, Goal, Journal, Numbers, SweepResults, Trial, pareto, ranked, trial_of
+from longtail.sweep_results import NO_SCORE, PENALTY, Finals, Goal, SweepResults, Trial, pareto, ranked, trial_of
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "pipelines" / "configs").glob("*.toml"))
 GOAL = Goal("outcome/gauc_low", "outcome/gauc", floor=0.6)
@@ -65,35 +63,6 @@ def test_pareto_front_by_hand_and_against_all_pairs() -> None:
     known = [one for one in trials if one.state == "finished"]
     beaten = {a.number for a in known for b in known if b.score >= a.score and b.whole >= a.whole and (b.score, b.whole) != (a.score, a.whole)}  # type: ignore[operator]
     assert set(front) == {one.number for one in known} - beaten
-
-
-def test_journal_keeps_the_last_state_and_gives_an_interrupted_trial_its_number_again(tmp_path: Path) -> None:
-    journal = Journal.of(Store.open(str(tmp_path)), "key")
-    assert journal.read() == []
-    journal.write(trial(0, None, None, state="begun"))
-    journal.write(trial(1, None, None, state="begun"))
-    journal.write(trial(0, 0.5))
-    (tmp_path / "sweeps" / "key" / "journal" / "00002.json.part").write_text("{cut sho")
-    records = journal.read()
-    assert [(one.number, one.state) for one in records] == [(0, "finished"), (1, "begun")]
-    numbers = Numbers.after(records, {})
-    assert numbers.number("a", {"codes.user.codebook_size": 99}) == 2
-    assert numbers.number("b", {"codes.user.codebook_size": 5}) == 1, "it had begun"
-    assert numbers.number("b", {"codes.user.codebook_size": 5}) == 1
-    assert numbers.number("c", {"codes.user.codebook_size": 5}) == 3, "the same point once more is another trial"
-
-
-def test_the_config_as_it_stood_is_number_0_whenever_it_begins() -> None:
-    numbers = Numbers.after([], {"train.epochs": 2})
-    assert [numbers.number(name, {"train.epochs": epochs}) for name, epochs in (("a", 5), ("b", 2), ("c", 7))] == [1, 0, 2]
-
-
-def test_a_journal_is_none_of_the_attempts_that_are_cleared_away(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path))
-    Journal.of(store, "key").write(trial(0, 0.5))
-    os.makedirs(tmp_path / "sweeps" / "key" / "20200101T000000-deadbeef")
-    assert store.clear_interrupted("sweeps", "key") == 1
-    assert len(Journal.of(store, "key").read()) == 1
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -17,7 +17,6 @@ import logging
 import os
 import shlex
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +26,6 @@ import pyarrow.fs as pafs
 import ray
 from ray import tune
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
 
 from longtail.artifacts import Draft, Store, source_commit
 from longtail.config import Config
@@ -35,10 +33,11 @@ from longtail.hashing import digest
 from longtail.rankers.heads import TWO_OUTCOME_HEADS
 from longtail.rankers.settings import Head
 from longtail.run_state import logs_info
+from longtail.sweep_journal import Journal, Numbers, Phase, Plan, numbers_of, settings_digest
 from longtail.sweep_page import best_of, best_toml, markdown, page, table
-from longtail.sweep_results import Goal, Journal, Numbers, SweepResults, Trial, ranked, trial_of
+from longtail.sweep_results import Goal, SweepResults, Trial, ranked
 from longtail.sweeping import Range
-from pipelines.cluster import ray_session
+from pipelines.cluster import ray_session, submission_id
 from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, find, line, open_store, provenance, stage_key, summary
 from pipelines.study import machine
@@ -46,6 +45,7 @@ from pipelines.tracking import record_sweep, tune_callbacks
 from pipelines.train import RANKER_STAGES
 from tuning.finalists import Ground, run_finals
 from tuning.importance import importance
+from tuning.recording import Recorded, why
 from tuning.searchers import check_pbt, random_searcher, scheduler_of, tpe_searcher
 from tuning.sharing import ensure_shared, start_builders
 from tuning.spaces import Parameter, Point, current, draw, in_words, show, space_of, with_point
@@ -101,8 +101,9 @@ def search(
         run_config=tune.RunConfig(name="tune", storage_path=folder, storage_filesystem=fs, callbacks=[written, *callbacks], verbose=0),
     )
     tuner.fit()
+    written.explain()
     if written.failed:
-        failures = [f"trial {number} ({in_words(one.config)}): {_why(one)}" for number, one in sorted(written.failed.items())]
+        failures = [f"trial {number} ({in_words(one.config)}): {why(one)}" for number, one in sorted(written.failed.items())]
         raise ValueError(
             f"{len(failures)} of {settings.num_trials} trials failed, and a sweep is finished when all have a result:\n  "
             + "\n  ".join(failures)
@@ -110,41 +111,6 @@ def search(
             "what is finished is found, and only the others are run."
         )
     return [one for one in journal.read() if one.state != "begun"]
-
-
-class Recorded(tune.Callback):
-    """Writes every trial to the journal when it begins and when it ends, and logs a line about each."""
-
-    def __init__(self, journal: Journal, goal: Goal, numbers: Numbers, num_trials: int) -> None:
-        self._journal, self._goal, self._numbers, self._num_trials = journal, goal, numbers, num_trials
-        self.failed: dict[int, Any] = {}  # by number: their records say begun, and so they are run again
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._journal.write(Trial(number=self._number(trial), point=dict(trial.config), state="begun"))
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        last: Mapping[str, Any] = trial.last_result
-        found = trial_of(self._number(trial), dict(trial.config), last, self._goal, round(last.get("time_total_s", 0.0), 1))
-        self._journal.write(found)
-        said = "no score" if found.score is None else f"{self._goal.metric} {found.score:.4f}"
-        logger.info("sweep: trial %d of %d %s, %s: %s", found.number, self._num_trials, found.state, said, in_words(found.point))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = self._number(trial)
-        self.failed[number] = trial  # why it failed is known when all have ended
-        logger.info("sweep: trial %d failed: %s", number, in_words(trial.config))
-
-    def _number(self, trial: Any) -> int:
-        return self._numbers.number(trial.trial_id, dict(trial.config))
-
-
-def _why(failed: Any) -> str:
-    """What ended a trial, in a line."""
-    error = failed.get_pickled_error() or failed.get_error()
-    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
-        error = error.cause  # what was raised, without the accounts of the workers that it passed through
-    name = f"{type(error).__name__}: " if isinstance(error, BaseException) else ""
-    return name + textwrap.shorten(str(error), 400)
 
 
 def metric_of(config: Config) -> str:
@@ -169,8 +135,8 @@ def head_of(config: Config, store: Store) -> Head:
     return head
 
 
-def goal_of(config: Config, store: Store, builders: ActorHandle[Any], head: Head) -> Goal:
-    """What the sweep looks for; the base ranker is trained for it, once, where it is not there yet.
+def goal_of(config: Config, store: Store, builders: ActorHandle[Any], head: Head) -> tuple[Goal, dict[str, float]]:
+    """What the sweep looks for, and the base ranker's metrics; that is trained for it, once, where it is not there yet, and where there is a constraint.
 
     Raises:
         ValueError: the base lacks the head.
@@ -178,7 +144,7 @@ def goal_of(config: Config, store: Store, builders: ActorHandle[Any], head: Head
     settings = config.sweep
     metric, whole = f"{head}/{settings.metric}", f"{head}/{settings.whole}"
     if settings.max_loss == 1:
-        return Goal(metric, whole)
+        return Goal(metric, whole), {}
     stage = RANKER_STAGES["base"]
     ensure_shared(stage.inputs[-1], config, store, builders, os.getcwd())
     base = ensure(stage, config, store, build_inputs=True).artifact
@@ -188,26 +154,69 @@ def goal_of(config: Config, store: Store, builders: ActorHandle[Any], head: Head
             f"sweep.max_loss = {settings.max_loss} compares {whole} with the base ranker's, which has none: its heads are {base.info['heads']}. "
             "Give it the head (rankers.base.heads), or set sweep.max_loss = 1 for no constraint."
         )
-    return Goal(metric, whole, kept[whole] - settings.max_loss)
+    return Goal(metric, whole, kept[whole] - settings.max_loss), numbers_of(kept)
+
+
+def plan_of(config: Config, space: Sequence[Parameter], commit: str) -> Plan:
+    """What a sweep sets out to do, as whoever watches it reads it."""
+    settings = config.sweep
+    return Plan(
+        phase="base",
+        ranker=settings.ranker,
+        metric=metric_of(config),
+        whole=settings.whole,
+        space={one.setting: one.values if isinstance(one.values, Range) else one.choices(own) for one, own in zip(space, current(config, space).values())},
+        start=current(config, space),
+        num_trials=settings.num_trials,
+        max_concurrent=settings.max_concurrent,
+        epochs=config.train.epochs,
+        searcher=settings.searcher,
+        scheduler=settings.scheduler,
+        num_finalists=settings.finalists.num_trials,
+        seeds=settings.finalists.seeds,
+        run=config.run.name,
+        settings=settings_digest(config),
+        command=_command(),
+        commit=commit,
+        job=submission_id(),
+        began=time.time(),
+    )
+
+
+def _command() -> str:
+    return f"python -m tuning.sweep {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def _build(context: Context, draft: Draft) -> Result:
+    journal = Journal.of(context.store, draft.key)
+    with journal.alive():
+        return _swept(context, draft, journal)
+
+
+def _swept(context: Context, draft: Draft, journal: Journal) -> Result:
     config, store, settings = context.config, context.store, context.config.sweep
     space = space_of(config)
     start = current(config, space)
-    journal, began = Journal.of(store, draft.key), time.monotonic()
-    commit, builders = source_commit(), start_builders()
+    commit, builders, began = source_commit(), start_builders(), time.monotonic()
+    plan = plan_of(config, space, commit)
+    journal.write_plan(plan)
+
+    def enter(phase: Phase) -> None:
+        journal.write_plan(plan.model_copy(update={"phase": phase, "metric": goal.metric, "whole": goal.whole, "floor": goal.floor, "base": base}))
+
     try:
         head = head_of(config, store)
-        goal = goal_of(config, store, builders, head)
+        goal, base = goal_of(config, store, builders, head)
         scratch = draft.path("scratch/tune").rsplit("/", 1)[0]
         callbacks = tune_callbacks(config, store, _group(config, draft.key))
+        enter("search")
         trials = ranked(search(Search(config, store, os.getcwd(), builders, goal), space, start, config, goal, journal, (draft.fs, scratch), callbacks))
         draft.fs.delete_dir(scratch)
         _clear_stopped(trials, config, store)
         searched, began = time.monotonic() - began, time.monotonic()
         finals = None
         if settings.finalists.num_trials:
+            enter("finalists")
             finals = run_finals(config, trials, Ground(store, builders, os.getcwd(), head, settings.max_concurrent))
         found = SweepResults(
             ranker=settings.ranker,
@@ -215,7 +224,7 @@ def _build(context: Context, draft: Draft) -> Result:
             whole=goal.whole,
             floor=goal.floor,
             commit=commit,
-            command=f"python -m tuning.sweep {shlex.join(sys.argv[1:])}".rstrip(),
+            command=plan.command,
             machine=machine()["machine"].rstrip("."),
             searcher=settings.searcher,
             scheduler=settings.scheduler,

@@ -31,6 +31,21 @@ def as_toml(config: Config, leave_out: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
+def as_overrides(raw: Mapping[str, Any], before: tuple[str, ...] = ()) -> list[str]:
+    """Parsed TOML as the `a.b=value` settings that say the same, for a command whose machine has no such file."""
+    found = []
+    for name, value in raw.items():
+        path = (*before, name)
+        if isinstance(value, Mapping) and value and all(re.fullmatch(_WORD, inner) for inner in value):
+            found += as_overrides(value, path)
+        else:
+            found.append(f"{'.'.join(path)}={_value(value)}")
+    return found
+
+
+_WORD = r"[A-Za-z0-9_-]+"
+
+
 def _flat(section: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, value in section.items():
         if isinstance(value, Mapping) and value:
@@ -40,7 +55,7 @@ def _flat(section: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator[
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    return name if re.fullmatch(_WORD, name) else json.dumps(name)
 
 
 def _value(value: Any) -> str:

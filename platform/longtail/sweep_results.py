@@ -1,18 +1,15 @@
-"""A sweep's results: its goal, what became of each trial, the ranking, the Pareto front, and the journal that outlives an interrupted sweep.
+"""A sweep's results: its goal, what became of each trial, the ranking, the Pareto front; longtail.sweep_journal keeps them while the sweep runs.
 
-Reads validation metrics by epoch; the journal writes <uri>/sweeps/<key>/journal/<number>.json, one file a trial.
+Reads validation metrics by epoch; writes nothing.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from pyarrow.fs import FileSelector, FileType, LocalFileSystem
 from pydantic import Field
 
-from longtail.artifacts import Store
 from longtail.settings import Settings
 from longtail.study_results import Arms, Difference, Metric
 from longtail.sweeping import Value
@@ -34,11 +31,11 @@ class Goal:
     floor: float | None = None  # None: no constraint
 
     def score(self, metrics: Mapping[str, Any]) -> float | None:
-        return _finite(metrics.get(self.metric))
+        return finite(metrics.get(self.metric))
 
     def shortfall(self, metrics: Mapping[str, Any]) -> float:
         """How far the metrics lie below the floor; 0 where they don't."""
-        whole = _finite(metrics.get(self.whole))
+        whole = finite(metrics.get(self.whole))
         if self.floor is None:
             return 0.0
         return 1.0 if whole is None else max(0.0, self.floor - whole)
@@ -49,7 +46,7 @@ class Goal:
         return NO_SCORE if score is None else max(NO_SCORE, score - PENALTY * self.shortfall(metrics))
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -83,14 +80,14 @@ def trial_of(number: int, point: Point, result: Mapping[str, Any], goal: Goal, s
     if refused is not None:
         return Trial(number=number, point=point, state="refused", refused=str(refused), seconds=seconds)
     metrics: Mapping[str, Any] = kept if kept is not None else result
-    told = {name: _finite(value) for name, value in metrics.items() if _finite(value) is not None and not name.startswith("time_")}
+    told = {name: finite(value) for name, value in metrics.items() if finite(value) is not None and not name.startswith("time_")}
     score = goal.score(metrics)
     return Trial(
         number=number,
         point=point,
         state="stopped" if kept is None else "finished",
         score=score,
-        whole=_finite(metrics.get(goal.whole)),
+        whole=finite(metrics.get(goal.whole)),
         shortfall=goal.shortfall(metrics),
         searched=goal.searched(metrics),
         epochs=int(result.get("epochs", metrics.get("epoch", 0))),
@@ -118,64 +115,6 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
         if not front or trial.whole > front[-1].whole:  # type: ignore[operator]
             front.append(trial)
     return front
-
-
-@dataclass(frozen=True)
-class Journal:
-    """What is known of a sweep's trials, a file each, so that a sweep whose driver was killed goes on where it was."""
-
-    store: Store
-    folder: str
-
-    @staticmethod
-    def of(store: Store, key: str) -> "Journal":
-        return Journal(store, f"{store.root}/sweeps/{key}/journal")
-
-    def write(self, trial: Trial) -> None:
-        """Record a trial's state in one step; the last one holds."""
-        self.store.fs.create_dir(self.folder, recursive=True)
-        path, text = f"{self.folder}/{trial.number:05d}.json", json.dumps(trial.model_dump(mode="json"), sort_keys=True).encode()
-        local = isinstance(self.store.fs, LocalFileSystem)
-        aside = f"{path}.part" if local else path  # an object appears as a whole or not at all
-        with self.store.fs.open_output_stream(aside) as stream:
-            stream.write(text)
-        if local:
-            self.store.fs.move(aside, path)
-
-    def read(self) -> list[Trial]:
-        """The trials by number."""
-        found = []
-        for entry in sorted(self.store.fs.get_file_info(FileSelector(self.folder, allow_not_found=True)), key=lambda one: one.path):
-            if entry.type == FileType.File and entry.path.endswith(".json"):
-                with self.store.fs.open_input_stream(entry.path) as stream:
-                    found.append(Trial.model_validate_json(stream.read()))
-        return found
-
-
-@dataclass
-class Numbers:
-    """Gives every trial its number: that of an interrupted one with the same point, else the next."""
-
-    begun: list[Trial]
-    following: int
-    of_trial: dict[str, int] = field(default_factory=dict)  # by Tune's id
-
-    @staticmethod
-    def after(records: Sequence[Trial], start: Point) -> "Numbers":
-        """The numbers after those of the records; without any the first is that of `start`, whenever Tune begins it."""
-        known = records or [Trial(number=0, point=start, state="begun")]
-        return Numbers([one for one in known if one.state == "begun"], max(one.number for one in known) + 1)
-
-    def number(self, trial_id: str, point: Point) -> int:
-        if trial_id not in self.of_trial:
-            again = next((one for one in self.begun if one.point == point), None)
-            if again is not None:
-                self.begun.remove(again)
-                self.of_trial[trial_id] = again.number
-            else:
-                self.of_trial[trial_id] = self.following
-                self.following += 1
-        return self.of_trial[trial_id]
 
 
 class Finals(Settings):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from serve_apps.console.context import Console
-from serve_apps.console.pages import groups, items, overview, quality, rollouts, users
+from serve_apps.console.pages import groups, items, overview, quality, rollouts, sweeps, users
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,6 @@ PAGES = (
     Page("groups", "Groups", "groups", groups.routes),
     Page("items", "Items", "items", items.routes),
     Page("quality", "Quality", "quality", quality.routes),
+    Page("sweeps", "Sweeps", "sweeps", sweeps.routes),
     Page("rollouts", "Rollouts", "rollouts", rollouts.routes),
 )

@@ -1,0 +1,233 @@
+"""The Sweeps pages in a browser: planted sweeps in both themes and on a phone, without what axe calls serious; and a real sweep that is started, watched to its
+end and compared by clicks, on a real Ray that serves.
+"""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from longtail.artifacts import Store
+from longtail.config import Config
+from longtail.config_text import as_toml
+from longtail.sweep_watch import SweepWatch
+from pipelines.cluster import ROOT
+from serve_apps.access import Access
+from serve_apps.console.app import make_console
+from tests import planted_sweeps, small_run
+from tests.console_server import served
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}")]
+
+TOKEN = "the-token-of-the-test"
+SIZES = {"desk": (1280, 800), "phone": (390, 844)}
+RUNNING, FINISHED = "bbbb0000", "aaaa0000"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, scheme: str = "light", size: str = "desk") -> Iterator[Page]:
+    """A page whose errors are the test's."""
+    width, height = SIZES[size]
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})  # type: ignore[arg-type]  # light or dark
+    page, errors = context.new_page(), []
+
+    def said(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            errors.append(message.text)
+
+    page.on("console", said)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.set_default_timeout(20_000)
+    yield page
+    assert not errors, errors
+    context.close()
+
+
+def shot(page: Page, name: str, folder: Path) -> None:
+    folder = Path(os.environ.get("LONGTAIL_SCREENSHOTS", folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=folder / f"sweeps-{name}.png", full_page=True)
+
+
+def accessible(page: Page) -> None:
+    """No violation that axe calls serious or critical."""
+    found = [one for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
+    assert not found, [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    store = Store.open(str(tmp_path_factory.mktemp("store")))
+    planted_sweeps.finished(store, FINISHED)
+    planted_sweeps.running(store, RUNNING)
+    planted_sweeps.interrupted(store, "cccc0000")
+    planted_sweeps.alive(store, RUNNING, age_s=-3600)  # it lives as long as the tests
+    with served(make_console(Config(), store, (), Access(TOKEN, viewing_needs_token=False), None, "http://127.0.0.1:8265")) as url:
+        yield url
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_in_both_themes_and_on_a_phone(browser: Browser, url: str, scheme: str, size: str, tmp_path: Path) -> None:
+    with opened(browser, scheme, size) as page:
+        for path, name, ready in (
+            ("sweeps", "list", "#sweeps tbody tr"),
+            (f"sweeps/{RUNNING}", "running", "#parallel .trial-line"),
+            (f"sweeps/{FINISHED}", "finished", "#parallel .trial-line"),
+        ):
+            page.goto(f"{url}/{path}")
+            page.wait_for_selector(ready)
+            accessible(page)
+            shot(page, f"{name}-{scheme}-{size}", tmp_path)
+            assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0], f"{path} is wider than the window"
+        page.locator("#trials [data-open]").first.click()
+        expect(page.locator("#trial")).to_be_visible()
+        accessible(page)
+        shot(page, f"trial-{scheme}-{size}", tmp_path)
+
+
+def test_a_comparison_by_clicks_and_by_keys(browser: Browser, url: str) -> None:
+    with opened(browser) as page:
+        page.goto(f"{url}/sweeps")
+        page.get_by_role("link", name=re.compile(f"choirrec {FINISHED}")).click()
+        expect(page.locator("#finals .headline")).to_contain_text("Not shown to be better than the config as it stood")
+        expect(page.locator("#trials tbody tr")).to_have_count(36)
+        best = page.locator("#trials .best-row").get_attribute("data-trial")
+        page.locator(f"#front [data-trial='{best}']").hover()
+        expect(page.locator(f"#parallel [data-trial='{best}']")).to_have_class(re.compile("lit"))
+        page.locator(f"#front [data-trial='{best}']").click()
+        expect(page.get_by_role("heading", name=re.compile(f"Trial {best}"))).to_be_visible()
+        expect(page.locator("#trial .trial-curve-dot")).to_have_count(3)
+        page.keyboard.press("Escape")
+        expect(page.locator("#trial")).to_be_hidden()
+        button = page.locator("#trials [data-open='7']")
+        button.focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("#trial .refusal")).to_contain_text("1,024 codes of 801 users")
+        page.get_by_role("button", name="Close").click()
+        before = page.locator("#parallel .trial-line").first.get_attribute("data-trial")
+        page.get_by_label("Colour by").select_option("whole")
+        assert page.locator("#parallel .trial-line").first.get_attribute("data-trial") != before, "the worst is drawn first"
+
+
+def give_token(page: Page) -> None:
+    page.get_by_role("textbox", name="Token").fill(TOKEN)
+    page.get_by_role("button", name="Keep").click()
+
+
+def test_the_form_says_what_the_command_would(browser: Browser, url: str, tmp_path: Path) -> None:
+    with opened(browser) as page:
+        page.goto(f"{url}/sweeps")
+        page.get_by_label("Config", exact=True).select_option("")
+        page.get_by_label("Config as TOML").fill('[run]\nname = "pasted"\n')
+        page.get_by_label("Settings over it, one a line").fill("sweep.num_trials=3")
+        page.get_by_role("button", name="Check only").click()
+        give_token(page)
+        expect(page.locator("#answer .command")).to_contain_text("python -m tuning.sweep --set 'run.name=\"pasted\"' --set sweep.num_trials=3 --set 'run.uri=")
+        accessible(page)
+        shot(page, "checked", tmp_path)
+
+
+@contextmanager
+def another_ray() -> Iterator[None]:
+    """Hold the port on which the agent of a machine's first Ray listens."""
+    with socket.socket() as taken:
+        with suppress(OSError):  # there is another Ray indeed
+            taken.bind(("0.0.0.0", 52365))
+            taken.listen()
+        yield
+
+
+@contextmanager
+def up(config: Config, folder: Path) -> Iterator[str]:
+    """The application with its console in a process of its own, on a Ray with its dashboard; yields the console's address."""
+    toml = folder / "up.toml"
+    toml.write_text(as_toml(config))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")]), "LONGTAIL_TOKEN": TOKEN}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "serve_apps.up", "--config", str(toml)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if "Ctrl-C ends it" in line:
+                    break
+            yield next((line.split()[1].rstrip("/") for line in said if line.startswith("console")), "".join(said))
+        finally:
+            process.terminate()
+
+
+SETTINGS = """profiles.generator=deterministic
+tracking.backend=none
+sweep.space={"codes.user.codebook_size"=[3, 4, 6], "train.learning_rate"={low=0.01, high=0.1, log=true}}
+sweep.num_trials=2
+sweep.max_loss=0.05
+sweep.finalists.num_trials=0"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_sweep_is_started_watched_and_compared_by_clicks(browser: Browser, tmp_path: Path) -> None:
+    config = small_run.publish(tmp_path / "small")
+    with another_ray(), up(config, tmp_path) as console, opened(browser) as page:
+        page.goto(f"{console}/sweeps")
+        expect(page.locator("#room")).to_contain_text("of 2 CPUs")
+        page.get_by_label("Config", exact=True).select_option("test.toml")
+        page.get_by_label("Settings over it, one a line").fill(SETTINGS)
+        page.get_by_role("button", name="Start", exact=True).click()
+        give_token(page)
+        expect(page.locator("#answer")).to_contain_text("Started as sweep-", timeout=60_000)
+        expect(page.locator("#jobs tbody tr")).to_contain_text("running", timeout=60_000)
+        page.get_by_role("button", name="Start", exact=True).click()
+        expect(page.locator("#answer")).to_contain_text("these very settings runs already")
+        shot(page, "live-list", tmp_path)
+
+        page.locator("#sweeps tbody a").click(timeout=120_000)
+        seen: list[str] = []
+        deadline = time.monotonic() + 500
+        while time.monotonic() < deadline:
+            state = page.locator("#state").inner_text()
+            trials = [row.inner_text() for row in page.locator("#trials tbody tr .chip.good, #trials tbody tr .chip.bad").all()]
+            now = f"{state} | {' '.join(word for word in trials if word in ('running', 'finished', 'failed'))}"
+            if now not in seen:
+                seen.append(now)
+                shot(page, f"live-{len(seen)}", tmp_path)
+            if state in ("finished", "interrupted"):
+                break
+            page.wait_for_timeout(500)
+        assert seen[-1] == "finished | finished finished", seen
+        assert any(now.endswith("| running") or "finished running" in now for now in seen), f"a trial was seen while it ran: {seen}"
+        expect(page.locator("#parallel .trial-line")).to_have_count(2)
+        expect(page.locator("#front .base-mark")).to_have_count(1)
+        expect(page.locator("#job-head")).to_contain_text("succeeded", timeout=60_000)
+        expect(page.locator("#log")).to_contain_text("sweep: trial 1 of 2 finished")
+        page.locator("#trials [data-open='0']").click()
+        expect(page.locator("#trial .trial-curve-dot")).to_have_count(2)
+        accessible(page)
+        shot(page, "live-trial", tmp_path)
+        (sweep,) = SweepWatch(Store.open(config.run.uri)).sweeps()
+        assert sweep.status == "finished", "it lies in the store that serves"
+        assert sweep.plan is not None
+        assert sweep.plan.job is not None
