@@ -25,8 +25,9 @@ from longtail.config import Config
 from longtail.newcomers import NewcomerEncoder
 from longtail.packaged_models import cache_dir
 from longtail.projection import load_projection
-from longtail.ranking import Encoded, Question, Ranking, RequestRanker, Unknowns
+from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, Unknowns
 from longtail.run_state import load_feature_state, logs_info
+from serve_apps.background import in_background
 from serve_apps.inference_grpc import InferenceService
 from serve_apps.service_info import ModelInfo, ServiceInfo
 from serve_apps.web import web_app
@@ -111,8 +112,8 @@ class Encoder:
 
     def __init__(self, run: ServedRun) -> None:
         torch.set_num_threads(run.config.serve.num_threads)
-        self._encoder = run.encoder()
-        self._encoder.warm()
+        self._encoder = in_background(run.encoder)
+        in_background(self._encoder.warm)
 
     async def encode(self, unknowns: Unknowns) -> Encoded:
         """Codes of the described user, z and codes of the described items."""
@@ -127,7 +128,8 @@ class Rankers(InferenceService):
 
     def __init__(self, run: ServedRun, encoder: Any, route_prefix: str) -> None:
         torch.set_num_threads(run.config.serve.num_threads)
-        self._ranker = run.request_ranker()
+        self._ranker = in_background(run.request_ranker)
+        warm(self._ranker)
         super().__init__(run.info(self._ranker), self.answer, self.not_ready)
         self._encoder = encoder
         self._root_path = route_prefix.rstrip("/")
@@ -159,16 +161,26 @@ class Rankers(InferenceService):
 
     async def rank(self, question: Question) -> Ranking:
         """One request, one batch."""
+        await asyncio.sleep(0)  # the loop's turn: what came while another request was ranked is queued or turned away now, and not after this one too
         found = self._ranker.find(question)
         unknowns = self._ranker.unknowns(question, found)
         encoded: Encoded | None = None
         if unknowns:
             with timed(question.ranker, "encode"):
                 encoded = await self._encoder.encode.remote(unknowns)
-        with timed(question.ranker, "rank"):
+        with timed(question.ranker, "rank"), torch.inference_mode():  # a tenth faster than no_grad alone
             ranking = self._ranker.rank(question, encoded, found)
         count(question, ranking)
         return ranking
+
+
+def warm(ranker: RequestRanker, times: int = 3) -> None:
+    """Rank as a request does, so that what is made once is made before the replica is ready, and requests do not queue behind it."""
+    known = ranker.knowledge()
+    with torch.inference_mode():
+        for name in ranker.rankers:
+            for user_id in (*known.user_ids[:1], "nobody") * times:
+                ranker.rank(Question(user_id, tuple(map(StatedItem, known.item_ids)), name))
 
 
 @contextlib.contextmanager
