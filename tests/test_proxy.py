@@ -37,22 +37,22 @@ def test_each_serve_has_files_and_ports_of_its_own(tmp_path: Path, monkeypatch: 
     assert len(own) == 9
     assert len({first[name] for name in own}) == 9
     assert all(first[name] != second[name] for name in own)
-    assert {name: first[name] for name in first if name not in own} == proxy.ONE_THREAD | proxy.PROXIES["haproxy"]
-    assert environment(ServeSettings(proxy="python"), tmp_path) == proxy.ONE_THREAD | proxy.PROXIES["python"]
+    assert {name: first[name] for name in first if name not in own} == proxy.PROXIES["haproxy"]
+    assert environment(ServeSettings(proxy="python"), tmp_path) == proxy.PROXIES["python"]
     monkeypatch.setenv("RAY_SERVE_HAPROXY_NBTHREAD", "8")
     assert environment(ServeSettings(), tmp_path)["RAY_SERVE_HAPROXY_NBTHREAD"] == "8", "what the environment says goes first"
 
 
 def test_serves_own_tools_are_told_the_same() -> None:
     told = yaml.safe_load((ROOT / "serve_apps/config.yaml").read_text())["controller_options"]["runtime_env"]["env_vars"]
-    assert told == proxy.ONE_THREAD | proxy.PROXIES["haproxy"]
+    assert told == proxy.PROXIES["haproxy"]
 
 
 def test_every_variable_is_one_that_serve_reads() -> None:
     import ray.serve._private.constants as constants
 
     read = Path(constants.__file__).read_text()
-    for name in proxy.ONE_THREAD | proxy.PROXIES["haproxy"] | proxy.PROXIES["python"]:
+    for name in proxy.PROXIES["haproxy"] | proxy.PROXIES["python"]:
         assert f'"{name}"' in read, name
 
 
