@@ -28,13 +28,13 @@ def role(command: list[str]) -> str | None:
     if line.startswith("ray::"):
         return "other_workers"
     for program, name in PROGRAMS.items():
-        if program in (command[0].rpartition("/")[2] if command else "", *command[1:3]):
+        if command and program in (command[0].rpartition("/")[2], *command[1:3]):
             return name
     return "dashboard" if "/dashboard/" in line else None
 
 
 def below() -> list[psutil.Process]:
-    """All processes below this one, and HAProxy's, which a daemon of their own."""
+    """All processes below this one: Ray is a child of whoever started it here."""
     return psutil.Process().children(recursive=True)
 
 

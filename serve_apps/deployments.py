@@ -23,6 +23,7 @@ from longtail.online.entries import parse
 from longtail.ranking import Encoded, StatedItem, StatedUser, Unknowns
 from longtail.rollouts import Rollout
 from serve_apps.access import Access
+from serve_apps.background import in_background
 from serve_apps.console.bridge import Answered, Asked, Bridge
 from serve_apps.inference_grpc import InferenceService
 from serve_apps.served_run import Served
@@ -46,7 +47,7 @@ class Encoder:
         self._encoders: dict[str, NewcomerEncoder] = {}  # by the digest of what decides their codes
         self._digests: dict[str, str] = {}
         self._loading = threading.Lock()
-        self._of(served.release)
+        in_background(lambda: self._of(served.release))
 
     async def encode(self, release: str, unknowns: Unknowns) -> Encoded:
         """Codes of the described user, z and codes of the described items."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from pydantic import ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application
@@ -33,7 +34,7 @@ from serve_apps.console.deployment import Console
 from serve_apps.deployments import Encoder, Rankers
 from serve_apps.inference_grpc import SERVICER
 from serve_apps.profiler import Profiler, check_language_model
-from serve_apps.proxy import controller_options
+from serve_apps.proxy import check_reachable, controller_options
 from serve_apps.served_run import Served
 from serve_apps.told import end_writer
 
@@ -149,7 +150,7 @@ def deployed(served: Served, access: Access | None = None, dashboard: str | None
     """The application on the Ray that is up, for the length of a block; Serve itself ends with it, unless it ran before.
 
     Raises:
-        ValueError: the port is taken, or there is no HAProxy where serve.proxy wants it.
+        ValueError: the port is taken, or HAProxy is wanted and there is none, or none that reaches the replicas.
     """
     settings = served.serve
     app = application(served, access, dashboard)
@@ -172,7 +173,12 @@ def deployed(served: Served, access: Access | None = None, dashboard: str | None
 
 
 def _start(settings: ServeSettings, folder: Path) -> HTTPOptions:
-    """Serve without an application; `folder` is the proxy's."""
+    """Serve without an application; `folder` is the proxy's.
+
+    Raises:
+        ValueError: as for deployed.
+    """
+    check_reachable(settings, sum(bool(node["Alive"]) for node in ray.nodes()))  # type: ignore[no-untyped-call]
     options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
     grpc_port = settings.grpc_port and free_port("0.0.0.0", settings.grpc_port, "grpc_port")
     grpc_options = None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)

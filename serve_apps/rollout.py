@@ -67,6 +67,9 @@ def main() -> None:
                 print(f"{one['release']}  {what}")
         else:
             body = {name: value for name, value in vars(args).items() if name in ("release", "weight", "reason") and value}
+            if args.verb == "rollback":
+                state = client.rollout()["state"]
+                body["release"] = state["canary"] or state["stable"]
             told = client.rollout() if args.verb == "status" else client.change_rollout({"action": args.verb, **body})
             print(summary(told))
         print(json.dumps(told))

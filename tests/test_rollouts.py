@@ -27,7 +27,9 @@ def test_changes_in_their_turn() -> None:
     assert (promoted.stable, promoted.previous, promoted.canary, promoted.weight, promoted.reason) == ("r2", "r1", None, 0.0, "better")
     back = changed(promoted, RolloutChange(action="rollback"))
     assert (back.stable, back.previous) == ("r1", "r2")
-    assert changed(canary, RolloutChange(action="rollback")).releases == ("r1",)
+    assert changed(canary, RolloutChange(action="rollback", release="r2")).releases == ("r1",)
+    with pytest.raises(ValueError, match="release r2 is not what would be taken back: that is r1"):  # the same request once more
+        changed(changed(canary, RolloutChange(action="rollback", release="r2")), RolloutChange(action="rollback", release="r2"))
     shadowed = changed(NOW, RolloutChange(action="shadow", release="r3"))
     assert shadowed.releases == ("r1", "r3")
     assert changed(shadowed, RolloutChange(action="promote", release="r3")).shadow is None

@@ -61,7 +61,7 @@ class RolloutChange(BaseModel):
 
     action: Literal["canary", "shadow", "promote", "rollback", "stop"] = Field(
         description="canary: `release` answers `weight` of the users | shadow: it ranks unseen | promote: the canary, or `release`, becomes stable | "
-        "rollback: take the canary back, or without one the last promotion | stop: end the shadow"
+        "rollback: take the canary back, or without one the last promotion (`release`: which, so that nothing else is) | stop: end the shadow"
     )
     release: str | None = Field(None, min_length=1, max_length=64)
     weight: float | None = Field(None, ge=0, le=1)
@@ -97,6 +97,9 @@ def changed(now: Rollout, change: RolloutChange) -> Rollout:
         if now.shadow is None:
             raise ValueError("there is no shadow to stop.")
         return now.model_copy(update={"shadow": None, "reason": reason})
+    back = now.canary or now.stable
+    if release not in (None, back):
+        raise ValueError(f"release {release} is not what would be taken back: that is {back}. Somebody was faster, or the request came twice.")
     if now.canary is not None:
         return now.model_copy(update={"canary": None, "weight": 0.0, "reason": reason})
     if now.previous is None:

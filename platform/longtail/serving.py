@@ -39,7 +39,7 @@ class ServeSettings(Settings):
     told_wait_s: float = Field(5.0, ge=0, le=300, description="what PUT and POST may wait until every replica has taken in what they tell")
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
-    grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC, on every address; None: not served")
+    grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC; None: not served")
     route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9_~-][A-Za-z0-9._~-]*/?)*$")
     proxy: Literal["haproxy", "python"] = Field("haproxy", description="what callers connect to: HAProxy (Linux), or Serve's own proxy, which costs more")
     default_ranker: RankerName = "choirrec"
@@ -59,8 +59,10 @@ class ServeSettings(Settings):
     num_console_cpus: float = Field(0.1, ge=0, description="of the console's replica")
     pool: str | None = Field(None, pattern=POOL_NAME, description="only nodes with Ray's resource pool_<name> (cluster.yaml); None: any that has room")
     num_threads: int = Field(1, ge=1, description="torch threads of a replica")
-    max_ongoing_requests: int = Field(16, ge=1, description="per replica; the rest waits")
-    max_queued_requests: int = Field(64, ge=-1, le=1_000_000, description="waiting at one proxy; the surplus gets 503 with Retry-After. -1: no limit")
+    max_ongoing_requests: int = Field(4, ge=1, description="per replica, those that wait for the encoder included; the rest waits")
+    max_queued_requests: int = Field(
+        4, ge=-1, le=1_000_000, description="waiting at one replica (python: at one proxy); the surplus gets 503 with Retry-After. -1: no limit"
+    )
     retry_after_s: int = Field(1, ge=0, le=86_400, description="the header Retry-After of such an answer")
     request_timeout_s: float | None = Field(30.0, gt=0, description="408 after that; None: never")
     max_surge_percent: int = Field(100, ge=0, le=1000, description="replicas over their number while new ones take over; 0: the old one goes first")

@@ -131,7 +131,7 @@ async function change(body) {
 }
 
 $("choice").addEventListener("submit", (event) => event.preventDefault());
-for (const action of ["promote", "rollback", "stop"]) $(action).addEventListener("click", () => change({ action }));
+for (const action of ["promote", "rollback", "stop"]) $(action).addEventListener("click", () => change(action === "rollback" ? { action, release: told.state.canary ?? told.state.stable } : { action }));
 document.addEventListener("theme", () => { drawn = ""; show(); });
 refresh(true);
 let turns = 0;
