@@ -15,12 +15,15 @@ from PIL import Image
 
 from longtail.artifacts import Store
 from longtail.config import Config
+from serve_apps.access import Access
 from serve_apps.ranking import deployed, served_run
 from tests import redis_server, small_run, small_world
 from tests.test_service import shifted, spoiled
 
 pytestmark = pytest.mark.ray
 
+TOKEN = "token of the tests"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ITEMS = ["book", "milk", "odd", "soap", "tea"]
 
 
@@ -28,7 +31,7 @@ ITEMS = ["book", "milk", "odd", "soap", "tea"]
 def serving(config: Config, **serve: Any) -> Iterator[str]:
     """The application's URL, with two replicas."""
     config = config.model_copy(update={"serve": config.serve.model_copy(update={"num_replicas": 2, "num_cpus": 0.1, **serve})})
-    with deployed(served_run(config, Store.open(config.run.uri))) as served:
+    with deployed(served_run(config, Store.open(config.run.uri)), Access(TOKEN, False)) as served:
         yield served.url
 
 
@@ -81,10 +84,10 @@ def test_what_was_promoted_stays_after_a_restart(ray_cluster: None, tmp_path: Pa
     good = served_run(small_run.publish(tmp_path, 0.5, shifted), Store.open(config.run.uri)).release
     with serving(config) as url:
         stable = ask(url, "a")["release"]
-        assert requests.post(f"{url}/v1/rollout", json={"action": "promote", "release": good}, timeout=60).ok
+        assert requests.post(f"{url}/v1/rollout", json={"action": "promote", "release": good}, headers=BEARER, timeout=60).ok
     with serving(config) as url:
         assert ask(url, "a")["release"] == good
-        assert requests.post(f"{url}/v1/rollout", json={"action": "rollback"}, timeout=60).ok
+        assert requests.post(f"{url}/v1/rollout", json={"action": "rollback"}, headers=BEARER, timeout=60).ok
         assert ask(url, "a")["release"] == stable
 
 
@@ -143,8 +146,9 @@ def _rollout(url: str, good: str, broken: str) -> None:
     assert set(there) == {stable, good, broken}
 
     def change(**body: Any) -> requests.Response:
-        return requests.post(f"{url}/v1/rollout", json=body, timeout=120)
+        return requests.post(f"{url}/v1/rollout", json=body, headers=BEARER, timeout=120)
 
+    assert requests.post(f"{url}/v1/rollout", json={"action": "promote", "release": good}, timeout=60).status_code == 401
     assert change(action="canary", release=broken, weight=0.5).ok
     state = until("rolled back by itself", url)
     assert (state["state"]["canary"], state["state"]["stable"]) == (None, stable)
