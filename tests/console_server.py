@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,6 +16,9 @@ from longtail.ranking import Encoded, Question, Ranking, StatedItem, Unknowns
 from serve_apps.access import Access
 from serve_apps.console.app import make_console
 from serve_apps.console.bridge import Answered, Asked, Bridge, call
+from serve_apps.console.context import Console
+from serve_apps.console.nav import PAGES
+from serve_apps.console.templating import Templates
 from serve_apps.served_run import ServedRun
 from serve_apps.web import web_app
 
@@ -35,7 +39,8 @@ def application(run: ServedRun, host: str = "127.0.0.1", root_path: str = "") ->
     async def place_items(items: Sequence[StatedItem]) -> Placed:
         return await asyncio.to_thread(encoder.place, items)
 
-    console = make_console(run.config, run.store, run.artifacts, Access(TOKEN, host != "127.0.0.1"), place_items, "http://127.0.0.1:8265")
+    access, scratch = Access(TOKEN, host != "127.0.0.1"), Path(run.store.root) / "scratch"
+    console = make_console(Console(run.config, run.store, run.artifacts, access, Templates(PAGES), place_items, "http://127.0.0.1:8265", scratch))
 
     async def respond(asked: Asked) -> Answered:
         return await call(console, asked)

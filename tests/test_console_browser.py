@@ -100,15 +100,16 @@ def folder(tmp_path: Path) -> Path:
 def test_every_page_is_whole_and_fit_for_everyone(browser: Browser, url: str, theme: Any, size: str, tmp_path: Path) -> None:
     width, height = SIZES[size]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce")
+    found: list[tuple[str, Any]] = []
     for page in watched(context):
         for name, path in PAGES.items():
             page.goto(url + path)
             ready(page)
             page.screenshot(path=folder(tmp_path) / f"{name.replace(' ', '-')}-{theme}-{size}.png", full_page=True)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways as a whole"
-            found = [one for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
-            told = [f"{one['id']}: {node['html'][:160]} {node['failureSummary'][:300]}" for one in found for node in one["nodes"][:3]]
-            assert not found, f"{name}: " + "\n".join(told)
+            found += [(name, one) for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
+        told = [f"{name}: {one['id']}: {node['html'][:160]} {node['failureSummary'][:300]}" for name, one in found for node in one["nodes"][:3]]
+        assert not found, "\n".join(told)
 
 
 def test_the_navigation_leads_everywhere_and_the_lineage_to_its_artifact(page: Page, url: str) -> None:
@@ -143,7 +144,7 @@ def test_a_user_is_found_and_ranked_by_every_ranker(page: Page, url: str) -> Non
     ready(page)
     ranked = page.locator("[data-ranked]")
     expect(ranked.locator("tbody tr")).to_have_count(5)
-    expect(ranked).to_contain_text(re.compile(r"own .* group "))
+    expect(ranked).to_contain_text(re.compile(r"own \d.*group \d"))
     first = ranked.locator("caption").inner_text()
     page.get_by_label("Ranker").select_option("saviorrec")
     expect(ranked.locator("caption")).to_contain_text("SaviorRec")

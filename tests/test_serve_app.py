@@ -97,6 +97,33 @@ def test_the_page_the_health_and_the_problems_reach_through_serve(client: RankCl
         client.rank({"user_id": "a", "item_ids": ["tea"], "ranker": "oracle"})
 
 
+def test_the_console_is_reached_through_the_door_and_asks_the_encoder(client: RankClient) -> None:
+    assert requests.get(client.url, timeout=30, allow_redirects=False).headers["location"].endswith("/console/")
+    for path in ("", "users?user=a", "groups", "items?item=tea"):
+        page = requests.get(f"{client.url}/console/{path}", headers={"accept": "text/html"}, timeout=60)
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8"), page.text
+    version = page.text.partition("static/")[2].partition("/")[0]
+    plotly = requests.get(f"{client.url}/console/static/{version}/plotly.min.js", timeout=30)
+    assert plotly.headers["content-encoding"] == "gzip"
+    assert "plotly.js v" in plotly.text[:500]
+    told = requests.get(f"{client.url}/console/items/try", params={"title": "Oat drink"}, timeout=60).json()
+    assert len(told["codes"]) == 2
+    assert requests.post(f"{client.url}/console/session", timeout=30).status_code == 401, "nobody acts where there is no token"
+    assert requests.get(f"{client.url}/console/nowhere", timeout=30).status_code == 404
+
+
+def test_an_application_without_the_console_leads_to_its_docs(config: Any) -> None:
+    plain = config.model_copy(update={"serve": config.serve.model_copy(update={"console": False})})
+    names = [application(replace(served_run(one, Store.open(config.run.uri)), config=one)) for one in (config, plain)]
+    assert [len(_deployments(one)) for one in names] == [3, 2]
+
+
+def _deployments(bound: Any) -> set[str]:
+    """Names of the deployments that an application is bound of."""
+    arguments = bound._bound_deployment.init_args
+    return {bound._bound_deployment.name}.union(*(_deployments(one) for one in arguments if hasattr(one, "_bound_deployment")))
+
+
 def test_surplus_load_is_turned_away_with_a_time_to_come_back_and_the_rest_is_answered(client: RankClient) -> None:
     items = ["book", "milk", "odd", "soap", "tea"]
     batch = {"requests": [{"user_id": "a", "item_ids": items, "ranker": name} for name in ("base", "choirrec", "saviorrec")] * 20}
@@ -315,6 +342,10 @@ def test_up_serves_and_leaves_no_process_behind(config: Any, tmp_path: Path, end
                 break
         url = next((line.split()[1].removesuffix("/v1/rank") for line in said if line.startswith("rankers")), None)
         assert url, "".join(said)
+        console, token = (next(line.split()[1] for line in said if line.startswith(name)) for name in ("console", "token"))
+        assert sum(token in line for line in said) == 1
+        bearer = {"authorization": f"Bearer {token}"}
+        assert [requests.post(f"{console}session", headers=headers, timeout=60).status_code for headers in ({}, bearer)] == [401, 204]
         assert RankClient(url).rank({"user_id": "a", "item_ids": ["tea", "soap"]})["items"]
         assert len(marked(mark)) > 3
         if ending == "ctrl-c":

@@ -1,24 +1,20 @@
-"""Rows picked from tables: by value, by words, a page at a time, and by nearness, from one file or many."""
+"""Rows picked from tables: by value, by words, a page at a time, from one file or many."""
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from longtail.artifacts import Artifact, Store
-from longtail.table_rows import by_key, contains, first_rows, has_table, nearest, rows_with, starts_with
-from longtail.vectors import to_arrow
+from longtail.table_rows import by_key, contains, first_rows, has_table, rows_with, starts_with
 
 IDS = [f"i{number:03d}" for number in range(100)]
-VECTORS = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
-VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 
 
 @pytest.fixture(params=["one file", "parts"])
 def artifact(tmp_path: Path, request: pytest.FixtureRequest) -> Artifact:
-    table = pa.table({"item_id": IDS, "title": [f"Tea {number % 7} green" for number in range(100)], "vector": to_arrow(VECTORS)})
+    table = pa.table({"item_id": IDS, "title": [f"Tea {number % 7} green" for number in range(100)]})
     draft = Store.open(str(tmp_path)).create("items", "key")
     if request.param == "one file":
         draft.write("items", table)
@@ -46,16 +42,6 @@ def test_pages_follow_each_other(artifact: Artifact) -> None:
     assert first_rows(artifact, "items", starts_with("item_id", "i09"), ["item_id"], 0, 100).num_rows == 10
     assert first_rows(artifact, "items", contains("title", "coffee"), ["item_id"], 0, 5).num_rows == 0
     assert first_rows(artifact, "items", contains("title", "("), ["item_id"], 0, 5).num_rows == 0, "no pattern, but words"
-
-
-def test_the_nearest_are_those_of_a_full_search(artifact: Artifact) -> None:
-    found = nearest(artifact, "items", 3 * VECTORS[17], 10, without="i017")
-    cosines = VECTORS @ VECTORS[17]
-    expected = [place for place in np.argsort(-cosines) if place != 17][:10]
-    assert [item_id for item_id, _ in found] == [IDS[place] for place in expected]
-    assert [cosine for _, cosine in found] == pytest.approx(cosines[expected].tolist(), abs=1e-5)
-    assert len(nearest(artifact, "items", VECTORS[0], 500)) == 100
-    assert nearest(artifact, "items", np.zeros(8, np.float32), 3)[0][1] == 0
 
 
 def test_a_missing_table_is_named(artifact: Artifact) -> None:

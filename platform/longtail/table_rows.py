@@ -3,17 +3,14 @@
 Reads Parquet; writes nothing. What is asked for a page at a time: for the whole table there is Artifact.read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 
 from longtail.artifacts import Artifact
-from longtail.vectors import to_numpy
 
 BATCH_ROWS = 65_536
 
@@ -74,32 +71,6 @@ def contains(column: str, words: str) -> pc.Expression:
 
 def starts_with(column: str, beginning: str) -> pc.Expression:
     return pc.starts_with(pc.field(column), beginning)
-
-
-def nearest(artifact: Artifact, name: str, vector_D: npt.NDArray[np.float32], count: int, without: str = "") -> list[tuple[str, float]]:
-    """Items of the greatest cosine to a vector, best first, with it; the table's vectors are read a batch at a time, and none is kept.
-
-    Args:
-        name: a table of item_id and unit vectors.
-        without: an item that is left out.
-    """
-    unit_D = vector_D / max(float(np.linalg.norm(vector_D)), 1e-12)
-    ids: list[str] = []
-    best = np.zeros(0, np.float32)
-    for keys, vectors_BD in _vectors(artifact, name):
-        cosines_B = vectors_BD @ unit_D
-        top = np.argpartition(-cosines_B, min(count, len(cosines_B) - 1))[: count + 1]
-        ids += keys.take(pa.array(top)).to_pylist()
-        best = np.concatenate([best, cosines_B[top]])
-        order = np.lexsort((np.array(ids), -best))[: count + 1]
-        ids, best = [ids[place] for place in order], best[order]
-    return [(key, float(cosine)) for key, cosine in zip(ids, best, strict=True) if key != without][:count]
-
-
-def _vectors(artifact: Artifact, name: str) -> Iterator[tuple[pa.Array, npt.NDArray[np.float32]]]:
-    for batch in table(artifact, name).to_batches(columns=["item_id", "vector"], batch_size=BATCH_ROWS):
-        if len(batch):
-            yield batch.column(0), to_numpy(batch.column(1))
 
 
 def _there(found: ds.Dataset, columns: Sequence[str] | None) -> list[str] | None:

@@ -1,19 +1,16 @@
 """The console's web application: pages, static files, who may see them, and how it says no."""
 
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from longtail.artifacts import Artifact, Store
-from longtail.config import Config
-from serve_apps.access import VIEWING_COOKIE, Access, refusal
-from serve_apps.console.context import Console, NothingToShowError, PlaceItems
+from serve_apps.access import VIEWING_COOKIE, refusal
+from serve_apps.console.context import Console, NothingToShowError
 from serve_apps.console.nav import PAGES
-from serve_apps.console.static_files import StaticFiles
-from serve_apps.console.templating import Templates
 from serve_apps.problems import RequestProblemError, internal, invalid_request, problem_response
 
 logger = logging.getLogger(__name__)
@@ -46,16 +43,13 @@ FREE = "/static/"
 Next = Callable[[Request], Awaitable[Response]]
 
 
-def make_console(
-    config: Config, store: Store, served: tuple[Artifact, ...], access: Access, place_items: PlaceItems | None = None, dashboard: str | None = None
-) -> FastAPI:
-    """The console over a served run."""
-    static = StaticFiles.of_the_console()
-    console = Console(config, store, served, access, Templates(PAGES, static), place_items, dashboard)
+def make_console(console: Console) -> FastAPI:
+    """The console's application."""
+    threading.Thread(target=_warm, args=(console,), name="console-warm", daemon=True).start()
     app = FastAPI(title="Longtail console", docs_url=None, redoc_url=None, openapi_url=None)
     _add_refusals(app, console)
     app.middleware("http")(_gate(console))
-    app.include_router(static.routes())
+    app.include_router(console.templates.static.routes())
     for page in PAGES:
         app.include_router(page.routes(console))
 
@@ -64,10 +58,19 @@ def make_console(
         """Let a browser that brought the token look around: a cookie that is good for looking and for nothing else."""
         response = Response(status_code=204)
         path = request.scope.get("root_path", "") or "/"
-        response.set_cookie(VIEWING_COOKIE, access.viewing_pass, path=path, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        response.set_cookie(VIEWING_COOKIE, console.access.viewing_pass, path=path, httponly=True, samesite="strict", secure=request.url.scheme == "https")
         return response
 
     return app
+
+
+def _warm(console: Console) -> None:
+    """Read what first visits would wait for."""
+    try:
+        for page in PAGES:
+            page.warm(console)
+    except Exception:  # a page that cannot be made says so itself, when somebody asks for it
+        logger.info("the console could not be warmed", exc_info=True)
 
 
 def _gate(console: Console) -> Callable[[Request, Next], Awaitable[Response]]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
@@ -20,6 +21,7 @@ from longtail.lent_view import GroupTable, load_group_table
 from longtail.lineage import made_from, stored, upstream
 from longtail.logs import LogsInfo
 from longtail.newcomers import Placed
+from longtail.packaged_models import cache_dir
 from longtail.ranking import StatedItem
 from longtail.run_state import logs_info
 from longtail.table_rows import by_key, has_table
@@ -58,6 +60,7 @@ class Console:
     templates: Templates
     place_items: PlaceItems | None = None  # asks the run's encoders; None where they are not there
     dashboard: str | None = None  # Ray's, where it is up
+    scratch: Path = field(default_factory=lambda: cache_dir() / "console")  # files of this machine that can be made again
     _listing: _Listing = field(default_factory=_Listing)
 
     @cached_property

@@ -8,6 +8,9 @@ from longtail.ranking import StatedItem
 from serve_apps.access import Access
 from serve_apps.console.app import make_console
 from serve_apps.console.bridge import Answered, Asked, call
+from serve_apps.console.context import Console as Pages
+from serve_apps.console.nav import PAGES
+from serve_apps.console.templating import Templates
 from serve_apps.served_run import Served
 
 
@@ -20,7 +23,7 @@ class Console:
             return placed
 
         run = served.open()
-        self._app = make_console(run.config, run.store, run.artifacts, access, place_items, dashboard)
+        self._app = make_console(Pages(run.config, run.store, run.artifacts, access, Templates(PAGES), place_items, dashboard))
 
     async def respond(self, asked: Asked) -> Answered:
         """The answer to one HTTP request."""

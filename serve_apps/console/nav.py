@@ -17,13 +17,14 @@ class Page:
     title: str
     path: str  # below the console's root; all of the page's routes begin with it
     routes: Callable[[Console], APIRouter]
+    warm: Callable[[Console], object] = lambda console: None  # reads what the page's first visit would wait for
 
 
 PAGES = (
     Page("overview", "Overview", "", overview.routes),
-    Page("users", "Users", "users", users.routes),
-    Page("groups", "Groups", "groups", groups.routes),
-    Page("items", "Items", "items", items.routes),
+    Page("users", "Users", "users", users.routes, lambda console: console.activity),
+    Page("groups", "Groups", "groups", groups.routes, lambda console: (console.group_tree, console.groups)),
+    Page("items", "Items", "items", items.routes, items.warm),
     Page("quality", "Quality", "quality", quality.routes),
     Page("sweeps", "Sweeps", "sweeps", sweeps.routes),
     Page("rollouts", "Rollouts", "rollouts", rollouts.routes),

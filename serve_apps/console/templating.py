@@ -71,10 +71,11 @@ class Place:
 class Templates:
     """Renders pages."""
 
-    def __init__(self, nav: Sequence[Entry], static: StaticFiles) -> None:
+    def __init__(self, nav: Sequence[Entry]) -> None:
+        self.static = StaticFiles.of_the_console()
         self._environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         self._environment.filters |= {"number": number, "percent": percent, "moment": moment, "embedded_json": embedded_json, "ranker_name": ranker_name}
-        self._environment.globals |= {"nav": tuple(nav), "version": static.version}
+        self._environment.globals |= {"nav": tuple(nav), "version": self.static.version}
 
     def render(self, request: Request, template: str, **values: object) -> str:
         """The template with the page's place, and which entry of the navigation it belongs to."""

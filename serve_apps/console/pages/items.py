@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse
 from longtail.alignment_drift import AlignmentDrift, load_alignment_drift
 from longtail.packaged_models import cache_dir
 from longtail.ranking import StatedItem
-from longtail.table_rows import by_key, contains, first_rows, has_table, nearest, rows_with, starts_with, table
-from longtail.vectors import to_numpy
+from longtail.table_rows import by_key, contains, first_rows, has_table, rows_with, starts_with, table
+from longtail.vector_search import VectorIndex, load_vector_index
 from serve_apps.console.context import Console, NothingToShowError
 from serve_apps.problems import RequestProblemError
 
@@ -84,15 +84,15 @@ def one_item(console: Console, item_id: str) -> dict[str, Any]:
     if found is None:
         raise NothingToShowError(f"No item {item_id}", "This run's logs do not have it. An item that is not there yet can be tried all the same.")
     codes, drift = _codes(console, [item_id]).get(item_id, ()), alignment(console)
-    vectors = {name: _vector(console, name, item_id) for name in SPACES}
-    near = {name: _near(console, name, vector_D, item_id) for name, vector_D in vectors.items() if vector_D is not None}
+    vectors = {space: None if (index := index_of(console, space)) is None else index.vector(item_id) for space in SPACES}
+    near = _near(console, vectors, item_id)
     return {
         "item": {**dict.fromkeys(FACTS), **found},
         "events": events_of(console, item_id),
         "codes": codes,
         "sharing": _sharing(console, codes),
         "near": near,
-        "stayed": len({one["item_id"] for one in near.get("before", [])} & {one["item_id"] for one in near.get("after", [])}),
+        "stayed": len({one["item_id"] for one in near["before"]} & {one["item_id"] for one in near["after"]}),
         "drift": drift.by_code(codes) if drift is not None and codes else [],
         "drift_norm": float(np.linalg.norm(drift.of(codes))) if drift is not None and codes else None,
     }
@@ -102,6 +102,12 @@ def events_of(console: Console, item_id: str) -> dict[str, int]:
     """How many events of each kind an item has in the logs."""
     events = rows_with(console.logs, "events", "item_id", [item_id], ["kind"])
     return {row["values"]: row["counts"] for row in pc.value_counts(events.column("kind")).to_pylist()}
+
+
+def warm(console: Console) -> None:
+    """Lay out both spaces."""
+    for space in SPACES:
+        index_of(console, space)
 
 
 def alignment(console: Console) -> AlignmentDrift | None:
@@ -139,7 +145,7 @@ def drift_figure(console: Console) -> dict[str, Any] | None:
 
 def _told(console: Console, codes: Sequence[int], text_T: npt.NDArray[np.float32], z_D: npt.NDArray[np.float32]) -> dict[str, Any]:
     """A new item's place among the others, and candidates beside which it may be ranked."""
-    near = {"before": _near(console, "before", text_T, ""), "after": _near(console, "after", z_D, "")}
+    near = _near(console, {"before": text_T, "after": z_D}, "")
     some = first_rows(console.logs, "items", None, ["item_id", "title"], 0, CANDIDATES).to_pylist()
     beside = {one["item_id"]: one["title"] for one in [*near["after"], *some]}
     drift = alignment(console)
@@ -152,25 +158,26 @@ def _told(console: Console, codes: Sequence[int], text_T: npt.NDArray[np.float32
     }
 
 
-def _near(console: Console, space: str, vector_D: npt.NDArray[np.float32], without: str) -> list[dict[str, Any]]:
-    """The nearest items of a space, with titles and codes; none where the run has no such vectors."""
-    stage, name = SPACES[space]
-    artifact = console.artifacts.get(stage)
-    if artifact is None or not has_table(artifact, name):
-        return []
-    found = nearest(artifact, name, vector_D, NEIGHBOURS, without)
-    ids = [item_id for item_id, _ in found]
+def _near(console: Console, spaces: Mapping[str, npt.NDArray[np.float32] | None], without: str) -> dict[str, list[dict[str, Any]]]:
+    """By space the items nearest to a vector, with titles and codes; none where the run has no such vectors."""
+    indexes = {space: index_of(console, space) for space in spaces}
+    found = {
+        space: [] if vector_D is None or (index := indexes[space]) is None else index.nearest(vector_D, NEIGHBOURS, without)
+        for space, vector_D in spaces.items()
+    }
+    ids = list({item_id: None for near in found.values() for item_id, _ in near})
     titles, codes = console.titles(ids), _codes(console, ids)
-    return [{"item_id": item_id, "title": titles[item_id], "cosine": cosine, "codes": list(codes.get(item_id, ()))} for item_id, cosine in found]
+    return {
+        space: [{"item_id": item_id, "title": titles[item_id], "cosine": cosine, "codes": list(codes.get(item_id, ()))} for item_id, cosine in near]
+        for space, near in found.items()
+    }
 
 
-def _vector(console: Console, space: str, item_id: str) -> npt.NDArray[np.float32] | None:
+def index_of(console: Console, space: str) -> VectorIndex | None:
+    """The vectors of a space; None where the run has none."""
     stage, name = SPACES[space]
     artifact = console.artifacts.get(stage)
-    if artifact is None or not has_table(artifact, name):
-        return None
-    rows = rows_with(artifact, name, "item_id", [item_id], ["vector"])
-    return to_numpy(rows.column("vector"))[0] if len(rows) else None
+    return load_vector_index(artifact, name, console.scratch) if artifact is not None and has_table(artifact, name) else None
 
 
 def _codes(console: Console, item_ids: Sequence[str]) -> dict[str, tuple[int, ...]]:

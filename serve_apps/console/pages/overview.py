@@ -67,7 +67,7 @@ def _run(artifact: Artifact, served: bool) -> OtherRun:
     return OtherRun(artifact, str(settings.get("run", "")), rankers, scores, served)
 
 
-BOX_WIDTH, BOX_HEIGHT, COLUMN_GAP, ROW_GAP = 128, 48, 30, 14
+BOX_WIDTH, BOX_HEIGHT, COLUMN_GAP, ROW_GAP = 118, 48, 26, 14
 
 
 def picture(drawn: Drawing) -> dict[str, Any]:
