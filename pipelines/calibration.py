@@ -32,7 +32,7 @@ from longtail.run_state import load_feature_state, logs_info
 from longtail.storage import without_secrets
 from pipelines.cluster import ROOT
 from pipelines.parts_alone import TABLE_ROWS, Seen, held_bytes, kmeans, language_model, line_through, neighbours, peak_of_logs, table_bytes_per_s, texts
-from pipelines.profiles import PROFILES, add_prompts, facts_of_snapshots
+from pipelines.profiles import add_prompts, facts_of_snapshots
 from pipelines.stage import ensure, line
 from pipelines.study import machine
 from pipelines.train import TrainJob
@@ -81,7 +81,7 @@ def run_world(config: Config, store: Store) -> World:
     made: dict[str, Artifact] = {}
     cpu_s: dict[str, float] = {}
     for stage in line(trial_stage(config.sweep.ranker, ("validation",), any_head=True)):
-        alone, began = not is_plan(stage, config) and stage is not PROFILES, time.process_time()
+        alone, began = not is_plan(stage, config), time.process_time()
         made[stage.name] = built_here(stage, config, store) if alone else ensure(stage, config, store).artifact
         cpu_s[stage.name] = time.process_time() - began
     rows = {one.stage: float(one.manifest["rows"]["out"]) for one in made.values()}

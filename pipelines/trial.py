@@ -28,6 +28,7 @@ from longtail.validation import Validation
 from pipelines import work
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
 from pipelines.item_encoder import ITEM_ENCODER
+from pipelines.profiles import PROFILES
 from pipelines.stage import Context, Result, Stage, ensure
 from pipelines.train import RANKER_STAGES, TrainJob
 
@@ -53,7 +54,10 @@ def trial_stage(ranker: str, splits: tuple[Split, ...], unread: Sequence[Stage] 
 
 def is_plan(stage: Stage, config: Config) -> bool:
     """Whether a stage is a Ray Data plan: it takes the CPUs itself, and two of them in tasks that hold these would wait for each other for ever."""
-    return stage in (ITEM_VECTORS, USER_VECTORS) or (stage is ITEM_ENCODER and config.item_encoder.image_encoder is not None)
+    # By name: a stage that was sent to another process is equal to none of this one's.
+    if stage.name == ITEM_ENCODER.name:
+        return config.item_encoder.image_encoder is not None
+    return stage.name in (PROFILES.name, ITEM_VECTORS.name, USER_VECTORS.name)
 
 
 def built_here(stage: Stage, config: Config, store: Store) -> Artifact:

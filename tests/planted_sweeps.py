@@ -7,12 +7,19 @@ import socket
 import time
 from typing import Any
 
+from fastapi import FastAPI
+
 from longtail.artifacts import Store
 from longtail.config import Config, load
 from longtail.study_results import ArmOnSlice, Difference
 from longtail.sweep_journal import Beat, Course, Courses, Journal, Phase, Plan, settings_digest
 from longtail.sweep_page import best_of, best_toml, markdown, page
 from longtail.sweep_results import Finals, Goal, SweepResults, Trial, ranked, trial_of
+from serve_apps.access import Access
+from serve_apps.console.app import make_console
+from serve_apps.console.context import Console
+from serve_apps.console.nav import PAGES
+from serve_apps.console.templating import Templates
 from tuning.spaces import current, draw, space_of, with_point
 from tuning.sweep import plan_of
 
@@ -117,3 +124,9 @@ def interrupted(store: Store, key: str) -> None:
     journal_of(store, key, config(store.uri, "sweep.num_trials=5"), "search", 2, running=1)
     alive(store, key, age_s=3600)
     Journal.of(store, key).write_course(2, Course(began=time.time() - 3600))
+
+
+def console_over(store: Store, token: str, dashboard: str | None = None) -> FastAPI:
+    """A console over a store in which no run is finished."""
+    pages = Console(Config(), store, (), Access(token, viewing_needs_token=False), Templates(PAGES), None, dashboard)
+    return make_console(pages)

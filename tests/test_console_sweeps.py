@@ -11,10 +11,7 @@ import ray
 from starlette.testclient import TestClient
 
 from longtail.artifacts import Store
-from longtail.config import Config
 from longtail.sweep_watch import SweepWatch
-from serve_apps.access import Access
-from serve_apps.console.app import make_console
 from serve_apps.console.job_order import JobOrder, Room
 from serve_apps.console.jobs import MOST_LOG, Jobs, NoDashboardError, NotThereError, RunsAlreadyError, error_of, result_of
 from serve_apps.console.sweeps import Sweeps
@@ -192,7 +189,8 @@ def test_the_best_of_a_finished_sweep_is_promoted_by_a_job(sweeps: Sweeps, clien
 def test_a_failed_jobs_own_words_are_found(sweeps: Sweeps, client: Client) -> None:
     client.submit_job(submission_id="one", entrypoint="python", metadata=None)
     client.told["one"].status = Status.FAILED
-    client.logs["one"] = "12:00 building\nerror: sweep.space: there is no setting 'x'\nName it as in --set.\n"
+    client.logs["one"] = "\x1b[36m12:00\x1b[0m building\nerror: sweep.space: there is no setting 'x'\nName it as in --set.\n"
+    assert sweeps.log("one")["log"].startswith("12:00 building\n")
     assert sweeps.log("one")["error"] == "sweep.space: there is no setting 'x'\nName it as in --set."
     client.logs["one"] = "x" * 80 + "\n" + "line\n" * MOST_LOG
     assert len(sweeps.log("one")["log"]) <= MOST_LOG
@@ -217,8 +215,7 @@ def test_without_a_dashboard_sweeps_are_shown_and_nothing_is_started(store: Stor
 
 @pytest.fixture
 def web(store: Store) -> TestClient:
-    console = make_console(Config(), store, (), Access("secret", viewing_needs_token=False))
-    return TestClient(console, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+    return TestClient(planted_sweeps.console_over(store, "secret"), base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
 BEARER = {"authorization": "Bearer secret"}

@@ -21,8 +21,6 @@ from longtail.config import Config
 from longtail.config_text import as_toml
 from longtail.sweep_watch import SweepWatch
 from pipelines.cluster import ROOT
-from serve_apps.access import Access
-from serve_apps.console.app import make_console
 from tests import planted_sweeps, small_run
 from tests.console_server import served
 
@@ -44,14 +42,14 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, scheme: str = "light", size: str = "desk") -> Iterator[Page]:
-    """A page whose errors are the test's."""
+def opened(browser: Browser, scheme: str = "light", size: str = "desk", refused: str = "none") -> Iterator[Page]:
+    """A page whose errors are the test's, but for answers of the status `refused`, which it asks for."""
     width, height = SIZES[size]
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})  # type: ignore[arg-type]  # light or dark
     page, errors = context.new_page(), []
 
     def said(message: ConsoleMessage) -> None:
-        if message.type == "error":
+        if message.type == "error" and f"a status of {refused} " not in message.text:
             errors.append(message.text)
 
     page.on("console", said)
@@ -81,7 +79,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     planted_sweeps.running(store, RUNNING)
     planted_sweeps.interrupted(store, "cccc0000")
     planted_sweeps.alive(store, RUNNING, age_s=-3600)  # it lives as long as the tests
-    with served(make_console(Config(), store, (), Access(TOKEN, viewing_needs_token=False), None, "http://127.0.0.1:8265")) as url:
+    with served(planted_sweeps.console_over(store, TOKEN, "http://127.0.0.1:8265")) as url:
         yield url
 
 
@@ -165,15 +163,15 @@ def up(config: Config, folder: Path) -> Iterator[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")]), "LONGTAIL_TOKEN": TOKEN}
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "serve_apps.up", "--config", str(toml)]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    said = folder / "up.log"  # a pipe would fill up: it prints as long as jobs do
+    with said.open("w") as log, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as process:
         try:
-            assert process.stdout is not None
-            said = []
-            for line in process.stdout:
-                said.append(line)
-                if "Ctrl-C ends it" in line:
-                    break
-            yield next((line.split()[1].rstrip("/") for line in said if line.startswith("console")), "".join(said))
+            deadline = time.monotonic() + 240
+            while "Ctrl-C ends it" not in said.read_text() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.5)
+            found = [line.split()[1].rstrip("/") for line in said.read_text().splitlines() if line.startswith("console")]
+            assert found, said.read_text()[-4000:]
+            yield found[0]
         finally:
             process.terminate()
 
@@ -191,7 +189,7 @@ sweep.finalists.num_trials=0"""
 @pytest.mark.timeout(900)
 def test_a_sweep_is_started_watched_and_compared_by_clicks(browser: Browser, tmp_path: Path) -> None:
     config = small_run.publish(tmp_path / "small")
-    with another_ray(), up(config, tmp_path) as console, opened(browser) as page:
+    with another_ray(), up(config, tmp_path) as console, opened(browser, refused="409") as page:
         page.goto(f"{console}/sweeps")
         expect(page.locator("#room")).to_contain_text("of 2 CPUs")
         page.get_by_label("Config", exact=True).select_option("test.toml")

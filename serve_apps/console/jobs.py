@@ -5,6 +5,7 @@ Asks Ray's dashboard, which must be up; writes nothing itself. A job gets the co
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ MODULE, SAME, SWEEP_KEY = "longtail_module", "longtail_settings", "longtail_swee
 #: Of this process' environment, what its jobs need too.
 HANDED_ON = ("RAY_TRAIN_V2_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "HF_HUB_OFFLINE", "LONGTAIL_CACHE")
 MOST_LOG = 64 * 1024
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # a terminal's
 MOST_JOBS = 50
 START_S = 12.0  # with the dashboard's own ten seconds, less than serve.request_timeout_s
 
@@ -128,7 +130,7 @@ class Jobs:
             NotThereError: there is none by that id.
         """
         with self._asked(job) as client:
-            text: str = client.get_job_logs(job)
+            text: str = _COLOUR.sub("", client.get_job_logs(job))
         return text if len(text) <= MOST_LOG else text[-MOST_LOG:].partition("\n")[2]
 
     def stop(self, job: str) -> None:

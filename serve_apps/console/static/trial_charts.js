@@ -32,10 +32,10 @@ function padded(values, share = 0.08) {
   return [low - room, high + room];
 }
 
-function ticks(low, high, count = 4) {
+function ticks(low, high, count = 4, least = 0) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((times) => times * power).find((size) => size >= rough);
+  const step = [1, 2, 5, 10].map((times) => times * power).find((size) => size >= Math.max(rough, least)) ?? least;
   const found = [];
   for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) found.push(value);
   return { found, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
@@ -55,8 +55,8 @@ export function shade(value, low, high) {
   return `ramp-${Math.min(7, Math.max(0, Math.floor(share * 8)))}`;
 }
 
-function frame(canvas, x, y, names) {
-  const horizontal = ticks(x.low, x.high, (x.end - x.start) / 90), vertical = ticks(y.low, y.high);
+function frame(canvas, x, y, names, least = 0) {
+  const horizontal = ticks(x.low, x.high, (x.end - x.start) / 90, least), vertical = ticks(y.low, y.high);
   for (const value of vertical.found) {
     canvas.append(svg("line", { x1: x.start, x2: x.end, y1: y(value), y2: y(value), class: "grid" }));
     canvas.append(text(x.start - 8, y(value) + 4, value.toFixed(vertical.digits), { "text-anchor": "end", class: "tick" }));
@@ -162,7 +162,7 @@ export function history(sweep, open, width) {
   if (!trials.length) return empty(canvas, width, height, "no trial has a score yet");
   const x = scale(-0.5, Math.max(1, sweep.num_trials - 1) + 0.5, 76, width - 16);
   const y = scale(...padded([...trials.map((one) => one.score), ...(sweep.base ? [sweep.base.score] : [])]), height - 52, 14);
-  frame(canvas, x, y, ["trial", sweep.metric]);
+  frame(canvas, x, y, ["trial", sweep.metric], 1);
   if (sweep.base) {
     canvas.append(svg("line", { x1: x.start, x2: x.end, y1: y(sweep.base.score), y2: y(sweep.base.score), class: "base-line" }));
     canvas.append(text(x.end - 4, y(sweep.base.score) - 6, "base", { "text-anchor": "end", class: "tick halo" }));
