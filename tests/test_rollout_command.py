@@ -24,24 +24,10 @@ from serve_apps.served_run import Served
 from serve_apps.teller import Teller
 from serve_apps.told import Writer
 from tests import console_server, small_run
+from tests.rollout_server import Direct
 from tests.test_service import shifted
 
 TOKEN = "secret"
-
-
-class Direct:
-    """A writer's methods as a handle has them, in this process."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._writer, name)
-
-        class Remote:
-            remote = staticmethod(method)
-
-        return Remote
 
 
 @pytest.fixture(scope="module")

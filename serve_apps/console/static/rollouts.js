@@ -53,9 +53,11 @@ function showSeen({ state, releases: seen, guards, psi }) {
     const total = counts.reduce((sum, one) => sum + one, 0) || 1;
     return { type: "bar", name, x: middles, y: middles.map((_, place) => (counts[place] ?? 0) / total), marker: { color }, opacity: 0.65 };
   };
+  const filled = middles.filter((_, place) => seen[state.stable]?.scores_K[place] || seen[state.canary]?.scores_K[place]);
+  const range = filled.length ? [filled[0] - 3 * step, filled[filled.length - 1] + 3 * step] : [edges[0], edges[edges.length - 1]];
   draw($("scores"), {
     data: [trace("stable", state.stable, "--base"), trace("canary", state.canary, "--accent")],
-    layout: { barmode: "overlay", xaxis: { title: { text: "logit" } }, yaxis: { title: { text: "share of candidates" }, tickformat: ".0%" }, legend: { orientation: "h", y: 1.15 } },
+    layout: { barmode: "overlay", xaxis: { title: { text: "logit" }, range }, yaxis: { title: { text: "share of candidates" }, tickformat: ".0%" }, legend: { orientation: "h", y: 1.15 } },
   });
   $("drift").textContent = psi == null ? "No score of both yet." : `PSI ${psi.toFixed(3)}: ${psi < 0.1 ? "little drift" : psi < 0.25 ? "some drift" : "much drift"}.`;
 }
