@@ -79,10 +79,7 @@ lock: setup ## work out all locks anew from pyproject.toml, keeping versions whe
 lock-gpu: setup ## work out the GPU lock alone
 	@$(PY) scripts/lock.py gpu
 
-lock-gpu-test-browser: setup ## the console in Chromium (Debian's package chromium)
-	@$(PY) -m pytest -q -m browser $(PYTEST_ARGS)
-
-check: setup ## the GPU set still resolves to its lock (metadata only, nothing is downloaded or installed)
+lock-gpu-check: setup ## the GPU set still resolves to its lock (metadata only, nothing is downloaded or installed)
 	@$(PY) scripts/lock.py --check gpu
 
 clean: ## remove .venv and every cache of this checkout; runs/ stays
