@@ -7,14 +7,13 @@ const [choice, list] = [place.querySelector("select"), place.querySelector("[dat
 
 const points = (value) => `${(100 * value).toFixed(value < 0.1 ? 2 : 1)} %`;
 const signed = (value) => `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(2)}`;
-const WHERE = { history: "own history", group: "the group's sequence", semantic: "semantics", behaviour: "behaviour" };
-
-const short = (text) => (text.length > 44 ? `${text.slice(0, 42).trimEnd()} …` : text);
+const WHERE = { history: "own history", group: "the group's sequence", semantic: "what semantics weigh", behaviour: "what behaviour weighs" };
+const BRIEF = { history: "own", group: "group", semantic: "semantics", behaviour: "behaviour" };
 
 function attended(explanation, titles) {
-  const chips = Object.entries(explanation.attended).flatMap(([name, most]) => most.slice(0, 2).map((one) =>
+  const chips = Object.entries(explanation.attended).flatMap(([name, most]) => most.slice(0, 1).map((one) =>
     h("span", { class: "chip", title: `${titles[one.item_id] || one.item_id}: ${points(one.weight)} of the attention on ${WHERE[name]}` },
-      h("span", {}, `${WHERE[name]} `), short(titles[one.item_id] || one.item_id))));
+      h("span", {}, `${BRIEF[name]} `), titles[one.item_id] || one.item_id)));
   return chips.length ? chips : [h("span", { class: "muted" }, "nothing to look at")];
 }
 
