@@ -36,6 +36,8 @@ from pipelines.logs import LOGS
 from pipelines.stage import clear_errors, ensure, find, open_store
 from pipelines.study import machine
 from pipelines.train import RANKER_STAGES
+from serve_apps.access import Access
+from serve_apps.client import RankClient
 from serve_apps.ranking import APP_NAME, application, deployed, quiet_logs, served_run
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ CANDIDATES = 200
 CONNECTIONS = 4  # that ask again as soon as they are answered: one more than enough to keep a ranker busy, and no more than a replica lets wait
 WARM_UP = 200
 PHASE_S = 10.0
+TOKEN = "of the bench"
 
 
 def bodies(logs: Artifact, num: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -136,6 +139,22 @@ def deploy_under_load(config: Config, url: str, path: Path, rate: float) -> dict
     return {**found, "deploy_s": round(took, 1), "version_changed": now == changed.serve.max_items}
 
 
+def switch_under_load(url: str, path: Path, rate: float, release: str) -> dict[str, Any]:
+    """Half the saturating rate, and in the middle of it another release becomes the stable one."""
+
+    def promote() -> float:
+        time.sleep(PHASE_S / 2)
+        began = time.monotonic()
+        RankClient(url, token=TOKEN).change_rollout({"action": "promote", "release": release})
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(1) as threads:
+        promoting = threads.submit(promote)
+        found = phase(url, path, rate=rate / 2, for_s=2 * PHASE_S)
+    changed = requests.get(f"{url}/v1/models", timeout=30).json()["release"] == release
+    return {**found, "switch_s": round(promoting.result(), 2), "release_changed": changed}
+
+
 def _redeploy(config: Config, changed: Config) -> float:
     """Replace the application's replicas after a while; returns the seconds that it took."""
     time.sleep(PHASE_S)
@@ -170,11 +189,13 @@ def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> 
         where = machine()["machine"]
         asked, path = bodies(logs, 512), Path(folder) / "bodies"
         path.write_text("\n".join(json.dumps(body) for body in asked))
-        with deployed(served_run(config, store)) as served, peer(config_path, overrides) as peer_url:
+        following = served_run(config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name} again"})}), store).release
+        with deployed(served_run(config, store), Access(TOKEN, False)) as served, peer(config_path, overrides) as peer_url:
             differ = same_scores(served.url, peer_url, asked[:20])
             fast = in_turns(rounds, served.url, peer_url, lambda url: timed(url, path, num))
             rate, peer_rate = (num / statistics.median(run["seconds"] for run in fast[name]) for name in ("ours", "peer"))
             half = in_turns(rounds, served.url, peer_url, lambda url: counted(url, path, rate=rate / 2, for_s=PHASE_S))
+            switch = switch_under_load(served.url, path, rate, following)
             beyond = overload(served.url, path, rate)
             deploy = deploy_under_load(config, served.url, path, rate)
     ours, peers = fast["ours"], fast["peer"]
@@ -205,6 +226,7 @@ def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> 
                 **half,
             },
             "twice": beyond,
+            "release_switch_under_load": switch,
             "deploy_under_load": deploy,
         },
     }
