@@ -27,7 +27,7 @@ export PYTHONUNBUFFERED ?= 1
 
 config = --config "$(or $(CONFIG),$(1))" $(foreach pair,$(SET),--set "$(pair)")
 
-.PHONY: help setup demo up sweep study test test-all check protos format lock lock-gpu lock-gpu-check clean
+.PHONY: help setup demo up sweep study test test-all test-browser check protos format lock lock-gpu lock-gpu-check clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -57,6 +57,9 @@ test: setup ## the tests
 
 test-all: setup ## the tests, the slow ones too
 	@$(PY) -m pytest -q -m "not gpu and not browser" $(PYTEST_ARGS)
+
+test-browser: setup ## the console in Chromium (Debian's package chromium)
+	@$(PY) -m pytest -q -m browser $(PYTEST_ARGS)
 
 check: setup ## ruff, ruff format, mypy
 	@$(PY) -m ruff check .

@@ -28,7 +28,7 @@ def service(config_path: str, overrides: list[str]) -> FastAPI:
     """The service."""
     config = load(config_path, overrides)
     torch.set_num_threads(config.serve.num_threads)
-    ranker = served_run(config, open_store(config)).request_ranker()
+    ranker = served_run(config, open_store(config)).open().request_ranker()
     name = next(iter(ranker.rankers))
     app = FastAPI()
 

@@ -1,7 +1,8 @@
 """Serving under load, beside a hand-written FastAPI service of the same ranker on the same cores: throughput, latency, overload, a deploy in the middle.
 
 Both answer the same requests (one user, 200 candidates, histories of 50 events, real features) to the same load generator (bench.load), which shares the cores;
-its share is told. Rounds take turns, so that what else the machine does falls on both.
+its share is told. Rounds take turns, so that what else the machine does falls on both; on a machine that does much else, the ratios and the CPU time of each
+request by process (bench.processes) are what can be compared.
 Reads and writes what the run's stages do. Run: python -m bench.serve [--config bench/serve.toml] [--num 2000] [--rounds 5]
 Last stdout line: one JSON object; `ours_s` and `peers` are seconds for --num requests, a list with one value a round.
 """
@@ -16,18 +17,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow.compute as pc
 import requests
 from ray import serve
 
+from bench.processes import cpu_between, cpu_s, memory_bytes
 from longtail.artifacts import Artifact, source_commit
 from longtail.config import Config, load
 from pipelines.cluster import ROOT, ray_session
@@ -35,14 +36,17 @@ from pipelines.logs import LOGS
 from pipelines.stage import clear_errors, ensure, find, open_store
 from pipelines.study import machine
 from pipelines.train import RANKER_STAGES
+from serve_apps.access import Access
+from serve_apps.client import RankClient
 from serve_apps.ranking import APP_NAME, application, deployed, quiet_logs, served_run
 
 logger = logging.getLogger(__name__)
 
 CANDIDATES = 200
-CONNECTIONS = 8
+CONNECTIONS = 4  # that ask again as soon as they are answered: one more than enough to keep a ranker busy, and no more than a replica lets wait
 WARM_UP = 200
 PHASE_S = 10.0
+TOKEN = "of the bench"
 
 
 def bodies(logs: Artifact, num: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -66,10 +70,17 @@ def phase(url: str, path: Path, **order: Any) -> dict[str, Any]:
     return found
 
 
+def counted(url: str, path: Path, **order: Any) -> dict[str, Any]:
+    """One phase, and the milliseconds of CPU that each of its requests took, by process."""
+    before = cpu_s()
+    found = phase(url, path, **order)
+    return {**found, "cpu_ms": cpu_between(before, cpu_s(), max(found["num"], 1))}
+
+
 def timed(url: str, path: Path, num: int) -> dict[str, Any]:
     """As fast as they are answered."""
     phase(url, path, connections=CONNECTIONS, num=WARM_UP)
-    found = phase(url, path, connections=CONNECTIONS, num=num)
+    found = counted(url, path, connections=CONNECTIONS, num=num)
     if found["statuses"] != {"200": num}:  # a refusal is faster than an answer
         raise RuntimeError(f"{url} did not answer all requests: {found['statuses']}")
     return found
@@ -110,21 +121,10 @@ def same_scores(ours: str, peers: str, asked: Sequence[dict[str, Any]]) -> float
     return worst
 
 
-def memory_bytes() -> int:
-    """Of all processes below this one."""
-    total = 0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:
-            continue
-    return total
-
-
 def overload(url: str, path: Path, rate: float) -> dict[str, Any]:
     """Twice the saturating rate: what is accepted, what is turned away, and memory before and after."""
     before = memory_bytes()
-    found = phase(url, path, rate=2 * rate, for_s=PHASE_S)
+    found = counted(url, path, rate=2 * rate, for_s=PHASE_S)
     return {**found, "memory_before_gib": round(before / 2**30, 3), "memory_after_gib": round(memory_bytes() / 2**30, 3)}
 
 
@@ -139,12 +139,38 @@ def deploy_under_load(config: Config, url: str, path: Path, rate: float) -> dict
     return {**found, "deploy_s": round(took, 1), "version_changed": now == changed.serve.max_items}
 
 
+def switch_under_load(url: str, path: Path, rate: float, release: str) -> dict[str, Any]:
+    """Half the saturating rate, and in the middle of it another release becomes the stable one."""
+
+    def promote() -> float:
+        time.sleep(PHASE_S / 2)
+        began = time.monotonic()
+        RankClient(url, token=TOKEN).change_rollout({"action": "promote", "release": release})
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(1) as threads:
+        promoting = threads.submit(promote)
+        found = phase(url, path, rate=rate / 2, for_s=2 * PHASE_S)
+    changed = requests.get(f"{url}/v1/models", timeout=30).json()["release"] == release
+    return {**found, "switch_s": round(promoting.result(), 2), "release_changed": changed}
+
+
 def _redeploy(config: Config, changed: Config) -> float:
     """Replace the application's replicas after a while; returns the seconds that it took."""
     time.sleep(PHASE_S)
     began = time.monotonic()
     serve.run(application(served_run(changed, open_store(changed))), name=APP_NAME, route_prefix=config.serve.route_prefix, logging_config=quiet_logs())
     return time.monotonic() - began
+
+
+def in_turns(rounds: int, ours: str, peers: str, run: Callable[[str], dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What `run` finds of both services, round by round, each of them first in every other one."""
+    found: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
+    for number in range(rounds):
+        pair = [("ours", ours), ("peer", peers)]
+        for name, url in pair if number % 2 == 0 else reversed(pair):
+            found[name].append(run(url))
+    return found
 
 
 def spread(values: Sequence[float]) -> list[float]:
@@ -163,18 +189,16 @@ def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> 
         where = machine()["machine"]
         asked, path = bodies(logs, 512), Path(folder) / "bodies"
         path.write_text("\n".join(json.dumps(body) for body in asked))
-        with deployed(served_run(config, store)) as served, peer(config_path, overrides) as peer_url:
+        following = served_run(config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name} again"})}), store).release
+        with deployed(served_run(config, store), Access(TOKEN, False)) as served, peer(config_path, overrides) as peer_url:
             differ = same_scores(served.url, peer_url, asked[:20])
-            ours: list[dict[str, Any]] = []
-            peers: list[dict[str, Any]] = []
-            for number in range(rounds):
-                for url, runs in ((served.url, ours), (peer_url, peers)) if number % 2 == 0 else ((peer_url, peers), (served.url, ours)):
-                    runs.append(timed(url, path, num))
-            rate = num / statistics.median(run["seconds"] for run in ours)
-            peer_rate = num / statistics.median(run["seconds"] for run in peers)
-            half = {"ours": phase(served.url, path, rate=rate / 2, for_s=PHASE_S), "peer": phase(peer_url, path, rate=rate / 2, for_s=PHASE_S)}
+            fast = in_turns(rounds, served.url, peer_url, lambda url: timed(url, path, num))
+            rate, peer_rate = (num / statistics.median(run["seconds"] for run in fast[name]) for name in ("ours", "peer"))
+            half = in_turns(rounds, served.url, peer_url, lambda url: counted(url, path, rate=rate / 2, for_s=PHASE_S))
+            switch = switch_under_load(served.url, path, rate, following)
             beyond = overload(served.url, path, rate)
             deploy = deploy_under_load(config, served.url, path, rate)
+    ours, peers = fast["ours"], fast["peer"]
     ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(ours, peers, strict=True)]
     return {
         "bench": "serve",
@@ -196,8 +220,13 @@ def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> 
                 "ours": spread([run["generator_cpu_share"] for run in ours]),
                 "peer": spread([run["generator_cpu_share"] for run in peers]),
             },
-            "half_of_our_saturating_rate": half,
+            "cpu_ms_per_request": {name: [run["cpu_ms"] for run in runs] for name, runs in fast.items()},
+            "half_of_our_saturating_rate": {
+                "p99_ratio": spread([mine["p99_ms"] / theirs["p99_ms"] for mine, theirs in zip(half["ours"], half["peer"], strict=True)]),
+                **half,
+            },
             "twice": beyond,
+            "release_switch_under_load": switch,
             "deploy_under_load": deploy,
         },
     }

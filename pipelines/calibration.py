@@ -23,6 +23,9 @@ from longtail.artifacts import Artifact, Store
 from longtail.capacity import Rate, RateName
 from longtail.config import Config, load
 from longtail.embeddings import EncoderSettings, TextEncoder
+from longtail.online.features import OnlineFeatures
+from longtail.online.mapped import MappedStore
+from longtail.online.tables import online_tables
 from longtail.packaged_models import resolve
 from longtail.ranking import Question, RequestRanker, StatedItem
 from longtail.run_state import load_feature_state, logs_info
@@ -114,14 +117,17 @@ def request_ranker(world: World) -> RequestRanker:
     made, config, name = world.made, world.config, world.config.sweep.ranker
     state = load_feature_state(made["logs"], made["user_codes"], made["groups"], made["peers"], made["item_codes"], made["collaborative"], config)
     ranker = TrainJob.of(config, made, name, 0).ranker().eval()
-    return RequestRanker(state, {name: ranker}, logs_info(made["logs"]).end, config.serve.max_items)
+    tables = online_tables(state, logs_info(made["logs"]).end)
+    return RequestRanker(OnlineFeatures.of(tables, len(tables.item_ids) + 1 + config.serve.max_items), {name: ranker}, config.serve.max_items)
 
 
 def requests(answers: RequestRanker, sizes: Sequence[int], num: int = REQUESTS) -> list[Seen]:
     """A request of each size, on one CPU and without HTTP: the median; units are candidates."""
     torch.set_num_threads(1)
     (name,) = answers.rankers
-    users, items = (entity.values.to_pylist() for entity in (answers.state.entities.users, answers.state.entities.items))
+    store = answers.features.users
+    assert isinstance(store, MappedStore)
+    users, items = store.user_ids.to_pylist(), answers.features.entities.items.values.to_pylist()
     found = []
     for size in sizes:
         taken = []
@@ -178,7 +184,7 @@ def _of_worlds(worlds: Sequence[World]) -> Measured:
 
 def _of_requests(world: World) -> Measured:
     answers, events = request_ranker(world), world.parts["events"].units
-    held = held_bytes(answers.state)
+    held = held_bytes(answers.features)
     start, per_candidate = line_through(requests(answers, CANDIDATES))
     on = f"{REQUESTS} requests each of {CANDIDATES[0]} and {CANDIDATES[1]} candidates, without HTTP"
     return {

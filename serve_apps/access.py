@@ -48,6 +48,15 @@ class Access:
         if not self.holds(request):
             raise refusal("acting needs the token")
 
+    def require_elsewhere(self, request: Request) -> None:
+        """Refuse a request that does not bring the token, unless looking is free for it; for what is told of items, users and events.
+
+        Raises:
+            RequestProblemError: 401.
+        """
+        if not self.may_view(request):
+            raise refusal("telling the application from elsewhere needs the token")
+
     def may_view(self, request: HTTPConnection) -> bool:
         """True where looking is free, or the request brings the token or the cookie that stands for it.
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pyarrow.compute as pc
@@ -15,7 +16,9 @@ import pyarrow.compute as pc
 from longtail.artifacts import Artifact
 from longtail.config import Config
 from longtail.evaluation import Metrics
+from longtail.logs import LogsInfo
 from longtail.report import text_table
+from longtail.run_state import logs_info
 from pipelines.cluster import ray_session
 from pipelines.full import run, time_table
 from pipelines.stage import Outcome, arguments, clear_errors, config_from, open_store, summary
@@ -64,6 +67,15 @@ def demo_requests(logs: Artifact, config: Config) -> list[tuple[str, dict[str, A
     ]
 
 
+def day_one(client: RankClient, busy: dict[str, Any], info: LogsInfo) -> tuple[str, dict[str, Any]]:
+    """Tell of an item and of a user who has just acted; the request that ranks the one for the other."""
+    now, items = info.end + timedelta(hours=1), busy["item_ids"][:4]
+    client.put_item("an-item-of-today", {"title": "organic oat milk, unsweetened, 1 litre"})
+    done = [{"event_id": f"demo-{number}", "item_id": item, "kind": info.behaviour_kinds[-1], "ts": now.isoformat()} for number, item in enumerate(items[:2])]
+    client.put_user("a-user-of-today", {"events": done})
+    return "a user and an item told of a moment ago", {"user_id": "a-user-of-today", "item_ids": ["an-item-of-today", *items], "ranker": busy["ranker"]}
+
+
 def _show(title: str, body: dict[str, Any], answer: dict[str, Any]) -> str:
     top = ", ".join(f"{item['item_id']} {item['score']:.4f}" for item in answer["items"][:3])
     return f"  {title}\n    {body['ranker']} ranks {len(answer['items'])} items in {answer['seconds'] * 1000:.0f} ms, group {answer['user']['group']}: {top}, …"
@@ -104,8 +116,11 @@ def main() -> None:
             answers = []
             with _timed("serving"), deployed(served_run(config, store)) as served:
                 client = RankClient(served.url, REQUEST_TIMEOUT_S)
-                for title, body in demo_requests(outcomes[0].artifact, config):
+                asked = demo_requests(outcomes[0].artifact, config)
+                for title, body in asked:
                     answers.append((title, body, client.rank(body)))
+                title, body = day_one(client, asked[1][1], logs_info(outcomes[0].artifact))
+                answers.append((title, body, client.rank(body)))
         seconds = time.monotonic() - started
         print(_report(outcomes, answers, memory.peak_bytes, seconds))
         print(json.dumps({"seconds": round(seconds, 1), "peak_gib": round(memory.peak_bytes / 2**30, 2)} | {o.artifact.stage: summary(o) for o in outcomes}))

@@ -1,156 +1,119 @@
 """What lives in the replicas: shells over the core, imported by reference (no pipeline is imported here, so that a replica starts fast).
 
-Rankers   the application's door: the HTTP side, the run's checkpoints and its feature state in one process, since a hop between two costs more than ranking
-          does; asks Encoder only for what the run does not know
-Encoder   the frozen text encoder, the item projection and both codebooks; loaded before it is ready, so that no request waits for a model
+Rankers   the application's door: the HTTP side, and the releases that are being served, in one process, since a hop between two costs more than ranking does;
+          asks Encoder only for what a release does not know, and follows the writer of what the application is told (serve_apps.told)
+Encoder   text encoders, item projections and codebooks of those releases; loaded before it is ready, so that no request waits for a model
+Profiler  the run's language model, where serve.llm_profiles is on (serve_apps.profiler)
 Console   the pages for people (serve_apps.console.deployment): Rankers hands on what comes for /console
 """
 
 import asyncio
-import contextlib
 import logging
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import threading
+import uuid
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import ray
 import torch
 from fastapi import FastAPI
 
-from actors import metrics
-from longtail.artifacts import Artifact, Store
-from longtail.checkpoint import check_vocabulary, load_ranker
-from longtail.config import Config
 from longtail.newcomers import NewcomerEncoder, Placed
-from longtail.packaged_models import cache_dir
-from longtail.projection import load_projection
-from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, Unknowns
-from longtail.run_state import load_feature_state, logs_info
+from longtail.online.entries import parse
+from longtail.ranking import Encoded, StatedItem, StatedUser, Unknowns
+from longtail.rollouts import Rollout
+from serve_apps.access import Access
+from serve_apps.background import in_background
 from serve_apps.console.bridge import Answered, Asked, Bridge
 from serve_apps.inference_grpc import InferenceService
-from serve_apps.service_info import ModelInfo, ServiceInfo
+from serve_apps.served_run import Served
+from serve_apps.service import AnyEntry, RankingService
+from serve_apps.teller import Teller
+from serve_apps.told import writer_of
 from serve_apps.web import web_app
 
 logger = logging.getLogger(__name__)
 
 PING_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True)
-class ServedRun:
-    """The finished artifacts that serving reads, all of one run."""
-
-    config: Config
-    logs: Artifact
-    user_codes: Artifact
-    groups: Artifact
-    peers: Artifact
-    collaborative: Artifact
-    item_z: Artifact
-    item_codes: Artifact
-    rankers: Mapping[str, Artifact]  # by name
-
-    @property
-    def artifacts(self) -> tuple[Artifact, ...]:
-        """All of them."""
-        return (self.logs, self.user_codes, self.groups, self.peers, self.collaborative, self.item_z, self.item_codes, *self.rankers.values())
-
-    @property
-    def store(self) -> Store:
-        """Where they lie: an artifact's root is <store>/<stage>/<key>/<attempt>."""
-        return Store(self.config.run.uri, self.logs.fs, self.logs.root.rsplit("/", 3)[0])
-
-    @property
-    def default_ranker(self) -> str:
-        """serve.default_ranker, or the first that the run has."""
-        wanted = self.config.serve.default_ranker
-        return wanted if wanted in self.rankers else next(iter(self.rankers))
-
-    def local(self, artifact: Artifact, name: str) -> Path:
-        """The file or folder `name` of one of the run's artifacts; from a remote store copied below $LONGTAIL_CACHE, once per machine."""
-        return artifact.local_path(name, cache_dir() / "artifacts")
-
-    def encoder(self) -> NewcomerEncoder:
-        """The encoder of what requests describe."""
-        serve, embeddings = self.config.serve, self.config.embeddings
-        sides = {name: getattr(embeddings, name) for name in ("user", "item")}
-        here = {"num_gpus": serve.num_encoder_gpus, "threads": serve.num_threads}
-        return NewcomerEncoder.load(
-            logs_info(self.logs),
-            self.config.profiles,
-            embeddings.model_copy(update={name: side.model_copy(update={"compute": side.compute.model_copy(update=here)}) for name, side in sides.items()}),
-            self.local(self.user_codes, "codebook.safetensors") if self.config.user_spaces.spaces[0] == "profile" else None,
-            self.local(self.item_codes, "codebook.safetensors"),
-            load_projection(self.item_z.fs, self.item_z.root),
-        )
-
-    def request_ranker(self) -> RequestRanker:
-        """All rankers over one feature state.
-
-        Raises:
-            ValueError: a ranker was trained on other users, items or features than the run has.
-        """
-        state = load_feature_state(self.logs, self.user_codes, self.groups, self.peers, self.item_codes, self.collaborative, self.config)
-        rankers = {}
-        for name, artifact in self.rankers.items():
-            checkpoint = self.local(artifact, "checkpoint")
-            check_vocabulary(checkpoint, name, state.entities)
-            rankers[name] = load_ranker(checkpoint)
-        return RequestRanker(state, rankers, logs_info(self.logs).end, self.config.serve.max_items)
-
-    def info(self, ranker: RequestRanker) -> ServiceInfo:
-        """What callers are told."""
-        info = logs_info(self.logs)
-        return ServiceInfo(
-            run=self.config.run.name,
-            source=info.source,
-            exposure=info.exposure,
-            knowledge=ranker.knowledge(),
-            models=tuple(
-                ModelInfo(name, artifact.key, str(artifact.manifest["finished"]), str(artifact.manifest["commit"])) for name, artifact in self.rankers.items()
-            ),
-            default_ranker=self.default_ranker,
-            max_items=self.config.serve.max_items,
-            max_batch=self.config.serve.max_batch,
-            max_body_bytes=int(self.config.serve.max_body_mb * 2**20),
-        )
+MOST_ENCODERS = 4  # releases whose encoders are kept
 
 
 class Encoder:
-    """Texts that requests bring, as codes and vectors of the run."""
+    """Texts and pictures that requests bring, as codes and vectors of a release."""
 
-    def __init__(self, run: ServedRun) -> None:
-        torch.set_num_threads(run.config.serve.num_threads)
-        self._encoder = run.encoder()
-        self._encoder.warm()
+    def __init__(self, served: Served) -> None:
+        torch.set_num_threads(served.serve.num_threads)
+        self._served = served
+        self._encoders: dict[str, NewcomerEncoder] = {}  # by the digest of what decides their codes
+        self._digests: dict[str, str] = {}
+        self._loading = threading.Lock()
+        in_background(lambda: self._of(served.release))
 
-    async def encode(self, unknowns: Unknowns) -> Encoded:
+    async def encode(self, release: str, unknowns: Unknowns) -> Encoded:
         """Codes of the described user, z and codes of the described items."""
-        return await asyncio.to_thread(self._encoder.encode, unknowns)
+        return await asyncio.to_thread(lambda: self._of(release).encode(unknowns))
 
-    async def place(self, items: Sequence[StatedItem]) -> Placed:
+    async def codes_of_profile(self, release: str, text: str) -> tuple[int, ...] | None:
+        """The codes that a profile leads to."""
+        return await asyncio.to_thread(lambda: self._of(release).codes_of_profile(text))
+
+    async def profile(self, release: str, user: StatedUser) -> tuple[str | None, tuple[int, ...] | None]:
+        """The profile that stands for a user, and the codes that it leads to."""
+
+        def found() -> tuple[str | None, tuple[int, ...] | None]:
+            encoder = self._of(release)
+            text = encoder.profile_of(user)
+            return text, encoder.codes_of_profile(text)
+
+        return await asyncio.to_thread(found)
+
+    async def place(self, release: str, items: Sequence[StatedItem]) -> Placed:
         """Text vectors, z and codes of described items."""
-        return await asyncio.to_thread(self._encoder.place, items)
+        return await asyncio.to_thread(lambda: self._of(release).place(items))
 
     async def ping(self) -> None:
         """Answer."""
 
+    def _of(self, release: str) -> NewcomerEncoder:
+        with self._loading:
+            if release not in self._digests:
+                run = self._served.open(release)
+                digest = run.release.file.encoder
+                if digest not in self._encoders:
+                    encoder = run.encoder()
+                    encoder.warm()
+                    self._encoders[digest] = encoder
+                self._digests[release] = digest
+                while len(self._encoders) > MOST_ENCODERS:
+                    oldest = next(iter(self._encoders))
+                    del self._encoders[oldest]
+                    self._digests = {key: one for key, one in self._digests.items() if one != oldest}
+            return self._encoders[self._digests[release]]
+
 
 class Rankers(InferenceService):
-    """Every ranker of the run, and the application's only door: HTTP, and gRPC by the methods of InferenceService."""
+    """Every ranker of the releases being served, and the application's only door: HTTP, and gRPC by the methods of InferenceService."""
 
-    def __init__(self, run: ServedRun, encoder: Any, route_prefix: str, console: Any = None) -> None:
-        torch.set_num_threads(run.config.serve.num_threads)
-        self._ranker = run.request_ranker()
-        super().__init__(run.info(self._ranker), self.answer, self.not_ready)
-        self._encoder, self._console = encoder, console
+    def __init__(self, served: Served, encoder: Any, route_prefix: str, access: Access, console: Any = None, profiler: Any = None) -> None:
+        torch.set_num_threads(served.serve.num_threads)
+        self._encoder, self._access, self._console = encoder, access, console
+        self._writer = writer_of(served.store.uri, served.serve)
+        self._name = uuid.uuid4().hex[:12]
+        told, rollout = ray.get(self._writer.begin.remote(served.release, served.deployed_us))
+        self._service = RankingService(served.open, self._encode, self._encode_now, self._history, Rollout.model_validate_json(rollout), told)
+        super().__init__(self._service.info, self._service.answer, self.not_ready)
+        self._teller = Teller(served, self._writer, encoder, self._service, profiler)
         self._root_path = route_prefix.rstrip("/")
+        self._ended = threading.Event()
+        threading.Thread(target=self._follow, name="follow", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve takes the application from here once the constructor is done."""
-        return web_app(self._info, self.answer, self._root_path, self.not_ready, None if self._console is None else Bridge(self._from_console))
+        bridge = None if self._console is None else Bridge(self._from_console)
+        return web_app(self._service.info, self._service.answer, self._root_path, self.not_ready, self._teller, self._access, bridge)
+
+    def __del__(self) -> None:
+        self._ended.set()
 
     async def _from_console(self, asked: Asked) -> Answered:
         answered: Answered = await self._console.respond.remote(asked)
@@ -168,43 +131,33 @@ class Rankers(InferenceService):
     async def _ping(self) -> None:
         await self._encoder.ping.remote()
 
-    async def answer(self, question: Question) -> Ranking:
-        """One request, timed and counted."""
-        try:
-            with timed(question.ranker, "whole"):
-                return await self.rank(question)
-        except Exception as error:
-            metrics.REQUEST_ERRORS.add(1, ranker=question.ranker, error=type(error).__name__)
-            raise
+    async def _encode(self, release: str, unknowns: Unknowns) -> Encoded:
+        encoded: Encoded = await self._encoder.encode.remote(release, unknowns)
+        return encoded
 
-    async def rank(self, question: Question) -> Ranking:
-        """One request, one batch."""
-        found = self._ranker.find(question)
-        unknowns = self._ranker.unknowns(question, found)
-        encoded: Encoded | None = None
-        if unknowns:
-            with timed(question.ranker, "encode"):
-                encoded = await self._encoder.encode.remote(unknowns)
-        with timed(question.ranker, "rank"):
-            ranking = self._ranker.rank(question, encoded, found)
-        count(question, ranking)
-        return ranking
+    def _encode_now(self, release: str, unknowns: Unknowns) -> Encoded:
+        encoded: Encoded = self._encoder.encode.remote(release, unknowns).result()
+        return encoded
 
+    def _history(self, until: int) -> Iterable[AnyEntry]:
+        after = 0
+        while after < until:
+            lines = ray.get(self._writer.read.remote(after, until))
+            yield from map(parse, lines)
+            after += len(lines)
 
-@contextlib.contextmanager
-def timed(ranker: str, part: str) -> Iterator[None]:
-    """Tell Ray's metrics how long a block of a request took, unless it failed."""
-    started = time.perf_counter()
-    yield
-    metrics.REQUEST_SECONDS.observe(time.perf_counter() - started, ranker=ranker, part=part)
-
-
-def count(question: Question, ranking: Ranking) -> None:
-    """Tell Ray's metrics what was ranked, and by what."""
-    ranker = question.ranker
-    metrics.REQUESTS.add(1, ranker=ranker, group_basis=ranking.group_basis)
-    metrics.REQUEST_ITEMS.observe(len(ranking.items), ranker=ranker)
-    for basis, number in Counter(item.basis for item in ranking.items).items():
-        metrics.CANDIDATES.add(number, ranker=ranker, basis=basis)
-    if ranking.alpha_fusion is not None:
-        metrics.SERVED_ALPHA.observe(ranking.alpha_fusion, ranker=ranker, activity=metrics.activity_level(ranking.num_purchases))
+    def _follow(self) -> None:
+        """Take in what is told, for as long as the replica lives."""
+        while not self._ended.is_set():
+            try:
+                lines = ray.get(self._writer.follow.remote(self._name, self._service.applied, self._service.report()), timeout=30)
+            except Exception as error:  # the writer is being started again, or this replica is ending
+                logger.warning("the writer of what is told does not answer: %s", error)
+                self._ended.wait(1.0)
+                continue
+            for number, line in enumerate(lines, start=self._service.applied + 1):
+                try:
+                    self._service.apply(number, parse(line))
+                except Exception:  # an entry that cannot be taken in must not keep those behind it out
+                    logger.exception("entry %d cannot be taken in", number)
+                    self._service.applied = number

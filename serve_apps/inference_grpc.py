@@ -22,7 +22,7 @@ from serve_apps.open_inference_pb2 import (
 )
 from serve_apps.problems import RequestProblemError
 from serve_apps.rank_routes import Answer
-from serve_apps.service_info import ServiceInfo
+from serve_apps.service_info import GetInfo
 
 SERVICER = "serve_apps.open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"
 _CODES = {404: grpc.StatusCode.NOT_FOUND, 422: grpc.StatusCode.INVALID_ARGUMENT, 503: grpc.StatusCode.UNAVAILABLE}
@@ -32,7 +32,7 @@ _CONTENTS = {"BYTES": "bytes_contents", "INT64": "int64_contents"}
 class InferenceService:
     """The protocol's methods over one run's rankers; method names are the protocol's."""
 
-    def __init__(self, info: ServiceInfo, answer: Answer, not_ready: Callable[[], Awaitable[list[str]]]) -> None:
+    def __init__(self, info: GetInfo, answer: Answer, not_ready: Callable[[], Awaitable[list[str]]]) -> None:
         self._info, self._answer, self._not_ready = info, answer, not_ready
 
     async def ServerLive(self, request: Any, grpc_context: Any) -> Any:  # noqa: N802
@@ -47,22 +47,22 @@ class InferenceService:
 
     async def ModelReady(self, request: Any, grpc_context: Any) -> Any:  # noqa: N802
         with refusals(grpc_context):
-            served_model(self._info, request.name, request.version)
+            served_model(self._info(), request.name, request.version)
         return ModelReadyResponse(ready=not await self._not_ready())
 
     async def ModelMetadata(self, request: Any, grpc_context: Any) -> Any:  # noqa: N802
         with refusals(grpc_context):
-            told = metadata(self._info, request.name, request.version)
+            told = metadata(self._info(), request.name, request.version)
         sides = {name: [ModelMetadataResponse.TensorMetadata(**one.model_dump()) for one in getattr(told, name)] for name in ("inputs", "outputs")}
         return ModelMetadataResponse(name=told.name, versions=told.versions, platform=told.platform, **sides)
 
     async def ModelInfer(self, request: Any, grpc_context: Any) -> Any:  # noqa: N802
         """Score rows; raw contents are answered with raw contents."""
         with refusals(grpc_context):
-            if request.ByteSize() > self._info.max_body_bytes:
-                raise refusal(f"the call has more than {self._info.max_body_bytes:,} bytes.", "Split it, or raise serve.max_body_mb.")
+            if request.ByteSize() > self._info().max_body_bytes:
+                raise refusal(f"the call has more than {self._info().max_body_bytes:,} bytes.", "Split it, or raise serve.max_body_mb.")
             wanted = [one.name for one in request.outputs]
-            model, outputs = await infer(self._info, self._answer, request.model_name, request.model_version, tensors_of(request), wanted)
+            model, outputs = await infer(self._info(), self._answer, request.model_name, request.model_version, tensors_of(request), wanted)
         response = ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
         for tensor in outputs:
             told = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)

@@ -20,7 +20,7 @@ import numpy as np
 
 from longtail.ranking import Question, StatedItem
 from serve_apps.problems import RequestProblemError
-from serve_apps.rank_routes import Answer
+from serve_apps.rank_routes import Answer, answered
 from serve_apps.schemas import EARLIEST, LATEST
 from serve_apps.service_info import ModelInfo, ServiceInfo
 
@@ -56,7 +56,7 @@ def served_model(info: ServiceInfo, name: str, version: str = "") -> ModelInfo:
     Raises:
         RequestProblemError: none is serving, or not in that version.
     """
-    for model in info.models:
+    for model in info.models:  # the stable release's first
         if model.name == name and version in ("", model.version):
             return model
     asked = f"model {name[:MAX_NAME]!r}" + (f" version {version[:MAX_NAME]!r}" if version else "")
@@ -71,7 +71,9 @@ async def infer(info: ServiceInfo, answer: Answer, name: str, version: str, inpu
         RequestProblemError: the ranker is not serving, or a tensor is missing, unknown or of another type or shape.
     """
     model = served_model(info, name, version)
-    heads = info.knowledge.heads[name]
+    heads = info.knowledge.heads.get(name)
+    if heads is None:  # a canary's, whose ranker the stable release does not have
+        raise RequestProblemError(404, "unknown-ranker", "No such ranker", f"{name!r} is not in the stable release.", "Promote the release that has it.")
     strange = [head for head in wanted if head not in heads]
     if strange:
         raise refusal(f"output {strange[0][:MAX_NAME]!r} is none of {name!r}.", f"Its outputs are {list(heads)}.")
@@ -92,9 +94,9 @@ async def infer(info: ServiceInfo, answer: Answer, name: str, version: str, inpu
         candidates = tuple(StatedItem(item) for item in dict.fromkeys(items[row] for row in rows))
         if len(candidates) > info.max_items:
             raise refusal(f"{len(candidates)} candidates of one user, and at most {info.max_items} are taken.", "Send several calls, or raise serve.max_items.")
-        questions.append(Question(user, candidates, name, heads=asked, now=now))
+        questions.append(Question(user, candidates, name, heads=asked, now=now, release=model.release if version else None))
     scores = np.zeros((len(items), len(asked)), np.float32)
-    for ranking, rows in zip(await asyncio.gather(*map(answer, questions)), rows_of_user.values(), strict=True):
+    for ranking, rows in zip(await asyncio.gather(*(answered(question, answer) for question in questions)), rows_of_user.values(), strict=True):
         by_item = {item.item_id: item.scores for item in ranking.items}
         for row in rows:
             scores[row] = by_item[items[row]]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from serve_apps.inference_protocol import INPUTS, MAX_DIMS, MAX_NAME, OUTPUT_TYPE, PLATFORM, Tensor, Value, from_raw, infer, refusal, served_model, to_raw
 from serve_apps.problems import refuse_unready
 from serve_apps.rank_routes import PROBLEMS, Answer
-from serve_apps.service_info import ServiceInfo
+from serve_apps.service_info import GetInfo, ServiceInfo
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 
@@ -97,7 +97,7 @@ def metadata(info: ServiceInfo, name: str, of_version: str = "") -> ModelMetadat
     )
 
 
-def inference_routes(info: ServiceInfo, answer: Answer, not_ready: Callable[[], Awaitable[list[str]]]) -> APIRouter:
+def inference_routes(info: GetInfo, answer: Answer, not_ready: Callable[[], Awaitable[list[str]]]) -> APIRouter:
     """The protocol's routes over one run's rankers."""
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
@@ -117,22 +117,22 @@ def inference_routes(info: ServiceInfo, answer: Answer, not_ready: Callable[[], 
     @routes.get("/models/{name}/ready", responses=PROBLEMS, summary="Is a ranker serving")
     @routes.get("/models/{name}/versions/{of_version}/ready", include_in_schema=False)
     async def model_ready(name: str, of_version: str = "") -> dict[str, Any]:
-        served_model(info, name, of_version)
+        served_model(info(), name, of_version)
         refuse_unready(await not_ready())
         return {"name": name, "ready": True}
 
     @routes.get("/models/{name}", responses=PROBLEMS, summary="What a ranker takes and gives")
     @routes.get("/models/{name}/versions/{of_version}", include_in_schema=False)
     async def model(name: str, of_version: str = "") -> ModelMetadata:
-        return metadata(info, name, of_version)
+        return metadata(info(), name, of_version)
 
-    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": InferRequest.model_json_schema(), "example": example(info)}}}}
+    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": InferRequest.model_json_schema(), "example": example(info())}}}}
 
     @routes.post("/models/{name}/infer", responses=PROBLEMS, openapi_extra=body, summary="Score rows of users and candidates")
     @routes.post("/models/{name}/versions/{of_version}/infer", include_in_schema=False)
     async def infer_rows(name: str, request: Request, of_version: str = "") -> Response:
         call, inputs = parsed(await request.body(), request.headers.get(LENGTH_HEADER))
-        model, outputs = await infer(info, answer, name, of_version, inputs, [one.name for one in call.outputs])
+        model, outputs = await infer(info(), answer, name, of_version, inputs, [one.name for one in call.outputs])
         own = {one.name: one.parameters.binary_data for one in call.outputs}  # over the call's
         binary = {one.name for one in outputs if (call.parameters.binary_data_output if own.get(one.name) is None else own[one.name])}
         return written(call, {"model_name": name, "model_version": model.version}, outputs, binary)

@@ -1,32 +1,33 @@
-"""POST /v1/rank and /v1/rank:batch: requests checked against what is serving, asked, and answered."""
+"""POST /v1/rank and /v1/rank:batch: requests checked against what is serving, asked, and answered.
+
+Answers are plain dictionaries in the shape of serve_apps.schemas, which the OpenAPI page is made of: a model for each of a thousand candidates would take
+longer than ranking them. A test holds both against each other.
+"""
 
 import asyncio
 import logging
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Body, Response
-from pydantic import BaseModel
+from pydantic_core import to_json
 
 from longtail.explanation import Attended, ItemExplanation
-from longtail.ranking import Question, RankedItem, Ranking
+from longtail.ranking import Question, RankedItem, Ranking, UnanswerableError
 from serve_apps.problems import PROBLEM_MEDIA_TYPE, Problem, RequestProblemError, internal
 from serve_apps.schemas import (
     AttendedOut,
-    BatchAnswer,
     BatchRequest,
     BatchResponse,
     ExplanationOut,
     GroupStepOut,
-    ItemOut,
     RankRequest,
     RankResponse,
-    UserOut,
 )
-from serve_apps.service_info import ServiceInfo
+from serve_apps.service_info import GetInfo, ServiceInfo
 
 logger = logging.getLogger(__name__)
 
@@ -43,24 +44,25 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def rank_routes(info: ServiceInfo, answer: Answer) -> APIRouter:
+def rank_routes(info: GetInfo, answer: Answer) -> APIRouter:
     """The routes over one run's rankers."""
     routes = APIRouter(tags=["ranking"])
-    examples = request_examples(info)
+    examples = request_examples(info())
 
-    async def ranked(request: RankRequest) -> RankResponse:
+    async def ranked(request: RankRequest) -> dict[str, Any]:
         started = time.perf_counter()
-        question = checked_question(request, info)
-        return rank_response(request.user_id, question, await answer(question), info, time.perf_counter() - started)
+        now = info()
+        question = checked_question(request, now)
+        return rank_response(request.user_id, question, await answered(question, answer), now.run, time.perf_counter() - started)
 
-    async def settled(request: RankRequest) -> BatchAnswer:
+    async def settled(request: RankRequest) -> dict[str, Any]:
         try:
-            return BatchAnswer(status=200, answer=await ranked(request))
+            return {"status": 200, "answer": await ranked(request)}
         except RequestProblemError as error:
-            return BatchAnswer(status=error.problem.status, problem=error.problem)
+            return {"status": error.problem.status, "problem": error.problem}
         except Exception as error:
             logger.error("a request of a batch failed", exc_info=error)
-            return BatchAnswer(status=500, problem=internal(error))
+            return {"status": 500, "problem": internal(error)}
 
     @routes.post("/v1/rank", response_model=RankResponse, responses=PROBLEMS, summary="Rank candidates for a user")
     async def rank(request: RankRequest = Body(openapi_examples=examples)) -> Response:  # noqa: B008  FastAPI's way to declare a body
@@ -68,40 +70,56 @@ def rank_routes(info: ServiceInfo, answer: Answer) -> APIRouter:
 
     @routes.post("/v1/rank:batch", response_model=BatchResponse, responses=PROBLEMS, summary="Several requests, each answered alone")
     async def rank_batch(batch: BatchRequest) -> Response:
-        if len(batch.requests) > info.max_batch:
-            detail = f"{len(batch.requests)} requests, and at most {info.max_batch} are taken at once."
+        most = info().max_batch
+        if len(batch.requests) > most:
+            detail = f"{len(batch.requests)} requests, and at most {most} are taken at once."
             raise RequestProblemError(422, "too-many-requests-in-one", "Too many requests in one", detail, "Send several batches, or raise serve.max_batch.")
-        return as_json(BatchResponse(answers=list(await asyncio.gather(*map(settled, batch.requests)))))
+        return as_json({"answers": await asyncio.gather(*map(settled, batch.requests))})
 
     return routes
 
 
-def as_json(answer: BaseModel) -> Response:
-    """The answer, what is unset left out; FastAPI would check it again field by field, which takes longer than ranking does."""
-    return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
+def as_json(answer: dict[str, Any]) -> Response:
+    """The answer as it stands; FastAPI would check it again field by field."""
+    return Response(to_json(answer), media_type="application/json")
 
 
-def rank_response(user_id: str, question: Question, ranking: Ranking, info: ServiceInfo, seconds: float) -> RankResponse:
-    """The answer as JSON has it; what nobody asked for stays unset."""
-    user: dict[str, Any] = {"user_id": user_id, "known": ranking.user_known, "group": list(ranking.group), "group_basis": ranking.group_basis}
+async def answered(question: Question, answer: Answer) -> Ranking:
+    """The answer.
+
+    Raises:
+        RequestProblemError: no release could answer this question.
+    """
+    try:
+        return await answer(question)
+    except UnanswerableError as error:
+        raise RequestProblemError(422, "unanswerable", "The request cannot be answered", str(error), "GET /v1/models tells what is serving.") from error
+
+
+def rank_response(user_id: str, question: Question, ranking: Ranking, run: str, seconds: float) -> dict[str, Any]:
+    """The answer in the shape of RankResponse; what nobody asked for is left out."""
+    user: dict[str, Any] = {"user_id": user_id, "known": ranking.user_known, "group": ranking.group, "group_basis": ranking.group_basis}
     if question.explain:
         user["group_path"] = [GroupStepOut(prefix=list(step.prefix), size=step.size, lends=step.lends) for step in ranking.group_path]
-    return RankResponse(
-        ranker=question.ranker,
-        version=next(model.version for model in info.models if model.name == question.ranker),
-        run=info.run,
-        now=ranking.now,
-        user=UserOut(**user),
-        heads=list(ranking.heads),
-        items=[_item(item, ranking.heads) for item in ranking.items],
-        seconds=round(seconds, 6),
-    )
+    return {
+        "ranker": question.ranker,
+        "version": ranking.version,
+        "release": ranking.release,
+        "run": run,
+        "now": ranking.now,
+        "user": user,
+        "heads": ranking.heads,
+        "items": [_item(item, ranking.heads) for item in ranking.items],
+        "seconds": round(seconds, 6),
+    }
 
 
-def _item(item: RankedItem, heads: tuple[str, ...]) -> ItemOut:
-    told = {} if item.explanation is None else {"explanation": _explanation(item.explanation, heads)}
-    scores = dict(zip(heads, item.scores, strict=True))
-    return ItemOut(item_id=item.item_id, score=item.scores[0], scores=scores, known=item.basis == "catalogue", basis=item.basis, **told)
+def _item(item: RankedItem, heads: tuple[str, ...]) -> dict[str, Any]:
+    """One candidate in the shape of ItemOut."""
+    scores, basis = item.scores, item.basis
+    known = basis in ("catalogue", "added")
+    told = {"item_id": item.item_id, "score": scores[0], "scores": dict(zip(heads, scores)), "known": known, "basis": basis}
+    return told if item.explanation is None else {**told, "explanation": _explanation(item.explanation, heads)}
 
 
 def _explanation(found: ItemExplanation, heads: tuple[str, ...]) -> ExplanationOut:
@@ -136,7 +154,22 @@ def checked_question(request: RankRequest, info: ServiceInfo) -> Question:
     lacking = [head for head in request.heads or () if head not in heads]
     if lacking:
         raise RequestProblemError(422, "unknown-head", "No such head", f"ranker {name!r} has no head {lacking}.", f"Its heads are {list(heads)}.")
-    attributes = request.user.attributes if request.user is not None else {}
+    if request.release is not None and request.release not in {model.release for model in info.models}:
+        there = sorted({model.release for model in info.models})
+        raise RequestProblemError(404, "unknown-release", "No such release", f"release {request.release!r} is not loaded.", f"Loaded are {there}.")
+    if request.now is not None and request.now < info.knowledge.since:
+        detail = f"now = {request.now.isoformat()}, and the published features know what came until {info.knowledge.since.isoformat()}."
+        raise RequestProblemError(422, "too-early", "The time is too early", detail, "Ask for that time or a later one.")
+    check_attributes(request.user.attributes if request.user is not None else {}, info)
+    return request.question(name)
+
+
+def check_attributes(attributes: Mapping[str, str | bool | float | None], info: ServiceInfo) -> None:
+    """Attributes are those of the run's users.
+
+    Raises:
+        RequestProblemError: one is not, or is no number where one is needed.
+    """
     known = info.knowledge.attributes
     strange = sorted(set(attributes) - set(known))
     if strange:
@@ -146,7 +179,6 @@ def checked_question(request: RankRequest, info: ServiceInfo) -> Question:
         if known[attribute] is None and not _is_number(value):
             detail = f"user.attributes.{attribute} = {value!r} is not a number."
             raise RequestProblemError(422, "not-a-number", "A number is needed", detail, "Send a number, or leave the attribute out where it is not known.")
-    return request.question(name)
 
 
 def request_examples(info: ServiceInfo) -> dict[str, Any]:

@@ -1,40 +1,42 @@
-"""The Serve application: all rankers of one run behind one door, and the text encoder for what a request describes.
+"""The Serve application: all rankers of a run behind one door, in any number of releases, and the text encoder for what a request describes.
 
-Reads the finished artifacts of logs, user_codes, groups, item_z, item_codes and of every ranker in train.rankers; writes nothing.
+Reads the release of a finished run (pipelines.publish), which is made here where it was not before, and writes what it is told (serve_apps.told).
 Run: python -m serve_apps.up --config …, or with Serve's own tools: serve run serve_apps/config.yaml (or serve deploy, on a cluster).
 """
 
 import logging
 import socket
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from pydantic import ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import BackpressureConfig, HTTPOptions, gRPCOptions
 from ray.serve.schema import LoggingConfig
 
-from longtail.artifacts import Artifact, Store
+from longtail.artifacts import Store
 from longtail.config import Config, load
+from longtail.serving import ServeSettings
 from longtail.settings import Settings
 from longtail.storage import without_secrets
 from pipelines.cluster import ROOT, pool_resources
-from pipelines.codes import ITEM_CODES, USER_CODES
-from pipelines.collaborative import COLLABORATIVE
-from pipelines.groups import GROUPS
-from pipelines.item_z import ITEM_Z
-from pipelines.logs import LOGS
-from pipelines.peers import PEERS
-from pipelines.stage import Stage, find, open_store
-from pipelines.train import RANKER_STAGES
+from pipelines.publish import publish
+from pipelines.stage import open_store
 from serve_apps.access import Access
 from serve_apps.console.deployment import Console
-from serve_apps.deployments import Encoder, Rankers, ServedRun
+from serve_apps.deployments import Encoder, Rankers
 from serve_apps.inference_grpc import SERVICER
+from serve_apps.profiler import Profiler, check_language_model
+from serve_apps.proxy import check_reachable, controller_options
+from serve_apps.served_run import Served
+from serve_apps.told import end_writer
 
 logger = logging.getLogger(__name__)
 
@@ -50,47 +52,31 @@ class AppArgs(Settings):
     overrides: tuple[str, ...] = Field((), alias="set", description='"a.b=value" settings')
 
 
-def served_run(config: Config, store: Store) -> ServedRun:
-    """The artifacts of a finished run.
+def served_run(config: Config, store: Store) -> Served:
+    """What serving a finished run takes: its release, which is published now if it was not before.
 
     Raises:
         ValueError: a stage is not finished for this config.
     """
-
-    def finished(stage: Stage) -> Artifact:
-        artifact = find(stage, config, store)
-        if artifact is None:
-            raise ValueError(
-                f"serving reads {stage.name!r}, which is not finished under {store.uri} for this config. "
-                f"Run python -m pipelines.full with the same --config first (or python -m {stage.command})."
-            )
-        return artifact
-
-    return ServedRun(
-        config=config,
-        logs=finished(LOGS),
-        user_codes=finished(USER_CODES),
-        groups=finished(GROUPS),
-        peers=finished(PEERS),
-        collaborative=finished(COLLABORATIVE),
-        item_z=finished(ITEM_Z),
-        item_codes=finished(ITEM_CODES),
-        rankers={name: finished(RANKER_STAGES[name]) for name in config.train.rankers},
-    )
+    check_language_model(config.profiles.generator, config.serve.llm_profiles)
+    release = publish(config, store).artifact
+    return Served(store, release.key, config.serve, time.time_ns() // 1000)
 
 
-def application(run: ServedRun, access: Access | None = None, dashboard: str | None = None) -> Application:
-    """The deployments over a finished run; without `access` the token is the environment's, and without one there nobody acts.
+def application(served: Served, access: Access | None = None, dashboard: str | None = None) -> Application:
+    """The deployments over a published release; without `access` the token is the environment's, and without one there nobody acts.
 
     `dashboard` is the address of Ray's, which the console links to.
     """
-    settings = run.config.serve
+    settings = served.serve
+    access = access or Access.of(settings.host)
     pool = pool_resources(settings.pool)  # both: no part of serving may stand on a node that can be taken away
     encoder = serve.deployment(
         name="Encoder",
         num_replicas=settings.num_encoder_replicas,
         ray_actor_options={"num_cpus": settings.num_encoder_cpus, "num_gpus": settings.num_encoder_gpus, "resources": pool},
         max_ongoing_requests=settings.max_ongoing_requests,
+        max_surge_percent=settings.max_surge_percent,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(Encoder)
     scaling = settings.autoscaling
@@ -101,18 +87,27 @@ def application(run: ServedRun, access: Access | None = None, dashboard: str | N
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=BackpressureConfig(retry_after_s=settings.retry_after_s),
+        max_surge_percent=settings.max_surge_percent,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(serve.ingress()(Rankers))
-    encoding = encoder.bind(run)
-    if not settings.console:
-        return rankers.bind(run, encoding, settings.route_prefix)
-    console = serve.deployment(
-        name="Console",
-        num_replicas=1,
-        ray_actor_options={"num_cpus": settings.num_console_cpus, "resources": pool},
-        graceful_shutdown_timeout_s=settings.drain_timeout_s,
-    )(Console)
-    return rankers.bind(run, encoding, settings.route_prefix, console.bind(run, access or Access.of(settings.host), encoding, dashboard))
+    encoding = encoder.bind(served)
+    profiler = console = None
+    if settings.llm_profiles:
+        profiler = serve.deployment(
+            name="Profiler",
+            num_replicas=1,
+            ray_actor_options={"num_cpus": settings.num_profiler_cpus, "num_gpus": settings.num_profiler_gpus, "resources": pool},
+            max_ongoing_requests=1000,
+            graceful_shutdown_timeout_s=settings.drain_timeout_s,
+        )(Profiler).bind(served)
+    if settings.console:
+        console = serve.deployment(
+            name="Console",
+            num_replicas=1,
+            ray_actor_options={"num_cpus": settings.num_console_cpus, "resources": pool},
+            graceful_shutdown_timeout_s=settings.drain_timeout_s,
+        )(Console).bind(served, access, encoding, dashboard)
+    return rankers.bind(served, encoding, settings.route_prefix, access, console, profiler)
 
 
 def build_app(config: Config, store: Store | None = None) -> Application:
@@ -151,36 +146,50 @@ class Deployed:
 
 
 @contextmanager
-def deployed(run: ServedRun, access: Access | None = None, dashboard: str | None = None) -> Iterator[Deployed]:
+def deployed(served: Served, access: Access | None = None, dashboard: str | None = None) -> Iterator[Deployed]:
     """The application on the Ray that is up, for the length of a block; Serve itself ends with it, unless it ran before.
 
     Raises:
-        ValueError: the port is taken.
+        ValueError: the port is taken, or HAProxy is wanted and there is none, or none that reaches the replicas.
     """
-    settings = run.config.serve
-    app = application(run, access, dashboard)
-    there_before = bool(serve.status().proxies)
-    if there_before:
-        options = _running_http_options()
-        logger.warning(
-            "Serve runs on this Ray already, on %s:%d; serve.host, port, grpc_port and request_timeout_s are left unused", options.host, options.port
-        )
-    else:
-        options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
-        grpc_port = settings.grpc_port and free_port("0.0.0.0", settings.grpc_port, "grpc_port")
-        grpc_options = (
-            None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
-        )
-        serve.start(proxy_location="HeadOnly", http_options=options, grpc_options=grpc_options, logging_config=quiet_logs())
-    try:
+    settings = served.serve
+    app = application(served, access, dashboard)
+    with ExitStack() as stack:
+        if serve.status().proxies:
+            options = _running_http_options()
+            logger.warning(
+                "Serve runs on this Ray already, on %s:%d; serve.host, port, grpc_port, proxy and request_timeout_s are left unused", options.host, options.port
+            )
+            stack.callback(serve.delete, APP_NAME)
+        else:
+            # Short: Unix sockets lie below it, whose paths have 107 bytes.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lt-serve-", ignore_cleanup_errors=True)))
+            options = _start(settings, folder)
+            stack.callback(end_writer, served.store.uri)
+            stack.callback(serve.shutdown)
         serve.run(app, name=APP_NAME, route_prefix=settings.route_prefix, logging_config=quiet_logs())
         host = "127.0.0.1" if options.host in ("0.0.0.0", "::", None) else options.host
         yield Deployed(f"http://{host}:{options.port}{settings.route_prefix.rstrip('/')}", host, options.port)
-    finally:
-        if there_before:
-            serve.delete(APP_NAME)
-        else:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _start(settings: ServeSettings, folder: Path) -> HTTPOptions:
+    """Serve without an application; `folder` is the proxy's.
+
+    Raises:
+        ValueError: as for deployed.
+    """
+    check_reachable(settings, sum(bool(node["Alive"]) for node in ray.nodes()))  # type: ignore[no-untyped-call]
+    options = HTTPOptions(host=settings.host, port=free_port(settings.host, settings.port), request_timeout_s=settings.request_timeout_s)
+    grpc_port = settings.grpc_port and free_port("0.0.0.0", settings.grpc_port, "grpc_port")
+    grpc_options = None if grpc_port is None else gRPCOptions(port=grpc_port, grpc_servicer_functions=[SERVICER], request_timeout_s=settings.request_timeout_s)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options=options,
+        grpc_options=grpc_options,
+        logging_config=quiet_logs(),
+        controller_options=controller_options(settings, folder),
+    )
+    return options
 
 
 def free_port(host: str, port: int, setting: str = "port") -> int:

@@ -1,13 +1,15 @@
 """What the Serve application speaks: requests, answers and problem details (RFC 9457) as typed models, with their limits and meanings."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from longtail.explanation import Attention
 from longtail.ranking import GroupBasis, ItemBasis, Question, StatedItem, StatedUser
 from serve_apps.problems import Problem
+
+MOST_EVENTS = 10_000  # in one request
 
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
@@ -59,6 +61,89 @@ class ItemIn(Strict):
     first_seen: Time | None = None
 
 
+class ItemBody(Strict):
+    """PUT /v1/items/{item_id}: all that is known of the item; what is left out is unknown."""
+
+    title: Text | None = None
+    category: list[Text] = Field([], max_length=16, description="path, root to leaf")
+    brand: Text | None = None
+    price: float | None = Field(None, ge=0, allow_inf_nan=False)
+    first_seen: Time | None = Field(None, description="by default now")
+    image: Base64Bytes | None = Field(None, description="a picture, base64; read where the run's item encoder looks at pictures")
+
+    @model_validator(mode="after")
+    def _something(self) -> "ItemBody":
+        if not (self.title or self.category or self.brand or self.image):
+            raise ValueError("nothing to encode: give a title, a category, a brand or an image")
+        return self
+
+
+class EventIn(Strict):
+    """Something that a user did."""
+
+    event_id: Id = Field(description="an event that is sent again counts once")
+    user_id: Id
+    item_id: Id
+    kind: Id = Field(description="a kind of the run's logs, such as click or purchase; kinds that histories are not made of have no effect")
+    ts: Time
+    price: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class UserEventIn(Strict):
+    """Something that the user did."""
+
+    event_id: Id
+    item_id: Id
+    kind: Id
+    ts: Time
+    price: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class UserBody(Strict):
+    """PUT /v1/users/{user_id}: attributes replace those told before; events are added."""
+
+    attributes: dict[Id, AttributeText | bool | Whole | float | None] = Field({}, description="values of the run's user attributes; GET /v1/models lists them")
+    profile: Annotated[str, StringConstraints(max_length=4000)] | None = Field(None, description="the user in words, instead of a profile made by rule")
+    events: Annotated[list[UserEventIn], Field(fail_fast=True, max_length=MOST_EVENTS)] = []
+
+
+class EventsBody(Strict):
+    """POST /v1/events."""
+
+    events: Annotated[list[EventIn], Field(fail_fast=True, min_length=1, max_length=MOST_EVENTS)]
+
+
+class Told(BaseModel):
+    """What was told is durable."""
+
+    number: int = Field(description="of the entry in the application's log")
+    replicas: int = Field(description="that are up")
+    seen_by: int = Field(description="of them have taken it in; the others will")
+
+
+class ItemTold(Told):
+    """An item is ranked like one of the catalogue from now on."""
+
+    item_id: str
+    codes: list[int] = Field(description="its semantic codes, coarse to fine")
+
+
+class UserTold(Told):
+    """A user is ranked with what was told from now on."""
+
+    user_id: str
+    profile: str | None = Field(description="the text that led to the group")
+    profile_by: Literal["request", "deterministic", "llm", "none"]
+    group: list[int] = Field(description="codes; a user whom the run knows keeps the published ones")
+
+
+class EventsTold(Told):
+    """Events are in histories and counts of their users from now on."""
+
+    accepted: int
+    told_before: int
+
+
 class RankRequest(Strict):
     """One user and their candidates."""
 
@@ -71,8 +156,9 @@ class RankRequest(Strict):
     heads: list[Id] | None = Field(
         None, min_length=1, max_length=16, description="probabilities wanted, the one to sort by first; by default all of the ranker's"
     )
-    now: Time | None = Field(None, description="the time of the request; by default the end of the run's logs, since nothing later is known")
+    now: Time | None = Field(None, description="the time of the request; by default the end of the run's logs, or just after the user's last event since")
     user: UserIn | None = None
+    release: Id | None = Field(None, description="a release that is loaded, by key; by default the rollout decides")
     explain: bool = Field(False, description="tell how each score came to be: channels, gate, group path, what attention weighed most")
 
     @model_validator(mode="after")
@@ -94,15 +180,19 @@ class RankRequest(Strict):
 
     def question(self, ranker: str) -> Question:
         """The request as longtail.ranking takes it."""
-        items = [ItemIn(item_id=item_id) for item_id in self.item_ids] if self.item_ids is not None else self.items or []
         return Question(
             user_id=self.user_id,
-            items=tuple(StatedItem(i.item_id, i.title, tuple(i.category), i.brand, i.price, i.first_seen) for i in items),
+            items=(
+                tuple(map(StatedItem, self.item_ids))
+                if self.item_ids is not None
+                else tuple(StatedItem(i.item_id, i.title, tuple(i.category), i.brand, i.price, i.first_seen) for i in self.items or ())
+            ),
             ranker=ranker,
             heads=tuple(self.heads) if self.heads is not None else None,
             now=self.now,
             user=StatedUser(self.user.attributes, self.user.profile) if self.user is not None else None,
             explain=self.explain,
+            release=self.release,
         )
 
 
@@ -116,9 +206,11 @@ class UserOut(BaseModel):
     """How the user was taken."""
 
     user_id: str
-    known: bool = Field(description="the run's logs have this user")
+    known: bool = Field(description="the run's logs have this user, or PUT /v1/users and POST /v1/events told of them")
     group: list[int] = Field(description="codes of the user's group, coarse to fine; empty: none, and everyone's features stand in")
-    group_basis: GroupBasis = Field(description="published: from the run's snapshot | request: from what the request states | everyone: the root group")
+    group_basis: GroupBasis = Field(
+        description="published: from the run's snapshot | added: by PUT /v1/users | request: from what the request states | everyone: the root group"
+    )
     group_path: list["GroupStepOut"] = Field([], description="with explain: the prefixes of the user's codes from the root on, and which of them lends")
 
 
@@ -156,8 +248,10 @@ class ItemOut(BaseModel):
     item_id: str
     score: float = Field(description="probability under the first head; the list is sorted by it")
     scores: dict[str, float] = Field(description="probability under every head asked for")
-    known: bool = Field(description="the run's catalogue has this item")
-    basis: ItemBasis = Field(description="catalogue: known | content: unknown, ranked by the content given | none: unknown, nothing but an id")
+    known: bool = Field(description="the run's catalogue has this item, or PUT /v1/items told of it")
+    basis: ItemBasis = Field(
+        description="catalogue: known | added: by PUT /v1/items | content: unknown, ranked by the content given | none: unknown, nothing but an id"
+    )
     explanation: ExplanationOut | None = Field(None, description="with explain")
 
 
@@ -166,6 +260,7 @@ class RankResponse(BaseModel):
 
     ranker: str
     version: str = Field(description="key of the checkpoint that scored")
+    release: str = Field(description="key of the release that it belongs to")
     run: str
     now: AwareDatetime
     user: UserOut
@@ -195,6 +290,7 @@ class ModelOut(BaseModel):
     version: str = Field(description="key of its checkpoint")
     heads: list[str] = Field(description="what it predicts; outcome: the exposure's outcome | cvr: conversion given the outcome | conversion: both")
     default: bool
+    release: str = Field(description="key of the release that it belongs to; the stable one's come first")
     trained: str = Field(description="when its training ended, UTC")
     commit: str
 
@@ -203,9 +299,11 @@ class ModelsResponse(BaseModel):
     """What is serving, and what it knows."""
 
     run: str
+    release: str = Field(description="key of the stable release")
     source: str = Field(description="of the logs")
     exposure: str = Field(description="what the labels speak of")
     now: AwareDatetime = Field(description="end of the run's logs, the default time of a request")
+    since: AwareDatetime = Field(description="earliest time of a request: the published features know what came until then")
     num_users: int
     num_items: int
     attributes: dict[str, list[str] | None] = Field(description="user attributes, with some of their values; null for a numeric one")

@@ -1,5 +1,6 @@
-"""What is serving: the run, its rankers and what may be asked of them; told once by the replicas."""
+"""What is serving: the run, its rankers and what may be asked of them; a replica's answer changes when another release becomes the stable one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from longtail.ranking import Knowledge
@@ -13,6 +14,7 @@ class ModelInfo:
     version: str
     trained: str
     commit: str
+    release: str = ""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,13 @@ class ServiceInfo:
     source: str
     exposure: str
     knowledge: Knowledge
-    models: tuple[ModelInfo, ...]
+    models: tuple[ModelInfo, ...]  # of the stable release first, then of a canary and a shadow
     default_ranker: str
     max_items: int
     max_batch: int = 64
     max_body_bytes: int = 16 * 2**20
+    release: str = ""
+    kinds: tuple[str, ...] = ()  # of the events that histories are made of, the strongest last
+
+
+GetInfo = Callable[[], ServiceInfo]

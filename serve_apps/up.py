@@ -51,8 +51,9 @@ def _dashboard() -> str | None:
 def _addresses(config: Config, store: Store, served: Deployed, access: Access, dashboard: str | None) -> list[str]:
     """What is where, a line each."""
     evaluation = find(evaluation_stage(config), config, store)
-    lines = [f"console     {served.url}/console/", f"token       {access.token}"] if config.serve.console else []
+    lines = [f"console     {served.url}/console/"] if config.serve.console else []
     lines += [
+        f"token       {access.token}",
         f"rankers     {served.url}/v1/rank   {', '.join(config.train.rankers)}",
         f"OpenAPI     {served.url}/docs",
         f"health      {served.url}/healthz",

@@ -1,7 +1,7 @@
 """The web application in front of the rankers: it puts the routes together and says what is serving. It knows neither Ray nor a model.
 
-It is given what is serving (ServiceInfo), a function that answers a question and one that says what is not ready; serve_apps.deployments passes those of Serve
-handles, a test its own.
+It is given a function that says what is serving (ServiceInfo), one that answers a question and one that says what is not ready; serve_apps.deployments
+passes those of its replica, a test its own.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,16 +12,21 @@ from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
+from serve_apps.access import Access
 from serve_apps.body_limit import BodyLimit
 from serve_apps.inference_routes import inference_routes
 from serve_apps.problems import add_problem_handlers, refuse_unready
 from serve_apps.rank_routes import Answer, rank_routes
+from serve_apps.rollout_routes import rollout_routes
 from serve_apps.schemas import Health, ModelOut, ModelsResponse
-from serve_apps.service_info import ServiceInfo
+from serve_apps.service_info import GetInfo
+from serve_apps.teller import Teller
+from serve_apps.told_routes import told_routes
 
 DESCRIPTION = """Ranks candidates for a user, above all for users who hardly act and items that hardly anyone has met.
 
-The models are those of one finished run and know its logs up to their end; a request may state another time (`now`), never a later state of the logs.
+The models are those of a published release and know its logs up to their end, and what `PUT /v1/items`, `PUT /v1/users` and `POST /v1/events` told since; a
+request may state its time (`now`).
 Nobody and nothing unknown is an error: an unknown user gets the group that the request's `user` leads to, or everyone's; an unknown item is ranked by the
 content in `items`, or, with nothing but an id, as an item of which nothing is known (`basis`: `none`)."""
 
@@ -32,23 +37,38 @@ async def _ready() -> list[str]:
     return []
 
 
-def web_app(info: ServiceInfo, answer: Answer, root_path: str = "", not_ready: NotReady = _ready, console: ASGIApp | None = None) -> FastAPI:
-    """The FastAPI application over one run's rankers; `console` answers what comes for /console."""
+def web_app(
+    get_info: GetInfo,
+    answer: Answer,
+    root_path: str = "",
+    not_ready: NotReady = _ready,
+    teller: Teller | None = None,
+    access: Access = Access(None, False),  # noqa: B008  it is frozen
+    console: ASGIApp | None = None,
+) -> FastAPI:
+    """The FastAPI application over a run's releases; without a teller it only ranks. `console` answers what comes for /console."""
+    info = get_info()
     # FastAPI's own /docs takes Swagger UI from a CDN and is blank where that cannot be reached; this one brings it along.
     app = FastAPIOffline(title="Longtail", version=version("longtail"), description=DESCRIPTION, root_path=root_path)
     app.add_middleware(BodyLimit, max_bytes=info.max_body_bytes)
     add_problem_handlers(app)
-    app.include_router(rank_routes(info, answer))
-    app.include_router(inference_routes(info, answer, not_ready))
+    app.include_router(rank_routes(get_info, answer))
+    if teller is not None:
+        app.include_router(told_routes(get_info, teller, access.require_elsewhere))
+        app.include_router(rollout_routes(teller, access.require))
+    app.include_router(inference_routes(get_info, answer, not_ready))
 
     @app.get("/v1/models", summary="What is serving, and what it knows", tags=["ranking"])
     async def models() -> ModelsResponse:
+        info = get_info()
         knowledge = info.knowledge
         return ModelsResponse(
             run=info.run,
+            release=info.release,
             source=info.source,
             exposure=info.exposure,
             now=knowledge.now,
+            since=knowledge.since,
             num_users=knowledge.num_users,
             num_items=knowledge.num_items,
             attributes={name: None if values is None else list(values) for name, values in knowledge.attributes.items()},
@@ -59,8 +79,9 @@ def web_app(info: ServiceInfo, answer: Answer, root_path: str = "", not_ready: N
                 ModelOut(
                     name=model.name,
                     version=model.version,
-                    heads=list(knowledge.heads[model.name]),
-                    default=model.name == info.default_ranker,
+                    heads=list(knowledge.heads.get(model.name, ())),
+                    default=model.name == info.default_ranker and model.release == info.release,
+                    release=model.release,
                     trained=model.trained,
                     commit=model.commit,
                 )
@@ -70,7 +91,8 @@ def web_app(info: ServiceInfo, answer: Answer, root_path: str = "", not_ready: N
 
     @app.get("/healthz", summary="Is the application up", tags=["operation"])
     async def healthz() -> Health:
-        return Health(status="ok", run=info.run, rankers=[model.name for model in info.models])
+        info = get_info()
+        return Health(status="ok", run=info.run, rankers=[model.name for model in info.models if model.release == info.release])
 
     @app.get("/readyz", summary="Do its parts answer", tags=["operation"])
     async def readyz() -> Health:

@@ -19,7 +19,7 @@ from serve_apps.console.bridge import Answered, Asked, Bridge, call
 from serve_apps.console.context import Console
 from serve_apps.console.nav import PAGES
 from serve_apps.console.templating import Templates
-from serve_apps.deployments import ServedRun
+from serve_apps.served_run import ServedRun
 from serve_apps.web import web_app
 
 TOKEN = "the token of the tests"
@@ -45,7 +45,7 @@ def application(run: ServedRun, host: str = "127.0.0.1", root_path: str = "") ->
     async def respond(asked: Asked) -> Answered:
         return await call(console, asked)
 
-    return web_app(run.info(ranker), answer, root_path, console=Bridge(respond))
+    return web_app(lambda: run.info(ranker), answer, root_path, console=Bridge(respond))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A finished run over the small world, written stage by stage under its true keys with the core's own functions; the rankers are drawn, not trained."""
 
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,14 @@ from longtail.checkpoint import save_ranker, save_vocabulary
 from longtail.codes import codebook_bytes, encode
 from longtail.config import Config
 from longtail.feature_state import FeatureState
+from longtail.online.features import OnlineFeatures
+from longtail.online.tables import online_tables
 from longtail.peers import clusters
 from longtail.projection import ItemEncoder, Projection, ProjectionShape
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.factory import build_ranker
 from longtail.rankers.ranker import Ranker
+from longtail.ranking import RequestRanker
 from longtail.vectors import to_arrow
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.collaborative import COLLABORATIVE
@@ -127,9 +130,17 @@ def rankers(settings: Config) -> dict[str, Ranker]:
     return made
 
 
-def publish(folder: Path) -> Config:
-    """Write the run below `folder`; its config finds it."""
+def request_ranker(settings: Config, max_items: int, end: datetime = small_world.INFO.end, versions: Mapping[str, str] | None = None) -> RequestRanker:
+    """What a replica makes of the run, with its logs ending at `end`."""
+    tables = online_tables(state(settings), end)
+    return RequestRanker(OnlineFeatures.of(tables, len(tables.item_ids) + 1 + max_items), rankers(settings), max_items, versions=versions)
+
+
+def publish(folder: Path, learning_rate: float | None = None, spoil: Callable[[Ranker], object] | None = None) -> Config:
+    """Write the run below `folder`; its config finds it. With another learning rate, only the rankers are others: those that `spoil` makes of them."""
     settings = config(str(folder))
+    if learning_rate is not None:
+        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": learning_rate})})
     store = Store.open(settings.run.uri)
     done: dict[str, Artifact] = {}
     entities = small_world.entities()
@@ -194,6 +205,8 @@ def publish(folder: Path) -> Config:
     commit(LIFTS, nothing)
     commit(LENT, nothing)
     for name, ranker in rankers(settings).items():
+        if spoil is not None:
+            spoil(ranker)
 
         def write_checkpoint(draft: Draft, ranker: Ranker = ranker) -> None:
             checkpoint = Path(draft.path("checkpoint/ranker.json")).parent

@@ -10,9 +10,9 @@ from starlette.testclient import TestClient
 from longtail.artifacts import Store
 from serve_apps.access import TOKEN_VARIABLE, Access, is_loopback
 from serve_apps.console.nav import PAGES
-from serve_apps.deployments import ServedRun
 from serve_apps.problems import PROBLEM_MEDIA_TYPE, add_problem_handlers
 from serve_apps.ranking import served_run
+from serve_apps.served_run import ServedRun
 from tests import console_server, small_run
 
 BEARER = {"authorization": f"Bearer {console_server.TOKEN}"}
@@ -22,7 +22,7 @@ HTML = {"accept": "text/html"}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> ServedRun:
     config = small_run.publish(tmp_path_factory.mktemp("small run"))
-    return served_run(config, Store.open(config.run.uri))
+    return served_run(config, Store.open(config.run.uri)).open()
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_the_overview_has_every_artifact_and_what_to_run_for_an_evaluation(clien
     for stage in ("logs", "profiles", "user_vectors", "item_encoder", "item_z", "groups", "lent", "base", "choirrec", "saviorrec"):
         assert f'id="{stage}"' in page
     assert "python -m pipelines.evaluate" in page
-    assert run.logs.key[:10] in page
+    assert run.release.parts["logs"].key[:10] in page
 
 
 def test_no_page_takes_a_style_or_script_from_elsewhere() -> None:

@@ -13,8 +13,8 @@ import pytest
 from fastapi import FastAPI
 
 from longtail.artifacts import Store
-from serve_apps.deployments import ServedRun
 from serve_apps.ranking import served_run
+from serve_apps.served_run import ServedRun
 from tests import console_run, console_server
 
 pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed (pyproject.toml, dev)")
@@ -45,7 +45,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.exists(), rea
 def run(tmp_path_factory: pytest.TempPathFactory) -> ServedRun:
     config = console_run.publish(tmp_path_factory.mktemp("console run"))
     console_run.add_evaluation(config, "again", seed=1)
-    return served_run(config, Store.open(config.run.uri))
+    return served_run(config, Store.open(config.run.uri)).open()
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def client(config: Config) -> Iterator[TestClient]:
-    run = served_run(config, Store.open(config.run.uri))
+    run = served_run(config, Store.open(config.run.uri)).open()
     with TestClient(console_server.application(run), base_url="http://127.0.0.1") as client:
         yield client
 
@@ -130,7 +130,7 @@ def test_items_are_found_by_id_and_by_words_and_have_neighbours_before_and_after
 
 def test_a_new_item_is_placed_by_the_runs_own_encoder(client: TestClient, config: Config) -> None:
     told = client.get("/console/items/try", params={"title": "Oat drink", "category": "food > drinks", "price": 2.5}).json()
-    encoder = served_run(config, Store.open(config.run.uri)).encoder()
+    encoder = served_run(config, Store.open(config.run.uri)).open().encoder()
     placed = encoder.place([StatedItem("x", "Oat drink", ("food", "drinks"), None, 2.5)])
     assert told["codes"] == placed.codes_NS[0].tolist()
     assert [len(told["near"][name]) for name in ("before", "after")] == [5, 5]
@@ -155,7 +155,7 @@ def test_quality_shows_the_served_evaluation_and_holds_another_run_against_it(cl
     (small,) = stored(Store.open(config.run.uri), "evaluation")
     again = console_run.add_evaluation(config, "again", seed=0)
     strange = console_run.add_evaluation(config, "elsewhere", seed=3, logs=console_run.other_logs(config))
-    with TestClient(console_server.application(served_run(config, Store.open(config.run.uri))), base_url="http://127.0.0.1") as fresh:
+    with TestClient(console_server.application(served_run(config, Store.open(config.run.uri)).open()), base_url="http://127.0.0.1") as fresh:
         seen = words(page(fresh, f"quality?run={small.key}&against={again.key}"))
         assert "again against small" in seen
         assert re.search(r"ChoirRec all rows 1,500 \d+ \+0\.00", seen), "the same predictions differ by nothing"

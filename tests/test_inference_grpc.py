@@ -15,7 +15,7 @@ from serve_apps import open_inference_pb2 as pb
 from serve_apps.inference_grpc import InferenceService
 from serve_apps.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from serve_apps.service_info import ModelInfo, ServiceInfo
-from tests import small_run, small_world
+from tests import small_run
 
 
 class Context:
@@ -34,7 +34,7 @@ class Context:
 @pytest.fixture(scope="module")
 def ranker() -> RequestRanker:
     config = small_run.config("unused")
-    return RequestRanker(small_run.state(config), small_run.rankers(config), small_world.INFO.end, max_items=6)
+    return small_run.request_ranker(config, max_items=6)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def service(ranker: RequestRanker) -> InferenceService:
     async def not_ready() -> list[str]:
         return []
 
-    return InferenceService(info, answer, not_ready)
+    return InferenceService(lambda: info, answer, not_ready)
 
 
 def ask(service: InferenceService, method: str, request: Any) -> tuple[Any, Context]:

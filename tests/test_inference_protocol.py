@@ -20,7 +20,7 @@ from tests import small_run, small_world
 @pytest.fixture(scope="module")
 def ranker() -> RequestRanker:
     config = small_run.config("unused")
-    return RequestRanker(small_run.state(config), small_run.rankers(config), small_world.INFO.end, max_items=6)
+    return small_run.request_ranker(config, max_items=6)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def client(ranker: RequestRanker) -> TestClient:
         await asyncio.sleep(0)
         return ranker.rank(question)
 
-    return TestClient(web_app(info, answer), raise_server_exceptions=False)
+    return TestClient(web_app(lambda: info, answer), raise_server_exceptions=False)
 
 
 def call(users: list[str], items: list[str], **more: object) -> dict:
@@ -65,11 +65,11 @@ def test_one_user_stands_for_all_rows_and_nested_lists_are_flat(client: TestClie
 
 
 def test_a_call_may_state_its_time(client: TestClient, ranker: RequestRanker) -> None:
-    early = small_world.day(5)
-    now = {"name": "now", "datatype": "INT64", "shape": [1], "data": [int(early.timestamp() * 1e6)]}
+    later = small_world.day(43)
+    now = {"name": "now", "datatype": "INT64", "shape": [1], "data": [int(later.timestamp() * 1e6)]}
     body = call(["a"], ["tea"])
     (output,) = client.post("/v2/models/choirrec/infer", json={"inputs": [*body["inputs"], now]}).json()["outputs"]
-    v1 = client.post("/v1/rank", json={"user_id": "a", "item_ids": ["tea"], "ranker": "choirrec", "now": early.isoformat()}).json()
+    v1 = client.post("/v1/rank", json={"user_id": "a", "item_ids": ["tea"], "ranker": "choirrec", "now": later.isoformat()}).json()
     assert output["data"] == pytest.approx([v1["items"][0]["score"]], abs=1e-6)
     assert output["data"] != pytest.approx([scores(client, "a", "choirrec")["tea"]], abs=1e-6), "the time matters here"
 

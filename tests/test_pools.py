@@ -99,7 +99,7 @@ def test_all_of_serving_stands_in_its_pool(tmp_path: Path) -> None:
             bound = waiting.pop()._bound_deployment
             found[bound.name] = bound.ray_actor_options.get("resources") or {}
             waiting += [argument for argument in bound.init_args if hasattr(argument, "_bound_deployment")]
-        assert found == dict.fromkeys(("Rankers", "Encoder"), pool_resources(pool))
+        assert found == dict.fromkeys(("Rankers", "Encoder", "Console"), pool_resources(pool))
 
 
 def small_store(config: Config) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
-from datetime import datetime
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,11 @@ from longtail.entities import Entities, Vocabulary
 from longtail.feature_state import lent_rows, match_rows, own_rows
 from longtail.features import CROSS_STATS, ITEM_STATS
 from longtail.matches import MATCH_STATS
+from longtail.online.added import SeenEvent
+from longtail.online.features import OnlineFeatures
+from longtail.online.tables import online_tables
 from longtail.rankers.batch import Batch
-from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, StatedUser, stated_facts
+from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, StatedUser, UnanswerableError, stated_facts
 from longtail.scoring import predict
 from tests import small_run, small_world
 
@@ -28,7 +31,7 @@ NAMES = ("base", "choirrec", "saviorrec")
 @pytest.fixture(scope="module")
 def ranker() -> RequestRanker:
     config = small_run.config("unused")
-    return RequestRanker(small_run.state(config), small_run.rankers(config), small_world.INFO.end, max_items=8)
+    return small_run.request_ranker(config, max_items=8)
 
 
 def question(user_id: str = "a", items: tuple[str | StatedItem, ...] = ITEMS, name: str = "saviorrec", **more: object) -> Question:
@@ -46,8 +49,11 @@ def encoded(vectors: np.ndarray, user_codes: tuple[int, ...] | None = None) -> E
 NOBODYS = encoded(np.zeros((0, small_run.DIM), np.float32))
 
 
-def test_features_and_scores_are_those_of_the_training_samples(ranker: RequestRanker) -> None:
-    asked = [(user, now) for user in ("a", "b", "c", "d") for now in (small_world.day(21), small_world.day(25.5), small_world.day(5))]
+@pytest.mark.parametrize("day", [5, 12, 21, 25.5])
+def test_features_and_scores_are_those_of_the_training_samples(day: float) -> None:
+    config, now = small_run.config("unused"), small_world.day(day)
+    ranker = small_run.request_ranker(config, 8, end=now)
+    asked = [(user, now) for user in ("a", "b", "c", "d")]
     rows = [(user, item, now) for user, now in asked for item in ITEMS]
     examples = pa.table(
         {
@@ -60,14 +66,14 @@ def test_features_and_scores_are_those_of_the_training_samples(ranker: RequestRa
             "conversion": pa.nulls(len(rows), pa.int8()),
         }
     )
-    state = ranker.state
+    state = small_run.state(config)
     parts = own_rows(state.own, examples), match_rows(state.matches, examples), lent_rows(state.lent, examples)
     samples = pa.table({name: part.column(name) for part in parts for name in part.column_names})
-    spec = ranker.state.spec
+    spec = state.spec
     for place, (user, now) in enumerate(asked):
         trained, served = Batch.from_table(samples.slice(place * len(ITEMS), len(ITEMS)), spec), ranker.batch(question(user, now=now))
         for feature in fields(Batch):
-            assert torch.equal(getattr(trained, feature.name), getattr(served, feature.name)), feature.name
+            assert torch.allclose(getattr(trained, feature.name), getattr(served, feature.name), atol=1e-6), feature.name
     for name in NAMES:
         evaluated = predict(ranker.rankers[name], name, samples, spec, batch_size=7)
         expected = dict(zip(evaluated.column("example_id").to_pylist(), evaluated.column("probability").to_pylist(), strict=True))
@@ -90,7 +96,9 @@ def test_best_first_whatever_the_order_of_the_request(ranker: RequestRanker, nam
 def test_the_time_of_a_request_is_the_end_of_the_logs_unless_it_says_another(ranker: RequestRanker) -> None:
     assert ranker.rank(question()).now == small_world.INFO.end
     assert by_id(ranker.rank(question())) == by_id(ranker.rank(question(now=small_world.INFO.end)))
-    assert by_id(ranker.rank(question(now=small_world.day(11)))) != by_id(ranker.rank(question()))
+    assert by_id(ranker.rank(question(now=small_world.day(41)))) != by_id(ranker.rank(question()))
+    with pytest.raises(UnanswerableError, match=r"now = .* lies before 2026-02-05.*know what came until then"):
+        ranker.rank(question(now=small_world.day(34)))
 
 
 def test_an_unknown_user_is_everyone_until_the_request_says_more(ranker: RequestRanker) -> None:
@@ -116,8 +124,8 @@ def test_a_published_group_wins_over_a_stated_one_and_needs_no_encoder(ranker: R
     answer = ranker.rank(stated)
     assert (answer.group, answer.group_basis, answer.user_known) == ((0, 1), "published", True)
     # before the first snapshot nobody has a group, and what the request states is all there is
-    early = question("a", user=StatedUser({"city": "Ulm"}), now=small_world.day(10))
-    assert ranker.unknowns(early).user is not None
+    early = small_run.request_ranker(small_run.config("unused"), 8, end=small_world.day(10))
+    assert early.unknowns(stated).user is not None
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -129,9 +137,10 @@ def test_an_item_described_like_one_of_the_catalogue_scores_like_it(ranker: Requ
     assert np.isclose(by_id(answer)["twin"], by_id(answer)["odd"], atol=1e-6)
 
 
-def test_features_of_an_unknown_item_come_from_the_category_brand_and_price_stated(ranker: RequestRanker) -> None:
+def test_features_of_an_unknown_item_come_from_the_category_brand_and_price_stated() -> None:
     like_tea = StatedItem("tea two", "Tea", ("food", "drinks"), "x", 2.0, small_world.day(0))
-    asked = question("a", items=("tea", like_tea, "?"), now=small_world.day(12))
+    ranker = small_run.request_ranker(small_run.config("unused"), 8, end=small_world.day(12))
+    asked = question("a", items=("tea", like_tea, "?"))
     tea = encoded(small_run.item_vectors()[[4]])
     batch = ranker.batch(asked, tea)
     cross = {name: batch.cross_stats_BX[:, place].tolist() for place, name in enumerate(CROSS_STATS)}
@@ -185,7 +194,7 @@ def test_a_request_is_looked_up_once_and_only_unknown_items_are_read(ranker: Req
     encode_values, category_codes = Vocabulary.encode, Entities.category_codes
 
     def counting(self: Vocabulary, values: Sequence[str | None]) -> np.ndarray:
-        if self is ranker.state.entities.items:
+        if self is ranker.features.entities.items:
             looked_up.append(values)
         return encode_values(self, values)
 
@@ -200,7 +209,7 @@ def test_a_request_is_looked_up_once_and_only_unknown_items_are_read(ranker: Req
     assert ranker.rank(asked, encoded(small_run.item_vectors()[[0]]), found) == alone
     assert len(looked_up) == 1
     assert set(read) == {("home",)}
-    assert stated_facts(asked.items[:2], found.item_row_B[:2], ranker.state.entities) is None
+    assert stated_facts(asked.items[:2], found.item_row_B[:2], ranker.features.entities) is None
 
 
 def test_requests_at_the_same_time_do_not_mix(ranker: RequestRanker) -> None:
@@ -223,4 +232,62 @@ def test_a_ranker_of_another_run_is_refused() -> None:
     config = small_run.config("unused")
     wider = config.model_copy(update={"samples": config.samples.model_copy(update={"history_length": 4})})
     with pytest.raises(ValueError, match=r"trained on other features.*history_length"):
-        RequestRanker(small_run.state(wider), small_run.rankers(config), datetime.now().astimezone(), max_items=1)
+        RequestRanker(OnlineFeatures.of(online_tables(small_run.state(wider), small_world.INFO.end), 7), small_run.rankers(config), max_items=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_item_told_of_is_ranked_as_one_described_and_stays(name: str) -> None:
+    ranker, asked = small_run.request_ranker(small_run.config("unused"), 8), ("odd", "twin", "tea")
+    vectors = small_run.item_vectors()
+    twin = StatedItem("twin", title="Odd", price=9.0)
+    described = by_id(ranker.rank(question(name=name, items=("odd", twin, "tea")), encoded(vectors[[2]])))
+    codes = encode(vectors, small_run.item_codebook())
+    assert ranker.put_item(twin, vectors[2], codes[2], told_us=small_world.us(41))
+    told = ranker.rank(question(name=name, items=asked))
+    assert {item.item_id: item.basis for item in told.items} == {"odd": "catalogue", "twin": "added", "tea": "catalogue"}
+    assert np.allclose([by_id(told)[item] for item in asked], [described[item] for item in asked], atol=1e-6)
+    assert not ranker.unknowns(question(items=(twin,)))
+    # many more do not move it, and one that is told again is told anew
+    for number in range(100):
+        assert ranker.put_item(StatedItem(f"other {number}", title="x"), vectors[number % 5], codes[number % 5], told_us=small_world.us(41))
+    assert by_id(ranker.rank(question(name=name, items=asked))) == by_id(told)
+    assert not ranker.put_item(StatedItem("twin", title="Tea", price=2.0), vectors[4], codes[4], told_us=small_world.us(42))
+    assert by_id(ranker.rank(question(name=name, items=asked)))["twin"] != by_id(told)["twin"]
+
+
+def test_a_catalogue_s_item_told_of_is_what_was_told() -> None:
+    ranker, vectors = small_run.request_ranker(small_run.config("unused"), 8), small_run.item_vectors()
+    before = by_id(ranker.rank(question()))
+    assert not ranker.put_item(StatedItem("odd", "Odd", price=1.0), vectors[0], encode(vectors, small_run.item_codebook())[0], told_us=small_world.us(41))
+    after = ranker.rank(question())
+    assert {item.basis for item in after.items} == {"catalogue"}
+    assert by_id(after)["odd"] != before["odd"]
+    assert all(by_id(after)[item] == before[item] for item in ITEMS if item != "odd")
+
+
+def test_a_user_told_of_is_grouped_and_events_are_their_history() -> None:
+    ranker = small_run.request_ranker(small_run.config("unused"), 8)
+    nobody = ranker.rank(question("new"))
+    ranker.put_user("new", {"city": "Ulm"}, (0, 2))
+    told = ranker.rank(question("new"))
+    assert (told.user_known, told.group, told.group_basis) == (True, (0, 2), "added")
+    assert by_id(told) != by_id(nobody)
+    assert ranker.batch(question("new")).attributes_BA[:, 0].tolist() == [2] * 5
+    events = [SeenEvent("new", "tea", "purchase", small_world.us(41)), SeenEvent("a", "book", "click", small_world.us(42), 3.0)]
+    ignored = [SeenEvent("a", "tea", "search", small_world.us(42)), SeenEvent("a", "?", "click", small_world.us(42)), SeenEvent("a", "tea", "click", 0)]
+    assert ranker.add_events([*events, *ignored]) == 2
+    batch = ranker.batch(question("new"))
+    assert batch.history_BL[0].tolist() == [5, 0, 0]
+    assert batch.activity_B3[0].tolist() == [1, 0, 0], "the day is not over"
+    assert ranker.rank(question("new")).now == small_world.day(41) + timedelta(microseconds=1)
+    assert ranker.batch(question("a")).history_BL[0, 0] == 1
+    # a published group stays, and an item that was told of may be in a history
+    ranker.put_user("a", {"city": "Ulm"}, (0, 2))
+    assert (ranker.rank(question("a")).group, ranker.rank(question("a")).group_basis) == ((0, 1), "published")
+    assert ranker.batch(question("a")).attributes_BA[0, 0] == 2
+    ranker.put_item(
+        StatedItem("later", "Later"), small_run.item_vectors()[0], encode(small_run.item_vectors(), small_run.item_codebook())[0], small_world.us(43)
+    )
+    assert ranker.add_events([SeenEvent("a", "later", "purchase", small_world.us(44))]) == 1
+    answer = ranker.rank(question("a", name="saviorrec", explain=True))
+    assert "later" in {one.item_id for item in answer.items for one in (item.explanation.attended["history"] if item.explanation else ())}

@@ -1,6 +1,7 @@
 """The Serve application over HTTP: a small finished run, deployed on Ray Serve with its real checkpoints, text encoder and codebooks."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -26,8 +27,11 @@ from longtail.artifacts import Store
 from longtail.checkpoint import save_vocabulary
 from longtail.embeddings import TextEncoder
 from longtail.ranking import Question, StatedItem, StatedUser, Unknowns
+from longtail.releases import check_pairing
 from longtail.serving import AutoscalingSettings
 from pipelines.cluster import ROOT
+from pipelines.stage import find
+from pipelines.train import RANKER_STAGES
 from serve_apps.client import RankClient
 from serve_apps.deployments import Encoder
 from serve_apps.ranking import app_builder, application, deployed, free_port, served_run
@@ -53,7 +57,7 @@ def client(ray_cluster: None, config: Any) -> Iterator[RankClient]:
 
 
 def test_http_scores_are_those_of_the_core(client: RankClient, config: Any) -> None:
-    ranker = served_run(config, Store.open(config.run.uri)).request_ranker()
+    ranker = served_run(config, Store.open(config.run.uri)).open().request_ranker()
     items = ["book", "milk", "odd", "soap", "tea", "never seen"]
     for name in config.train.rankers:
         answer = client.rank({"user_id": "a", "item_ids": items, "ranker": name})
@@ -63,7 +67,7 @@ def test_http_scores_are_those_of_the_core(client: RankClient, config: Any) -> N
 
 
 def test_a_described_user_and_a_described_item_go_through_the_runs_own_encoders(client: RankClient, config: Any) -> None:
-    run = served_run(config, Store.open(config.run.uri))
+    run = served_run(config, Store.open(config.run.uri)).open()
     ranker, encoder = run.request_ranker(), run.encoder()
     body = {
         "user_id": "new",
@@ -93,6 +97,33 @@ def test_the_page_the_health_and_the_problems_reach_through_serve(client: RankCl
         client.rank({"user_id": "a", "item_ids": ["tea"], "ranker": "oracle"})
 
 
+def test_the_console_is_reached_through_the_door_and_asks_the_encoder(client: RankClient) -> None:
+    assert requests.get(client.url, timeout=30, allow_redirects=False).headers["location"].endswith("/console/")
+    for path in ("", "users?user=a", "groups", "items?item=tea"):
+        page = requests.get(f"{client.url}/console/{path}", headers={"accept": "text/html"}, timeout=60)
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8"), page.text
+    version = page.text.partition("static/")[2].partition("/")[0]
+    plotly = requests.get(f"{client.url}/console/static/{version}/plotly.min.js", timeout=30)
+    assert plotly.headers["content-encoding"] == "gzip"
+    assert "plotly.js v" in plotly.text[:500]
+    told = requests.get(f"{client.url}/console/items/try", params={"title": "Oat drink"}, timeout=60).json()
+    assert len(told["codes"]) == 2
+    assert requests.post(f"{client.url}/console/session", timeout=30).status_code == 401, "nobody acts where there is no token"
+    assert requests.get(f"{client.url}/console/nowhere", timeout=30).status_code == 404
+
+
+def test_an_application_without_the_console_leads_to_its_docs(config: Any) -> None:
+    plain = config.model_copy(update={"serve": config.serve.model_copy(update={"console": False})})
+    names = [application(replace(served_run(one, Store.open(config.run.uri)), config=one)) for one in (config, plain)]
+    assert [len(_deployments(one)) for one in names] == [3, 2]
+
+
+def _deployments(bound: Any) -> set[str]:
+    """Names of the deployments that an application is bound of."""
+    arguments = bound._bound_deployment.init_args
+    return {bound._bound_deployment.name}.union(*(_deployments(one) for one in arguments if hasattr(one, "_bound_deployment")))
+
+
 def test_surplus_load_is_turned_away_with_a_time_to_come_back_and_the_rest_is_answered(client: RankClient) -> None:
     items = ["book", "milk", "odd", "soap", "tea"]
     batch = {"requests": [{"user_id": "a", "item_ids": items, "ranker": name} for name in ("base", "choirrec", "saviorrec")] * 20}
@@ -115,7 +146,7 @@ def test_replicas_follow_the_settings(config: Any) -> None:
     scaled = {"autoscaling": AutoscalingSettings(min_replicas=2, max_replicas=5, target_ongoing_requests=3), "drain_timeout_s": 7.0}
     for more, replicas in (({"num_replicas": 3}, (3, None)), (scaled, (None, (2, 5, 3.0)))):
         changed = config.model_copy(update={"serve": config.serve.model_copy(update=more)})
-        bound: Any = application(replace(run, config=changed))
+        bound: Any = application(replace(run, serve=changed.serve))
         found = bound._bound_deployment._deployment_config
         scaling = found.autoscaling_config
         told = None if scaling is None else (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests)
@@ -153,6 +184,18 @@ def test_the_open_inference_protocol_over_http_and_grpc(client: RankClient, conf
         assert "Serving are" in refused.value.details()
 
 
+def test_a_teams_own_v2_client_gets_the_scores_over_http_and_grpc(client: RankClient, config: Any) -> None:
+    v1 = client.rank({"user_id": "a", "item_ids": ["tea", "book"], "ranker": "choirrec"})
+    expected = {item["item_id"]: item["score"] for item in v1["items"]}
+    addresses = [client.url.removeprefix("http://"), f"127.0.0.1:{config.serve.grpc_port}"]
+    run = subprocess.run([sys.executable, str(ROOT / "tests" / "v2_client.py"), *addresses], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    for told in json.loads(run.stdout).values():
+        assert told["versions"] == [v1["version"]]
+        for scores in (told["scores"], told["pinned"]):
+            assert scores == pytest.approx([expected["tea"], expected["book"]], abs=1e-6)
+
+
 def test_the_serve_file_names_the_builder_and_the_builder_is_strict(config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from ray.serve.schema import ServeDeploySchema
 
@@ -173,53 +216,79 @@ def test_the_serve_file_names_the_builder_and_the_builder_is_strict(config: Any,
 
 
 def test_a_run_that_is_not_finished_is_refused_with_the_command(config: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"serving reads 'logs', which is not finished .* python -m pipelines\.full"):
+    with pytest.raises(ValueError, match=r"stage 'online_features' reads 'logs', which is not finished .* python -m pipelines\.full"):
         served_run(config, Store.open(str(tmp_path)))
 
 
 def test_no_request_waits_for_the_text_models(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = Encoder(served_run(config, Store.open(config.run.uri)))
+    served = served_run(config, Store.open(config.run.uri))
+    encoder = Encoder(served)
 
     def loading(self: TextEncoder, settings: object) -> None:
         raise AssertionError("a request loads a text model")
 
     monkeypatch.setattr(TextEncoder, "__init__", loading)
-    encoded = asyncio.run(encoder.encode(Unknowns(StatedUser({"city": "Ulm"}), (StatedItem("oat", "Oat drink"),))))
+    encoded = asyncio.run(encoder.encode(served.release, Unknowns(StatedUser({"city": "Ulm"}), (StatedItem("oat", "Oat drink"),))))
     assert encoded.user_codes is not None
     assert len(encoded.item_z_ND) == 1
 
 
+def test_only_a_run_of_a_language_model_s_profiles_has_newcomers_written_by_one(config: Any) -> None:
+    wanted = config.model_copy(update={"serve": config.serve.model_copy(update={"llm_profiles": True})})
+    written = wanted.model_copy(update={"profiles": wanted.profiles.model_copy(update={"generator": "deterministic"})})
+    with pytest.raises(ValueError, match=r"serve\.llm_profiles is on, and the run's profiles\.generator is 'deterministic'"):
+        served_run(written, Store.open(config.run.uri))
+
+
 def test_described_users_are_placed_by_the_codebook_where_profiles_come_first_in_it(config: Any) -> None:
-    run = served_run(config, Store.open(config.run.uri))
+    run = served_run(config, Store.open(config.run.uri)).open()
     assert run.encoder().user_codebook_SKD is not None
     for spaces, placed in ((("titles", "behaviour"), False), (("titles", "profile"), False), (("profile", "titles"), True)):
         other = replace(run, config=config.model_copy(update={"user_spaces": config.user_spaces.model_copy(update={"spaces": spaces})}))
         assert (other.encoder().user_codebook_SKD is not None) == placed
 
 
-def test_a_checkpoint_of_other_ids_is_refused(config: Any, tmp_path: Path) -> None:
-    run = served_run(config, Store.open(config.run.uri))
-    checkpoint = run.local(run.rankers["base"], "checkpoint")
-    for users, items, said in [
-        (
-            ["a", "b", "c", "d"],
-            ["book", "milk", "odd", "tea", "soap"],
-            r"'base' was trained with 5 items .* have 5: row 4 is 'tea' in .*vocabulary\.json and 'soap' in",
-        ),
+@pytest.mark.parametrize(
+    ("users", "items", "said"),
+    [
+        (["a", "b", "c", "d"], ["book", "milk", "odd", "tea", "soap"], r"'base' was trained with 5 items .* have 5: row 4 is 'tea' in .* and 'soap' in"),
         (["a", "b", "c"], ["book", "milk", "odd", "soap", "tea"], r"'base' was trained with 3 users .* 4: row 4 is missing in .* and 'd' in .*train it again"),
-    ]:
-        copy = tmp_path / str(len(users))
-        shutil.copytree(checkpoint, copy / "checkpoint")
-        save_vocabulary(copy / "checkpoint", users, items)
-        other = replace(run.rankers["base"], root=str(copy))
-        with pytest.raises(ValueError, match=said):
-            replace(run, rankers={**run.rankers, "base": other}).request_ranker()
+    ],
+)
+def test_a_checkpoint_of_other_ids_is_not_published(tmp_path: Path, users: list[str], items: list[str], said: str) -> None:
+    config = small_run.publish(tmp_path)
+    store = Store.open(config.run.uri)
+    base = find(RANKER_STAGES["base"], config, store)
+    assert base is not None
+    save_vocabulary(Path(base.path("checkpoint")), users, items)
+    with pytest.raises(ValueError, match=said):
+        served_run(config, store)
+
+
+def test_a_release_is_of_one_run_and_of_what_was_published(tmp_path: Path) -> None:
+    config = small_run.publish(tmp_path)
+    store = Store.open(config.run.uri)
+    served = served_run(config, store)
+    release = served.open().release
+    base = release.rankers["base"]
+    strange = replace(base, manifest={**base.manifest, "inputs": {"item_codes": {"key": "other", "content_hash": "of another run"}}})
+    with pytest.raises(ValueError, match=r"ranker base .* was made from item_codes other, and the release has item_codes .*publish the run that trained it"):
+        check_pairing(replace(release, rankers={"base": strange}))
+    manifest = Path(base.root).parent / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(base.content_hash, "0" * 16))
+    with pytest.raises(ValueError, match=rf"was published with another base/{base.key} than is there now"):
+        served.open()
+    shutil.rmtree(manifest.parent)
+    with pytest.raises(ValueError, match=rf"release {release.key} reads base/{base.key}, which is not under"):
+        served.open()
+    with pytest.raises(ValueError, match=rf"no release 'r9' under .* \(there: {release.key}\)"):
+        served.open("r9")
 
 
 def test_copies_of_a_remote_run_lie_in_the_cache(config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LONGTAIL_CACHE", str(tmp_path / "cache"))
-    run = served_run(config, Store.open(config.run.uri))
-    artifact = run.rankers["base"]
+    run = served_run(config, Store.open(config.run.uri)).open()
+    artifact = run.release.rankers["base"]
     root = Path(artifact.root).parent
     remote = replace(artifact, fs=pafs.SubTreeFileSystem(str(root), pafs.LocalFileSystem()), root=Path(artifact.root).name)
     copied = run.local(remote, "checkpoint")
@@ -228,9 +297,9 @@ def test_copies_of_a_remote_run_lie_in_the_cache(config: Any, monkeypatch: pytes
 
 
 def test_the_default_ranker_is_one_that_the_run_has(config: Any) -> None:
-    run = served_run(config, Store.open(config.run.uri))
+    run = served_run(config, Store.open(config.run.uri)).open()
     assert run.default_ranker == "choirrec"
-    assert replace(run, rankers={"base": run.rankers["base"]}).default_ranker == "base"
+    assert replace(run, release=replace(run.release, rankers={"base": run.release.rankers["base"]})).default_ranker == "base"
 
 
 def test_a_taken_port_is_refused_before_anything_starts() -> None:
@@ -273,6 +342,10 @@ def test_up_serves_and_leaves_no_process_behind(config: Any, tmp_path: Path, end
                 break
         url = next((line.split()[1].removesuffix("/v1/rank") for line in said if line.startswith("rankers")), None)
         assert url, "".join(said)
+        console, token = (next(line.split()[1] for line in said if line.startswith(name)) for name in ("console", "token"))
+        assert sum(token in line for line in said) == 1
+        bearer = {"authorization": f"Bearer {token}"}
+        assert [requests.post(f"{console}session", headers=headers, timeout=60).status_code for headers in ({}, bearer)] == [401, 204]
         assert RankClient(url).rank({"user_id": "a", "item_ids": ["tea", "soap"]})["items"]
         assert len(marked(mark)) > 3
         if ending == "ctrl-c":

@@ -320,10 +320,10 @@ def test_a_run_is_served_from_a_uri(store: Store, tmp_path: Path, monkeypatch: p
     config = small_run.publish(tmp_path / "run")
     store.fs.create_dir(store.root, recursive=True)
     pafs.copy_files(str(tmp_path / "run"), store.root, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=store.fs)
-    here, there = (served_run(config, one).request_ranker() for one in (Store.open(config.run.uri), store))
+    here, there = (served_run(config, one).open().request_ranker() for one in (Store.open(config.run.uri), store))
     question = Question("a", tuple(StatedItem(item) for item in ("book", "milk", "tea")), "choirrec")
     assert [item.scores for item in there.rank(question).items] == [item.scores for item in here.rank(question).items]
-    assert served_run(config, store).encoder().item_codebook_SKD is not None
+    assert served_run(config, store).open().encoder().item_codebook_SKD is not None
     assert list((tmp_path / "cache" / "artifacts").iterdir())
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from longtail.ranking import Encoded, Knowledge, Question, Ranking, RequestRanker
+from longtail.ranking import Encoded, Knowledge, Question, Ranking
 from serve_apps.problems import PROBLEM_MEDIA_TYPE
-from serve_apps.schemas import RankResponse
+from serve_apps.schemas import BatchResponse, RankResponse
 from serve_apps.service_info import ModelInfo, ServiceInfo
 from serve_apps.web import web_app
 from tests import small_run, small_world
@@ -21,7 +21,7 @@ from tests import small_run, small_world
 @pytest.fixture(scope="module")
 def client() -> TestClient:
     config = small_run.config("unused")
-    ranker = RequestRanker(small_run.state(config), small_run.rankers(config), small_world.INFO.end, max_items=6)
+    ranker = small_run.request_ranker(config, max_items=6, versions={name: f"key of {name}" for name in config.train.rankers})
     info = ServiceInfo(
         run="small",
         source="tables",
@@ -41,7 +41,7 @@ def client() -> TestClient:
         codes = (1, 0) if ranker.unknowns(question).user else None
         return ranker.rank(question, Encoded(codes, vectors, np.zeros((num, 2), np.int32)))
 
-    return TestClient(web_app(info, answer), raise_server_exceptions=False)
+    return TestClient(web_app(lambda: info, answer), raise_server_exceptions=False)
 
 
 def test_an_answer_is_sorted_typed_and_says_who_made_it(client: TestClient) -> None:
@@ -57,18 +57,28 @@ def test_an_answer_is_sorted_typed_and_says_who_made_it(client: TestClient) -> N
     assert "explanation" not in response.json()["items"][0], "nobody asked"
 
 
+@pytest.mark.parametrize("more", [{}, {"explain": True}, {"ranker": "saviorrec", "explain": True, "heads": ["outcome"]}])
+def test_answers_have_the_shape_that_the_page_tells(client: TestClient, more: dict[str, object]) -> None:
+    body = {"user_id": "a", "item_ids": ["tea", "nothing like it", "book"], **more}
+    raw = client.post("/v1/rank", json=body).json()
+    assert RankResponse.model_validate(raw).model_dump(mode="json", exclude_unset=True) == raw, "no field more than the model has, and none of another type"
+    batch = client.post("/v1/rank:batch", json={"requests": [body, {**body, "ranker": "oracle"}]}).json()
+    assert BatchResponse.model_validate(batch).model_dump(mode="json", exclude_unset=True) == batch
+    assert batch["answers"][0]["answer"].keys() == raw.keys()
+
+
 def test_stated_time_user_and_items_arrive(client: TestClient) -> None:
-    early = small_world.INFO.start + timedelta(days=3)
+    later = small_world.INFO.end + timedelta(days=3)
     body = {
         "user_id": "new",
         "items": [{"item_id": "x", "title": "X", "category": ["food"], "brand": "x", "price": 1.5}, {"item_id": "tea"}],
         "ranker": "saviorrec",
         "heads": ["outcome"],
-        "now": early.isoformat(),
+        "now": later.isoformat(),
         "user": {"attributes": {"city": "Bonn", "age": 30}},
     }
     answer = RankResponse.model_validate(client.post("/v1/rank", json=body).json())
-    assert answer.now == early
+    assert answer.now == later
     assert {item.item_id: item.basis for item in answer.items} == {"x": "content", "tea": "catalogue"}
     assert (answer.user.known, answer.user.group, answer.user.group_basis) == (False, [1, 0], "request")
 
@@ -91,6 +101,8 @@ RANK = {"user_id": "a", "item_ids": ["tea"]}
         ({"heads": ["conversion"]}, 422, "unknown-head", "['outcome']"),
         ({"heads": ["outcome", "outcome"]}, 422, "invalid-request", "name each once"),
         ({"now": "2026-01-01T00:00:00"}, 422, "invalid-request", "timezone"),
+        ({"now": "2026-02-04T00:00:00Z"}, 422, "too-early", "2026-02-05"),
+        ({"release": "r9"}, 404, "unknown-release", "r9"),
         ({"now": "9999-12-31T23:59:59-14:00"}, 422, "invalid-request", "times lie between"),
         ({"now": "0001-01-01T00:00:00+14:00"}, 422, "invalid-request", "times lie between"),
         ({"user": {"attributes": {"age": "1_000"}}}, 422, "not-a-number", "user.attributes.age = '1_000'"),
@@ -209,7 +221,7 @@ def test_each_request_of_a_batch_is_answered_alone(client: TestClient) -> None:
 
 def test_what_is_not_ready_is_named(client: TestClient) -> None:
     assert client.get("/readyz").json()["status"] == "ok"
-    info = ServiceInfo("small", "tables", "sampled", Knowledge({}, {}, small_world.INFO.end, 0, 0, (), ()), (), "choirrec", 6)
+    info = ServiceInfo("small", "tables", "sampled", Knowledge({}, {}, small_world.INFO.end, small_world.INFO.start, 0, 0, (), ()), (), "choirrec", 6)
 
     async def never(question: Question) -> Ranking:
         raise AssertionError(question)
@@ -217,7 +229,7 @@ def test_what_is_not_ready_is_named(client: TestClient) -> None:
     async def not_ready() -> list[str]:
         return ["Rankers"]
 
-    lame = TestClient(web_app(info, never, not_ready=not_ready))
+    lame = TestClient(web_app(lambda: info, never, not_ready=not_ready))
     for path in ("/readyz", "/v2/health/ready"):
         response = lame.get(path)
         assert response.status_code == 503

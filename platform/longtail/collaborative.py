@@ -143,6 +143,7 @@ class CollaborativeIndex:
 
     as_of_T: Ints
     weights_S: tuple[TargetWeights, ...]  # in the order of settings.scores
+    column_N: npt.NDArray[np.int32]  # of each item row as a source, 0 where it is none
     num_columns: int  # source items + 1
     starts_M: Ints  # first of each user's meetings, and the end
     column_F: npt.NDArray[np.int32]  # of the source item met, by user
@@ -168,7 +169,8 @@ class CollaborativeIndex:
         event_F, _ = first_meetings(behaviour.user_row_E, column_E, len(sources) + 1)
         starts_M = np.searchsorted(behaviour.user_row_E[event_F], np.arange(len(entities.users) + 2))
         column_F, time_F = column_E[event_F].astype(np.int32), behaviour.time_E[event_F]
-        return CollaborativeIndex(as_of_T, tuple(of(name) for name in settings.scores), len(sources) + 1, starts_M, column_F, time_F)
+        weights_S = tuple(of(name) for name in settings.scores)
+        return CollaborativeIndex(as_of_T, weights_S, column_N.astype(np.int32), len(sources) + 1, starts_M, column_F, time_F)
 
     def scores(self, user_B: npt.NDArray[np.integer], item_B: npt.NDArray[np.integer], time_B: Ints) -> Floats:
         """Scores [B, S]: summed weights from the items that each user met strictly before the time, at the latest as_of not after it.

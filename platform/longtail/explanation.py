@@ -4,14 +4,13 @@ Reads nothing and writes nothing: longtail.ranking hands it what a ranker gave o
 Letters: B candidates, H heads, L places of a sequence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
-from longtail.entities import Vocabulary
 from longtail.lent import UserGroups
 from longtail.rankers.batch import Batch
 from longtail.rankers.ranker import RankerOutput
@@ -50,8 +49,8 @@ class GroupStep:
     lends: bool
 
 
-def explain(output: RankerOutput, batch: Batch, items: Vocabulary, places: Sequence[int], heads: Sequence[int]) -> tuple[ItemExplanation, ...]:
-    """What a ranker's output tells of the candidates at `places`, in that order; `heads` are places among the ranker's."""
+def explain(output: RankerOutput, batch: Batch, item_id: Callable[[int], str], places: Sequence[int], heads: Sequence[int]) -> tuple[ItemExplanation, ...]:
+    """What a ranker's output tells of the candidates at `places`, in that order; `item_id` is of a row, `heads` are places among the ranker's."""
 
     def logits(of_BH: torch.Tensor | None, place: int) -> tuple[float, ...] | None:
         return None if of_BH is None else tuple(of_BH[place, list(heads)].tolist())
@@ -65,7 +64,7 @@ def explain(output: RankerOutput, batch: Batch, items: Vocabulary, places: Seque
     found = []
     for place in places:
         attended = {
-            name: _most(weights_BL[place], rows_BL[place], None if name == "group" else batch.history_days_BL[place], items)
+            name: _most(weights_BL[place], rows_BL[place], None if name == "group" else batch.history_days_BL[place], item_id)
             for name, (weights_BL, rows_BL) in sequences.items()
             if weights_BL is not None
         }
@@ -76,24 +75,23 @@ def explain(output: RankerOutput, batch: Batch, items: Vocabulary, places: Seque
     return tuple(found)
 
 
-def _most(weights_L: torch.Tensor, rows_L: torch.Tensor, days_L: torch.Tensor | None, items: Vocabulary) -> tuple[Attended, ...]:
+def _most(weights_L: torch.Tensor, rows_L: torch.Tensor, days_L: torch.Tensor | None, item_id: Callable[[int], str]) -> tuple[Attended, ...]:
     """The places of greatest weight, greatest first; equal ones as they stand in the sequence."""
     order = np.argsort(-weights_L.numpy(), kind="stable")[:MOST_ATTENDED]
     return tuple(
-        Attended(items.values[int(rows_L[place]) - 1].as_py(), float(weights_L[place]), None if days_L is None else float(days_L[place]))
+        Attended(item_id(int(rows_L[place])), float(weights_L[place]), None if days_L is None else float(days_L[place]))
         for place in order
         if rows_L[place] > 0 and weights_L[place] > 0
     )
 
 
-def group_path(groups: UserGroups, time_us: int, codes: tuple[int, ...]) -> tuple[GroupStep, ...]:
-    """Every prefix of a user's codes from the root on, and which of them lends at a time; empty before the first snapshot."""
-    snapshot = int(groups.snapshot(np.array([time_us]))[0])
-    if snapshot < 0:
+def group_path(groups: UserGroups, codes: tuple[int, ...]) -> tuple[GroupStep, ...]:
+    """Every prefix of a user's codes from the root on, and which of them lends in the published snapshot; empty without one."""
+    if len(groups.as_of_T) == 0:
         return ()
-    lends = groups.lend(snapshot, codes or None)
+    lends = groups.lend(0, codes or None)
     steps = []
     for depth in range(len(codes) + 1):
-        place = groups.group_of.get((snapshot, codes[:depth]))
+        place = groups.group_of.get((0, codes[:depth]))
         steps.append(GroupStep(codes[:depth], 0 if place is None else int(groups.size_P[place]), place is not None and place == lends))
     return tuple(steps)

@@ -238,7 +238,7 @@ class OwnState:
         else:
             counts, leaf_events = self.item_counts.of(item, facts.leaf_B, snapshot)
         item_events = counts[:, 2]
-        age_days = _age_days(facts.first_seen_B, item_events, snapshot)
+        ages = age_days(facts.first_seen_B, item_events, snapshot)
         collaborative = np.zeros((len(rows), 0), np.float32) if self.collaborative is None else self.collaborative.scores(user, item, time)
         return {
             "user_row": rows.owners[0],
@@ -248,12 +248,12 @@ class OwnState:
             "attributes": own_OA,
             "user_stats": user_stats,
             "cross_stats": self._cross(rows, facts),
-            "item_stats": _item_stats(counts, leaf_events, facts, age_days),
+            "item_stats": item_columns(counts, leaf_events, facts, ages),
             "collaborative_stats": collaborative,
             "activity": activity,
             "num_purchases": activity[:, 0].astype(np.int32),
             "item_events": item_events,
-            "item_age_days": age_days.astype(np.float32),
+            "item_age_days": ages.astype(np.float32),
         }
 
     def keep_counts(self, time: int) -> None:
@@ -299,7 +299,7 @@ class OwnState:
         ).astype(np.float32)
 
 
-def _item_stats(counts_B3: Ints, leaf_events_B: Ints, facts: ItemFacts, age_days_B: npt.NDArray[np.float64]) -> Floats:
+def item_columns(counts_B3: Ints, leaf_events_B: Ints, facts: ItemFacts, age_days_B: npt.NDArray[np.float64]) -> Floats:
     """ITEM_STATS [B, I], counts as of the snapshot."""
     price = facts.log_price_B
     return np.stack(
@@ -336,7 +336,7 @@ def recency(days: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return recency
 
 
-def _age_days(first_seen_B: Ints, events_B: Ints, snapshot_B: Ints) -> npt.NDArray[np.float64]:
+def age_days(first_seen_B: Ints, events_B: Ints, snapshot_B: Ints) -> npt.NDArray[np.float64]:
     """Days from each item's first sight to the snapshot, 0 where nobody had seen it by then; NaN where it was seen but nobody knows since when.
 
     As of the snapshot and not of the row: an item's first sale is its first positive, so that a finer clock would tell the labels around it.

@@ -2,12 +2,14 @@
 serve_apps puts both on Ray Serve. Run: python -m serve_apps.up --config …
 """
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from longtail.rankers.settings import RankerName
+from longtail.rollouts import GuardSettings
 from longtail.settings import POOL_NAME, Settings
+from longtail.storage import Place
 
 
 class AutoscalingSettings(Settings):
@@ -33,25 +35,37 @@ class AutoscalingSettings(Settings):
 class ServeSettings(Settings):
     """The Serve application."""
 
+    guards: GuardSettings = GuardSettings()
+    told_wait_s: float = Field(5.0, ge=0, le=300, description="what PUT and POST may wait until every replica has taken in what they tell")
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=0, le=65535, description="0: any free port")
-    grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC, on every address; None: not served")
+    grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC; None: not served")
     route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9_~-][A-Za-z0-9._~-]*/?)*$")
+    proxy: Literal["haproxy", "python"] = Field("haproxy", description="what callers connect to: HAProxy (Linux), or Serve's own proxy, which costs more")
     default_ranker: RankerName = "choirrec"
+    feature_store: Literal["embedded", "redis"] = Field("embedded", description="embedded: files of the release, mapped into memory | redis: for many nodes")
+    redis_url: Place = Field("redis://127.0.0.1:6379/0", description="redis://host:port/db; read with feature_store = redis")
+    kept_features: int = Field(3, ge=2, description="versions of features that stay in Redis; publishing one more removes the oldest")
     num_replicas: int = Field(1, ge=1, le=10_000, description="of the rankers, which hold the checkpoints and the feature state")
     autoscaling: AutoscalingSettings | None = Field(None, description="None: num_replicas, whatever the load")
     num_cpus: float = Field(0.3, ge=0, description="per replica of the rankers")
     num_encoder_replicas: int = Field(1, ge=1, description="of the text encoder, which loads its models before it is ready")
     num_encoder_cpus: float = Field(0.1, ge=0, description="per replica of the encoder")
     num_encoder_gpus: float = Field(0.0, ge=0)
+    llm_profiles: bool = Field(False, description="the run's language model writes the profiles of users whom PUT /v1/users tells of; until then, by rule")
+    num_profiler_cpus: float = Field(0.5, ge=0, description="of the language model's replica")
+    num_profiler_gpus: float = Field(0.0, ge=0)
     console: bool = Field(True, description="serve the pages for people under /console")
     num_console_cpus: float = Field(0.1, ge=0, description="of the console's replica")
     pool: str | None = Field(None, pattern=POOL_NAME, description="only nodes with Ray's resource pool_<name> (cluster.yaml); None: any that has room")
     num_threads: int = Field(1, ge=1, description="torch threads of a replica")
-    max_ongoing_requests: int = Field(16, ge=1, description="per replica; the rest waits")
-    max_queued_requests: int = Field(64, ge=-1, le=1_000_000, description="waiting at one proxy; the surplus gets 503 with Retry-After. -1: no limit")
+    max_ongoing_requests: int = Field(4, ge=1, description="per replica, those that wait for the encoder included; the rest waits")
+    max_queued_requests: int = Field(
+        4, ge=-1, le=1_000_000, description="waiting at one replica (python: at one proxy); the surplus gets 503 with Retry-After. -1: no limit"
+    )
     retry_after_s: int = Field(1, ge=0, le=86_400, description="the header Retry-After of such an answer")
     request_timeout_s: float | None = Field(30.0, gt=0, description="408 after that; None: never")
+    max_surge_percent: int = Field(100, ge=0, le=1000, description="replicas over their number while new ones take over; 0: the old one goes first")
     drain_timeout_s: float = Field(20.0, ge=0, description="what a replica that must go may take to answer what it has begun")
     max_batch: int = Field(64, ge=1, le=10_000, description="requests in one POST /v1/rank:batch")
     max_items: int = Field(1000, ge=1, le=100_000, description="candidates in one request")

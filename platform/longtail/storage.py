@@ -4,6 +4,7 @@ Reads and writes nothing by itself. A place is a local path; what pyarrow opens 
 implementation of, whose package must then be installed on every node. Options follow as pyarrow has them: s3://bucket/prefix?region=…&endpoint_override=….
 """
 
+import os
 import re
 import uuid
 from pathlib import Path
@@ -147,3 +148,30 @@ def write_whole(fs: pafs.FileSystem, path: str, content: bytes | pa.Buffer) -> N
         return
     with fs.open_output_stream(path) as stream:
         stream.write(content)
+
+
+def write_first(fs: pafs.FileSystem, path: str, content: bytes) -> None:
+    """Write a file that must not be there yet; on a local disk it is on the disk when this returns.
+
+    Raises:
+        FileExistsError: it is there; another process writes the same files. An object store cannot tell for certain: there it is looked for before.
+    """
+    if not isinstance(fs, pafs.LocalFileSystem):
+        if fs.get_file_info(path).type != pafs.FileType.NotFound:
+            raise FileExistsError(path)
+        write_whole(fs, path, content)
+        return
+    aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

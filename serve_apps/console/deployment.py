@@ -11,17 +11,18 @@ from serve_apps.console.bridge import Answered, Asked, call
 from serve_apps.console.context import Console as Pages
 from serve_apps.console.nav import PAGES
 from serve_apps.console.templating import Templates
-from serve_apps.deployments import ServedRun
+from serve_apps.served_run import Served
 
 
 class Console:
     """Every page of the console."""
 
-    def __init__(self, run: ServedRun, access: Access, encoder: Any, dashboard: str | None) -> None:
+    def __init__(self, served: Served, access: Access, encoder: Any, dashboard: str | None) -> None:
         async def place_items(items: Sequence[StatedItem]) -> Placed:
-            placed: Placed = await encoder.place.remote(items)
+            placed: Placed = await encoder.place.remote(served.release, items)
             return placed
 
+        run = served.open()
         self._app = make_console(Pages(run.config, run.store, run.artifacts, access, Templates(PAGES), place_items, dashboard))
 
     async def respond(self, asked: Asked) -> Answered:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 
 from serve_apps.console.context import Console
-from serve_apps.console.pages import groups, items, overview, quality, sweeps, users
+from serve_apps.console.pages import groups, items, overview, quality, rollouts, sweeps, users
 
 
 @dataclass(frozen=True)
@@ -27,4 +27,5 @@ PAGES = (
     Page("items", "Items", "items", items.routes, items.warm),
     Page("quality", "Quality", "quality", quality.routes),
     Page("sweeps", "Sweeps", "sweeps", sweeps.routes),
+    Page("rollouts", "Rollouts", "rollouts", rollouts.routes),
 )

@@ -125,10 +125,18 @@ class Catalogue(nn.Module):
     def add_spare_rows(self, count: int) -> int:
         """Append `count` empty item rows for items that only a request describes; returns the first one's row."""
         first = len(self.item_id_N)
+        self._append(count)
+        return first
+
+    def hold_rows(self, num: int) -> None:
+        """Make room for `num` item rows in all, with some to spare, so that one item after another costs little."""
+        if num > len(self.item_id_N):
+            self._append(max(num - len(self.item_id_N), len(self.item_id_N) // 8, 64))
+
+    def _append(self, count: int) -> None:
         for name in ("item_id_N", "category_NC", "brand_N", "vector_ND", "codes_NS", "rows_N"):
             old = getattr(self, name)
             self.register_buffer(name, torch.cat([old, old.new_zeros(count, *old.shape[1:])]))
-        return first
 
 
 def _id_index(num: int, trained: npt.NDArray[np.integer]) -> tuple[torch.Tensor, int]:

@@ -16,6 +16,10 @@ from longtail.table_rows import first_rows, has_table, rows_with
 from serve_apps.console.context import Console
 
 DRAWN = 400  # groups of the treemap; the smallest are left out
+COLOUR_BAR = {
+    **{"title": {"text": "share of low activity", "side": "top"}, "tickformat": ".0%", "outlinewidth": 0},
+    **{"orientation": "h", "thickness": 8, "len": 0.6, "y": -0.01, "yanchor": "top"},
+}
 HOVER = "<b>%{label}</b><br>%{value} members<br>%{customdata[1]:.0%} of low activity<br>median %{customdata[2]:.0f} purchases<extra></extra>"
 WORDS = 16
 READ_PROFILES = 20_000  # of everyone, and of a group, whose words are counted
@@ -84,7 +88,7 @@ def treemap(tree: dict[Prefix, GroupNode]) -> dict[str, Any]:
                     "cmax": 1,
                     "line": {"color": "--paper", "width": 2},
                     "pad": {"t": 24, "l": 4, "r": 4, "b": 4},
-                    "colorbar": {"title": {"text": "low activity", "side": "right"}, "tickformat": ".0%", "thickness": 10, "outlinewidth": 0, "len": 0.9},
+                    "colorbar": COLOUR_BAR,
                 },
                 "texttemplate": "<b>%{label}</b><br>%{value}",
                 "hovertemplate": HOVER,
@@ -104,7 +108,7 @@ def book(console: Console, stage: str) -> CodeUse | None:
 
 def use_figure(use: CodeUse, tone: str) -> dict[str, Any]:
     """How often each code is used, the most used first, stage by stage."""
-    many = max(len(counts) for counts in use.counts_SK) > 64
+    many = max(len(counts) for counts in use.counts_SK) > 24
     data = [
         {
             "type": "scatter" if many else "bar",

@@ -4,7 +4,7 @@ import { api, announce, ask, bar, h, post, rankerName, root } from "./console.js
 const [form, place, choice] = [document.getElementById("try"), document.getElementById("placed"), document.getElementById("ranker")];
 const NEW = "an item that is not there yet";
 const codes = (values) => h("span", { class: "codes", "aria-label": `codes ${values.join(", ")}` }, values.length ? values.map((code) => h("b", {}, String(code))) : h("i", {}, "none"));
-const scrolls = (label, table) => h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `${label}, scrolls sideways` }, table);
+const scrolls = (label, table) => h("div", { class: "scroll limited", tabindex: "0", role: "group", "aria-label": `${label}, scrolls sideways` }, table);
 const heads = (...titles) => h("thead", {}, h("tr", {}, titles.map((title) => h("th", { scope: "col" }, title))));
 
 function neighbours(title, note, near) {
@@ -54,6 +54,8 @@ async function tryIt(event) {
         neighbours("Neighbours before", "By the frozen text encoder alone.", told.near.before),
         neighbours("Neighbours after", "By z, which behaviour taught the item encoder.", told.near.after)),
       h("p", { class: "note" }, `Encoded, placed and ranked in ${took.toFixed(0)} ms.`));
+    const mine = place.querySelector(".mine"); // its row in the middle of the list, which scrolls by itself
+    mine.closest(".scroll").scrollTop = mine.offsetTop - 200;
     announce("The item is placed and ranked.");
   } catch (problem) {
     place.replaceChildren(h("p", { class: "wrong pad", role: "alert" }, problem.message));

@@ -7,12 +7,13 @@ const [choice, list] = [place.querySelector("select"), place.querySelector("[dat
 
 const points = (value) => `${(100 * value).toFixed(value < 0.1 ? 2 : 1)} %`;
 const signed = (value) => `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(2)}`;
-const WHERE = { history: "own history", group: "the group's sequence", semantic: "semantics", behaviour: "behaviour" };
+const WHERE = { history: "own history", group: "the group's sequence", semantic: "what semantics weigh", behaviour: "what behaviour weighs" };
+const BRIEF = { history: "own", group: "group", semantic: "semantics", behaviour: "behaviour" };
 
 function attended(explanation, titles) {
-  const chips = Object.entries(explanation.attended).flatMap(([name, most]) => most.slice(0, 2).map((one) =>
-    h("span", { class: "chip", title: `${WHERE[name]}, ${points(one.weight)} of its attention` },
-      h("span", {}, `${WHERE[name]} `), titles[one.item_id] || one.item_id)));
+  const chips = Object.entries(explanation.attended).flatMap(([name, most]) => most.slice(0, 1).map((one) =>
+    h("span", { class: "chip", title: `${titles[one.item_id] || one.item_id}: ${points(one.weight)} of the attention on ${WHERE[name]}` },
+      h("span", {}, `${BRIEF[name]} `), titles[one.item_id] || one.item_id)));
   return chips.length ? chips : [h("span", { class: "muted" }, "nothing to look at")];
 }
 
@@ -36,7 +37,7 @@ function table(answer) {
       h("th", { scope: "row", class: "wrap" }, h("a", { href: `items?item=${encodeURIComponent(item.item_id)}` }, titles[item.item_id] || item.item_id)),
       h("td", { class: "barred" }, h("span", { class: "tabular" }, points(item.score)), bar(item.score)),
       channels(item.explanation, head),
-      h("td", { class: "wrap" }, attended(item.explanation, titles))));
+      h("td", { class: "wrap attended" }, attended(item.explanation, titles))));
   return h("table", {},
     h("caption", {}, `${rankerName(answer.ranker)}, head ${head}, ${answer.items.length} candidates in ${(1000 * answer.seconds).toFixed(0)} ms. Beside a channel stands the logit that it asks for.`),
     h("thead", {}, h("tr", {}, ...["#", "item", "probability", "channels", "attention went to"].map((title, at) => h("th", { scope: "col", class: at ? null : "num" }, title)))),

@@ -1,0 +1,284 @@
+"""The ranking service of one replica: the releases that it holds, who is answered by which, what was told since the logs ended, what is seen of each.
+
+It knows neither HTTP nor Ray: it is given functions that open a release, encode what is unknown, and read what was told before; serve_apps.deployments gives
+it those of a cluster, a test its own.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors import metrics
+from longtail.online.entries import EventsEntry, ItemEntry, RolloutEntry, UserEntry
+from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, StatedUser, UnanswerableError, Unknowns
+from longtail.rollouts import ReleaseStats, Rollout, ShadowStats
+from longtail.times import from_us
+from serve_apps.background import in_background
+from serve_apps.served_run import ServedRun
+from serve_apps.service_info import ServiceInfo
+
+logger = logging.getLogger(__name__)
+
+AnyEntry = ItemEntry | UserEntry | EventsEntry | RolloutEntry
+
+MOST_SHADOWED = 4  # requests that wait for a shadow's answer; more are not compared
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A release in memory."""
+
+    run: ServedRun
+    ranker: RequestRanker
+    info: ServiceInfo
+
+    @property
+    def encoder(self) -> str:
+        return self.run.release.file.encoder
+
+
+class RankingService:
+    """Answers questions; `apply` is called by one thread, in the order of what was told.
+
+    Args:
+        open_run: opens a release by key.
+        encode: what a release's encoders make of unknowns.
+        encode_now: the same, for the thread that applies.
+        history: what was told up to an entry's number, for a release that is loaded later.
+        rollout: as it stands after `told` entries.
+    """
+
+    def __init__(
+        self,
+        open_run: Callable[[str], ServedRun],
+        encode: Callable[[str, Unknowns], Awaitable[Encoded]],
+        encode_now: Callable[[str, Unknowns], Encoded],
+        history: Callable[[int], Iterable[AnyEntry]],
+        rollout: Rollout,
+        told: int = 0,
+    ) -> None:
+        self._open_run, self._encode, self._encode_now, self._history = open_run, encode, encode_now, history
+        self.applied = told
+        self.failures: dict[str, str] = {}  # releases that could not be loaded, and why
+        self._loaded: dict[str, Loaded] = {}
+        self._seen: dict[str, ReleaseStats] = {}
+        self._shadow = ShadowStats()
+        self._shadowing: set[asyncio.Task[None]] = set()
+        self._lock = threading.Lock()  # of what is seen, which another thread takes away
+        self._rollout_number = 0
+        self._load(rollout.stable)  # without it there is nothing to serve
+        self.rollout = rollout
+        self._roll(told, rollout)
+
+    def info(self) -> ServiceInfo:
+        """What is serving: the stable release, and the models of the others that are loaded for the rollout."""
+        stable = self._loaded[self.rollout.stable]
+        others = [self._loaded[key].run.models() for key in self.rollout.releases[1:] if key in self._loaded]
+        return replace(stable.info, models=(*stable.info.models, *(model for models in others for model in models)))
+
+    def encoder(self, release: str) -> str:
+        """Digest of what decides the codes that a release gives."""
+        return self._loaded[release].encoder
+
+    def holds(self, release: str) -> bool:
+        """Whether a release can be asked by name."""
+        return release in self._loaded
+
+    async def answer(self, question: Question) -> Ranking:
+        """The ranking by the release that the question names, or by the one that answers its user; the stable release stands in where a canary fails."""
+        chosen = question.release or self.rollout.release_of(question.user_id)
+        stable = self.rollout.stable
+        if chosen not in self._loaded and question.release is None:
+            chosen = stable
+        try:
+            ranking = await self._seen_answer(chosen, question)
+        except Exception as error:
+            if chosen == stable or question.release is not None or isinstance(error, UnanswerableError):
+                raise
+            logger.warning("canary %s failed, the stable release answers: %s", chosen, error)
+            ranking = await self._seen_answer(stable, question)
+        self._mirror(question, ranking)
+        return ranking
+
+    async def _seen_answer(self, key: str, question: Question) -> Ranking:
+        """An answer of one release, counted in its statistics."""
+        started = time.perf_counter()
+        try:
+            ranking = await self._rank(self._loaded[key], question)
+        except UnanswerableError:
+            raise
+        except Exception as error:
+            metrics.REQUEST_ERRORS.add(1, ranker=question.ranker, error=type(error).__name__)
+            with self._lock:
+                self._seen.setdefault(key, ReleaseStats()).fail()
+            raise
+        seconds = time.perf_counter() - started
+        metrics.REQUEST_SECONDS.observe(seconds, ranker=question.ranker, part="whole")
+        if len(self.rollout.releases) > 1:
+            probability_B = np.array([item.scores[0] for item in ranking.items]).clip(1e-7, 1 - 1e-7)
+            with self._lock:
+                self._seen.setdefault(key, ReleaseStats()).see(1000 * seconds, np.log(probability_B / (1 - probability_B)))
+        return ranking
+
+    async def _rank(self, loaded: Loaded, question: Question) -> Ranking:
+        """One request, one batch."""
+        await asyncio.sleep(0)  # the loop's turn: what came while another request was ranked is queued or turned away now, and not after this one too
+        ranker = loaded.ranker
+        found = ranker.find(question)
+        unknowns = ranker.unknowns(question, found)
+        encoded: Encoded | None = None
+        if unknowns:
+            with timed(question.ranker, "encode"):
+                encoded = await self._encode(loaded.run.release.key, unknowns)
+        with timed(question.ranker, "rank"), torch.inference_mode():  # a tenth faster than no_grad alone
+            ranking = ranker.rank(question, encoded, found)
+        count(question, ranking)
+        return ranking
+
+    def _mirror(self, question: Question, served: Ranking) -> None:
+        """Have the shadow rank the same, behind the answer."""
+        shadow = self._loaded.get(self.rollout.shadow) if self.rollout.shadow is not None else None
+        if shadow is None or question.release is not None or question.ranker not in shadow.ranker.rankers:
+            return
+        if len(self._shadowing) >= MOST_SHADOWED:
+            with self._lock:
+                self._shadow.dropped += 1
+            return
+        task = asyncio.get_running_loop().create_task(self._compare(shadow, question, served))
+        self._shadowing.add(task)
+        task.add_done_callback(self._shadowing.discard)
+
+    async def _compare(self, shadow: Loaded, question: Question, served: Ranking) -> None:
+        try:
+            question = replace(question, explain=False, heads=served.heads)
+            unknowns = shadow.ranker.unknowns(question)
+            encoded = await self._encode(shadow.run.release.key, unknowns) if unknowns else None
+            ranking = await asyncio.to_thread(shadow.ranker.rank, question, encoded)
+        except Exception as error:  # nobody waits for it
+            logger.warning("shadow %s failed: %s", shadow.run.release.key, error)
+            with self._lock:
+                self._shadow.errors += 1
+            return
+        with self._lock:
+            self._shadow.see({item.item_id: item.scores[0] for item in served.items}, {item.item_id: item.scores[0] for item in ranking.items})
+
+    def apply(self, number: int, entry: AnyEntry) -> None:
+        """Take in what was told."""
+        if isinstance(entry, RolloutEntry):
+            self._roll(number, entry.rollout)
+        else:
+            for loaded in list(self._loaded.values()):
+                take_in(loaded, [entry], self._encode_now)
+        self.applied = number
+
+    def _roll(self, number: int, rollout: Rollout) -> None:
+        """Load what is new in the rollout, then switch; what cannot be loaded is left out and told."""
+        self._rollout_number = number
+        for key in rollout.releases:
+            if key not in self._loaded:
+                try:
+                    self._load(key)
+                except Exception as error:  # whatever is wrong with it, the others go on
+                    logger.exception("release %s cannot be loaded", key)
+                    self.failures[key] = f"{type(error).__name__}: {error}"
+        if rollout.stable not in self._loaded:
+            logger.error("the stable release %s cannot be loaded; %s goes on", rollout.stable, self.rollout.stable)
+            rollout = rollout.model_copy(update={"stable": self.rollout.stable})
+        self.rollout = rollout
+        self._begin(rollout)
+        kept = {*rollout.releases, rollout.previous}
+        for key in [key for key in self._loaded if key not in kept]:
+            del self._loaded[key]
+
+    def _begin(self, rollout: Rollout) -> None:
+        """Statistics are of one rollout."""
+        with self._lock:
+            self._seen = {key: ReleaseStats() for key in rollout.releases}
+            self._shadow = ShadowStats()
+
+    def _load(self, key: str) -> None:
+        run = self._open_run(key)
+        ranker = in_background(run.request_ranker)
+        warm(ranker)
+        loaded = Loaded(run, ranker, run.info(ranker))
+        take_in(loaded, [entry for entry in self._history(self.applied) if not isinstance(entry, RolloutEntry)], self._encode_now)
+        self.failures.pop(key, None)
+        self._loaded[key] = loaded
+
+    def report(self) -> dict[str, Any]:
+        """What this replica has seen since the rollout's last change; numbers that add up with other replicas'."""
+        with self._lock:
+            return {
+                "rollout": self._rollout_number,
+                "releases": {key: stats.model_dump() for key, stats in self._seen.items()},
+                "shadow": self._shadow.model_dump(),
+                "failures": dict(self.failures),
+            }
+
+
+def take_in(loaded: Loaded, entries: list[ItemEntry | UserEntry | EventsEntry] | list[Any], encode: Callable[[str, Unknowns], Encoded]) -> None:
+    """Put entries into a release; what another release's encoder made is made anew, in one go."""
+    ranker, release = loaded.ranker, loaded.run.release.key
+    foreign = [entry for entry in entries if isinstance(entry, ItemEntry) and entry.encoder != loaded.encoder]
+    anew: dict[int, tuple[Any, Any]] = {}
+    if foreign:
+        made = encode(release, Unknowns(None, tuple(stated_item(entry) for entry in foreign)))
+        anew = {id(entry): (z_D, codes_S) for entry, z_D, codes_S in zip(foreign, made.item_z_ND, made.item_codes_NS, strict=True)}
+    for entry in entries:
+        if isinstance(entry, ItemEntry):
+            vector_D, codes_S = anew.get(id(entry), (entry.vector_D, np.array(entry.codes, np.int32)))
+            ranker.put_item(stated_item(entry), vector_D, codes_S, entry.told_us)
+        elif isinstance(entry, UserEntry):
+            if entry.of_us is not None and ranker.added.told_us(entry.user_id) != entry.of_us:
+                continue
+            codes = entry.codes
+            if entry.encoder != loaded.encoder and entry.profile is not None:
+                found = encode(release, Unknowns(StatedUser(profile=entry.profile), ())).user_codes
+                codes = list(found) if found is not None else None
+            ranker.put_user(entry.user_id, entry.attributes, tuple(codes) if codes is not None else None, entry.told_us)
+        else:
+            ranker.add_events([event.seen() for event in entry.events])
+
+
+def warm(ranker: RequestRanker, times: int = 3) -> None:
+    """Rank as a request does, so that what is made once is made before the release answers, and requests do not queue behind it."""
+    known = ranker.knowledge()
+    with torch.inference_mode():
+        for name in ranker.rankers:
+            for user_id in (*known.user_ids[:1], "nobody") * times:
+                with contextlib.suppress(FloatingPointError):  # a broken one is counted when it answers
+                    ranker.rank(Question(user_id, tuple(map(StatedItem, known.item_ids)), name))
+
+
+def stated_item(entry: ItemEntry) -> StatedItem:
+    """What was told of an item."""
+    first_seen = from_us(entry.first_seen_us) if entry.first_seen_us is not None else None
+    return StatedItem(entry.item_id, entry.title, tuple(entry.category), entry.brand, entry.price, first_seen, entry.image_bytes)
+
+
+@contextlib.contextmanager
+def timed(ranker: str, part: str) -> Iterator[None]:
+    """Tell Ray's metrics how long a block of a request took, unless it failed."""
+    started = time.perf_counter()
+    yield
+    metrics.REQUEST_SECONDS.observe(time.perf_counter() - started, ranker=ranker, part=part)
+
+
+def count(question: Question, ranking: Ranking) -> None:
+    """Tell Ray's metrics what was ranked, and by what."""
+    ranker = question.ranker
+    metrics.REQUESTS.add(1, ranker=ranker, group_basis=ranking.group_basis)
+    metrics.REQUEST_ITEMS.observe(len(ranking.items), ranker=ranker)
+    for basis, number in Counter(item.basis for item in ranking.items).items():
+        metrics.CANDIDATES.add(number, ranker=ranker, basis=basis)
+    if ranking.alpha_fusion is not None:
+        metrics.SERVED_ALPHA.observe(ranking.alpha_fusion, ranker=ranker, activity=metrics.activity_level(ranking.num_purchases))
