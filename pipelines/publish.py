@@ -12,12 +12,15 @@ import tempfile
 from pathlib import Path
 
 import pyarrow.fs as pafs
+import redis
 
 from longtail.artifacts import Artifact, Draft, Store
 from longtail.checkpoint import check_vocabulary, load_ranker
 from longtail.config import Config
 from longtail.hashing import digest
 from longtail.online import redis_store
+from longtail.online.entries import RolloutEntry, parse
+from longtail.online.log import RedisLog, told_key
 from longtail.online.mapped import read_tables, write_tables
 from longtail.online.tables import online_tables
 from longtail.packaged_models import cache_dir
@@ -106,19 +109,33 @@ def publish(config: Config, store: Store, *, build_inputs: bool = False) -> Outc
     features = ensure(FEATURES, config, store, build_inputs=build_inputs).artifact
     outcome = ensure(release_stage(config), config, store, build_inputs=build_inputs)
     if config.serve.feature_store == "redis":
-        into_redis(features, config)
+        into_redis(features, config, store)
     return outcome
 
 
-def into_redis(features: Artifact, config: Config) -> None:
-    """The features in Redis, unless they are there; the oldest of more than serve.kept_features are removed."""
-    client = redis_store.connect(config.serve.redis_url)
+def into_redis(features: Artifact, config: Config, store: Store) -> None:
+    """The features in Redis, unless they are there; the oldest of more than serve.kept_features are removed, if no rollout names them."""
+    client, name = redis_store.connect(config.serve.redis_url), digest(store.uri)
     if not redis_store.there(client, features.key):
-        redis_store.fill(client, features.key, read_tables(features.local_path(FOLDER, cache_dir() / "artifacts")))
-    keys = [key for key in redis_store.published_keys(client) if key != features.key]
-    for key in keys[: max(len(keys) + 1 - config.serve.kept_features, 0)]:
-        logger.info("removing the features %s from Redis: serve.kept_features = %d", key, config.serve.kept_features)
-        redis_store.remove(client, key)
+        redis_store.fill(client, name, features.key, read_tables(features.local_path(FOLDER, cache_dir() / "artifacts")))
+    keys = [key for key in redis_store.published_keys(client, name) if key != features.key]
+    surplus = keys[: max(len(keys) + 1 - config.serve.kept_features, 0)]
+    used = served_features(client, store) if surplus else set()
+    for key in surplus:
+        if key not in used:
+            logger.info("removing the features %s from Redis: serve.kept_features = %d", key, config.serve.kept_features)
+            redis_store.remove(client, name, key)
+
+
+def served_features(client: "redis.Redis", store: Store) -> set[str]:
+    """Keys of the features that the last rollout of the store's application names, or would go back to."""
+    rollout = None
+    for _, line in RedisLog(client, told_key(store.uri)).read(0):
+        entry = parse(line)
+        rollout = entry.rollout if isinstance(entry, RolloutEntry) else rollout
+    releases = (*rollout.releases, rollout.previous, rollout.configured) if rollout is not None else ()
+    found = [store.find(RELEASES, key) for key in releases if key is not None]
+    return {ReleaseFile.model_validate(one.read_json("release.json")).parts[FEATURES.name].key for one in found if one is not None}
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:

@@ -54,7 +54,7 @@ class Access:
         Raises:
             RequestProblemError: 401.
         """
-        if not self.may_view(request):
+        if not (self.holds(request) or self._free(request)):
             raise refusal("telling the application from elsewhere needs the token")
 
     def may_view(self, request: HTTPConnection) -> bool:
@@ -62,10 +62,13 @@ class Access:
 
         Free looking asks for a local name in Host, too: a site that lets its own name point to 127.0.0.1 is another site all the same.
         """
-        if not self.viewing_needs_token and is_loopback(_host_name(request)):
+        if self._free(request):
             return True
         cookie = request.cookies.get(VIEWING_COOKIE, "")
         return self.holds(request) or (self.token is not None and _equal(cookie, self.viewing_pass))
+
+    def _free(self, request: HTTPConnection) -> bool:
+        return not self.viewing_needs_token and is_loopback(_host_name(request))
 
     def holds(self, request: HTTPConnection) -> bool:
         """True where the request brings the token."""

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ from serve_apps.web import web_app
 logger = logging.getLogger(__name__)
 
 PING_TIMEOUT_S = 2.0
+ENCODE_TIMEOUT_S = 60.0  # of what was told
+ATTEMPTS = 4
 MOST_ENCODERS = 4  # releases whose encoders are kept
 
 
@@ -44,7 +47,7 @@ class Encoder:
     def __init__(self, served: Served) -> None:
         torch.set_num_threads(served.serve.num_threads)
         self._served = served
-        self._encoders: dict[str, NewcomerEncoder] = {}  # by the digest of what decides their codes
+        self._encoders: OrderedDict[str, NewcomerEncoder] = OrderedDict()  # by the digest of what decides their codes
         self._digests: dict[str, str] = {}
         self._loading = threading.Lock()
         in_background(lambda: self._of(served.release))
@@ -76,19 +79,22 @@ class Encoder:
 
     def _of(self, release: str) -> NewcomerEncoder:
         with self._loading:
-            if release not in self._digests:
-                run = self._served.open(release)
-                digest = run.release.file.encoder
-                if digest not in self._encoders:
-                    encoder = run.encoder()
-                    encoder.warm()
-                    self._encoders[digest] = encoder
-                self._digests[release] = digest
-                while len(self._encoders) > MOST_ENCODERS:
-                    oldest = next(iter(self._encoders))
-                    del self._encoders[oldest]
-                    self._digests = {key: one for key, one in self._digests.items() if one != oldest}
-            return self._encoders[self._digests[release]]
+            digest = self._digests.get(release, "")
+            if digest in self._encoders:
+                self._encoders.move_to_end(digest)
+                return self._encoders[digest]
+        run = self._served.open(release)  # without the lock: other releases are asked meanwhile
+        digest = run.release.file.encoder
+        encoder = self._encoders.get(digest)
+        if encoder is None:
+            encoder = run.encoder()
+            encoder.warm()
+        with self._loading:
+            self._digests[release] = digest
+            self._encoders[digest] = encoder
+            while len(self._encoders) > MOST_ENCODERS:
+                self._encoders.popitem(last=False)
+        return encoder
 
 
 class Rankers(InferenceService):
@@ -97,9 +103,9 @@ class Rankers(InferenceService):
     def __init__(self, served: Served, encoder: Any, route_prefix: str, access: Access, console: Any = None, profiler: Any = None) -> None:
         torch.set_num_threads(served.serve.num_threads)
         self._encoder, self._access, self._console = encoder, access, console
-        self._writer = writer_of(served.store.uri, served.serve)
+        self._writer = writer_of(served.store.uri, served.serve, served.resources)
         self._name = uuid.uuid4().hex[:12]
-        told, rollout = ray.get(self._writer.begin.remote(served.release, served.deployed_us))
+        told, rollout = ray.get(self._writer.begin.remote(served.release, served.deployed_us, served.serve.guards))
         self._service = RankingService(served.open, self._encode, self._encode_now, self._history, Rollout.model_validate_json(rollout), told)
         super().__init__(self._service.info, self._service.answer, self.not_ready)
         self._teller = Teller(served, self._writer, encoder, self._service, profiler)
@@ -136,13 +142,14 @@ class Rankers(InferenceService):
         return encoded
 
     def _encode_now(self, release: str, unknowns: Unknowns) -> Encoded:
-        encoded: Encoded = self._encoder.encode.remote(release, unknowns).result()
+        encoded: Encoded = self._encoder.encode.remote(release, unknowns).result(timeout_s=ENCODE_TIMEOUT_S)
         return encoded
 
     def _history(self, until: int) -> Iterable[AnyEntry]:
         after = 0
         while after < until:
             lines = ray.get(self._writer.read.remote(after, until))
+            assert lines, f"the writer told of {until} entries and has {after}"
             yield from map(parse, lines)
             after += len(lines)
 
@@ -156,8 +163,15 @@ class Rankers(InferenceService):
                 self._ended.wait(1.0)
                 continue
             for number, line in enumerate(lines, start=self._service.applied + 1):
-                try:
-                    self._service.apply(number, parse(line))
-                except Exception:  # an entry that cannot be taken in must not keep those behind it out
-                    logger.exception("entry %d cannot be taken in", number)
-                    self._service.applied = number
+                self._take_in(number, line)
+
+    def _take_in(self, number: int, line: str) -> None:
+        """One entry; one that cannot be taken in, also not after a while, must not keep those behind it out."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._service.apply(number, parse(line))
+            except Exception:
+                logger.exception("entry %d cannot be taken in (attempt %d of %d)", number, attempt, ATTEMPTS)
+                self._ended.wait(attempt)
+        self._service.applied = number
+        return None

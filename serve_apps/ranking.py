@@ -60,7 +60,7 @@ def served_run(config: Config, store: Store) -> Served:
     """
     check_language_model(config.profiles.generator, config.serve.llm_profiles)
     release = publish(config, store).artifact
-    return Served(store, release.key, config.serve, time.time_ns() // 1000)
+    return Served(store, release.key, config.serve, pool_resources(config.serve.pool), time.time_ns() // 1000)
 
 
 def application(served: Served, access: Access | None = None, dashboard: str | None = None) -> Application:

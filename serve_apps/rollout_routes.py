@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from longtail.rollouts import RolloutChange
 from serve_apps.problems import RequestProblemError
 from serve_apps.rank_routes import PROBLEMS
-from serve_apps.teller import Teller
+from serve_apps.teller import Teller, UnknownReleaseError
 
 
 def rollout_routes(teller: Teller, require: Callable[..., Any]) -> APIRouter:
@@ -27,7 +27,7 @@ def rollout_routes(teller: Teller, require: Callable[..., Any]) -> APIRouter:
     async def change(body: RolloutChange) -> dict[str, Any]:
         try:
             changed = await teller.change_rollout(body)
-        except ValueError as error:
+        except UnknownReleaseError as error:
             raise RequestProblemError(422, "unknown-release", "The release cannot be served", str(error), "GET /v1/releases lists what can.") from error
         if "refused" in changed:
             raise RequestProblemError(409, "rollout", "The rollout cannot change so", changed["refused"], "GET /v1/rollout tells how it stands.")

@@ -135,6 +135,8 @@ class UserTold(Told):
     profile: str | None = Field(description="the text that led to the group")
     profile_by: Literal["request", "deterministic", "llm", "none"]
     group: list[int] = Field(description="codes; a user whom the run knows keeps the published ones")
+    accepted: int = Field(0, description="of the events")
+    told_before: int = Field(0, description="of the events, by their event_id: whoever sent it")
 
 
 class EventsTold(Told):

@@ -1,5 +1,6 @@
 """A published release as serving opens it: its rankers over its features, its encoders, and what callers are told."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +122,7 @@ class Served:
     store: Store
     release: str
     serve: ServeSettings
+    resources: Mapping[str, float]  # that its actors ask of their nodes beside CPUs and GPUs
     deployed_us: int  # when the application was made: of two deployments, the later one says what is configured
 
     def open(self, release: str | None = None) -> ServedRun:

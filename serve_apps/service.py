@@ -74,10 +74,25 @@ class RankingService:
         self._shadow = ShadowStats()
         self._shadowing: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()  # of what is seen, which another thread takes away
-        self._rollout_number = 0
-        self._load(rollout.stable)  # without it there is nothing to serve
-        self.rollout = rollout
+        self._rollout_number = told
+        self.rollout = rollout.model_copy(update={"stable": self._first(rollout)})
         self._roll(told, rollout)
+
+    def _first(self, rollout: Rollout) -> str:
+        """Load the stable release, or where it cannot be loaded the one before it; without any there is nothing to serve."""
+        keys = list(dict.fromkeys(key for key in (rollout.stable, rollout.previous, rollout.configured) if key is not None))
+        for key in keys[:-1]:
+            try:
+                self._load(key)
+                return key
+            except Exception as error:
+                self._cannot_load(key, error)
+        self._load(keys[-1])
+        return keys[-1]
+
+    def _cannot_load(self, key: str, error: Exception) -> None:
+        logger.error("release %s cannot be loaded", key, exc_info=error)
+        self.failures[key] = f"{type(error).__name__}: {error}"
 
     def info(self) -> ServiceInfo:
         """What is serving: the stable release, and the models of the others that are loaded for the rollout."""
@@ -102,9 +117,9 @@ class RankingService:
         try:
             ranking = await self._seen_answer(chosen, question)
         except Exception as error:
-            if chosen == stable or question.release is not None or isinstance(error, UnanswerableError):
+            if chosen == stable or question.release is not None:
                 raise
-            logger.warning("canary %s failed, the stable release answers: %s", chosen, error)
+            logger.warning("canary %s did not answer, the stable release does: %s", chosen, error)
             ranking = await self._seen_answer(stable, question)
         self._mirror(question, ranking)
         return ranking
@@ -112,18 +127,23 @@ class RankingService:
     async def _seen_answer(self, key: str, question: Question) -> Ranking:
         """An answer of one release, counted in its statistics."""
         started = time.perf_counter()
+        loaded = self._loaded.get(key)
+        if loaded is None:
+            raise UnanswerableError(f"release {key!r} is not loaded any more. GET /v1/rollout tells which are.")
+        counted = len(self.rollout.releases) > 1 and question.release is None  # who names a release tries it, and is no sample of its users
         try:
-            ranking = await self._rank(self._loaded[key], question)
+            ranking = await self._rank(loaded, question)
         except UnanswerableError:
             raise
         except Exception as error:
             metrics.REQUEST_ERRORS.add(1, ranker=question.ranker, error=type(error).__name__)
-            with self._lock:
-                self._seen.setdefault(key, ReleaseStats()).fail()
+            if counted:
+                with self._lock:
+                    self._seen.setdefault(key, ReleaseStats()).fail()
             raise
         seconds = time.perf_counter() - started
         metrics.REQUEST_SECONDS.observe(seconds, ranker=question.ranker, part="whole")
-        if len(self.rollout.releases) > 1:
+        if counted:
             probability_B = np.array([item.scores[0] for item in ranking.items]).clip(1e-7, 1 - 1e-7)
             with self._lock:
                 self._seen.setdefault(key, ReleaseStats()).see(1000 * seconds, np.log(probability_B / (1 - probability_B)))
@@ -160,9 +180,10 @@ class RankingService:
     async def _compare(self, shadow: Loaded, question: Question, served: Ranking) -> None:
         try:
             question = replace(question, explain=False, heads=served.heads)
-            unknowns = shadow.ranker.unknowns(question)
+            found = shadow.ranker.find(question)
+            unknowns = shadow.ranker.unknowns(question, found)
             encoded = await self._encode(shadow.run.release.key, unknowns) if unknowns else None
-            ranking = await asyncio.to_thread(shadow.ranker.rank, question, encoded)
+            ranking = await asyncio.to_thread(shadow.ranker.rank, question, encoded, found)
         except Exception as error:  # nobody waits for it
             logger.warning("shadow %s failed: %s", shadow.run.release.key, error)
             with self._lock:
@@ -172,24 +193,35 @@ class RankingService:
             self._shadow.see({item.item_id: item.scores[0] for item in served.items}, {item.item_id: item.scores[0] for item in ranking.items})
 
     def apply(self, number: int, entry: AnyEntry) -> None:
-        """Take in what was told."""
+        """Take in what was told.
+
+        Raises:
+            Exception: a release could not take it in, such as for want of the encoder; the others have, and it may be tried again.
+        """
         if isinstance(entry, RolloutEntry):
             self._roll(number, entry.rollout)
         else:
-            for loaded in list(self._loaded.values()):
-                take_in(loaded, [entry], self._encode_now)
+            wrong: Exception | None = None
+            for loaded in sorted(self._loaded.values(), key=lambda one: one.run.release.key != self.rollout.stable):
+                try:
+                    take_in(loaded, [entry], self._encode_now)
+                except Exception as error:
+                    wrong = wrong or error
+            if wrong is not None:
+                raise wrong
         self.applied = number
 
     def _roll(self, number: int, rollout: Rollout) -> None:
         """Load what is new in the rollout, then switch; what cannot be loaded is left out and told."""
-        self._rollout_number = number
-        for key in rollout.releases:
-            if key not in self._loaded:
+        new = [key for key in rollout.releases if key not in self._loaded]
+        self.failures = {key: why for key, why in self.failures.items() if number == self._rollout_number and key in new}
+        for key in new:
+            if key not in self.failures:
                 try:
                     self._load(key)
                 except Exception as error:  # whatever is wrong with it, the others go on
-                    logger.exception("release %s cannot be loaded", key)
-                    self.failures[key] = f"{type(error).__name__}: {error}"
+                    self._cannot_load(key, error)
+        self._rollout_number = number
         if rollout.stable not in self._loaded:
             logger.error("the stable release %s cannot be loaded; %s goes on", rollout.stable, self.rollout.stable)
             rollout = rollout.model_copy(update={"stable": self.rollout.stable})
@@ -228,6 +260,7 @@ class RankingService:
 def take_in(loaded: Loaded, entries: list[ItemEntry | UserEntry | EventsEntry] | list[Any], encode: Callable[[str, Unknowns], Encoded]) -> None:
     """Put entries into a release; what another release's encoder made is made anew, in one go."""
     ranker, release = loaded.ranker, loaded.run.release.key
+    entries = [entry for entry in entries if not is_in_the_logs(loaded, entry)]
     foreign = [entry for entry in entries if isinstance(entry, ItemEntry) and entry.encoder != loaded.encoder]
     anew: dict[int, tuple[Any, Any]] = {}
     if foreign:
@@ -247,6 +280,14 @@ def take_in(loaded: Loaded, entries: list[ItemEntry | UserEntry | EventsEntry] |
             ranker.put_user(entry.user_id, entry.attributes, tuple(codes) if codes is not None else None, entry.told_us)
         else:
             ranker.add_events([event.seen() for event in entry.events])
+
+
+def is_in_the_logs(loaded: Loaded, entry: AnyEntry) -> bool:
+    """What was told before a release's logs ended stands in them, for items and users that they have."""
+    ranker = loaded.ranker
+    if isinstance(entry, EventsEntry | RolloutEntry) or entry.told_us >= ranker.features.meta.end_us:
+        return False
+    return ranker.knows_item(entry.item_id) if isinstance(entry, ItemEntry) else ranker.features.users.user(entry.user_id) is not None
 
 
 def warm(ranker: RequestRanker, times: int = 3) -> None:

@@ -5,10 +5,14 @@ Each method returns once the entry is durable and the replicas have taken it in 
 
 import asyncio
 import base64
+import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from longtail.online.added import SeenEvent
 from longtail.online.entries import EventEntry, EventsEntry, ItemEntry, UserEntry
@@ -21,9 +25,33 @@ from serve_apps.service import RankingService
 
 logger = logging.getLogger(__name__)
 
+CHANGE_WAIT_S = 60.0  # for replicas to load a release
+
+
+class UnknownReleaseError(ValueError):
+    """A release that is not in the store, or whose parts do not belong together."""
+
+
+class NotTakenError(RuntimeError):
+    """The encoder or the writer does not answer: nothing was told, or nobody knows."""
+
+
+@contextlib.contextmanager
+def taken() -> Iterator[None]:
+    """Tell a failure of another process as what it is for a caller."""
+    try:
+        yield
+    except (RayError, RayServeException, TimeoutError) as error:
+        logger.exception("not taken in")
+        raise NotTakenError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
 
 class Teller:
-    """The writing side of one replica."""
+    """The writing side of one replica.
+
+    Raises:
+        NotTakenError: of each method, where the encoder or the writer does not answer.
+    """
 
     def __init__(self, served: Served, writer: Any, encoder: Any, service: RankingService, profiler: Any = None) -> None:
         self._served, self._writer, self._encoder, self._service, self._profiler = served, writer, encoder, service, profiler
@@ -32,7 +60,8 @@ class Teller:
     async def put_item(self, item: StatedItem) -> dict[str, Any]:
         """Encode an item and tell of it."""
         info = self._service.info()
-        encoded = await self._encoder.encode.remote(info.release, Unknowns(None, (item,)))
+        with taken():
+            encoded = await self._encoder.encode.remote(info.release, Unknowns(None, (item,)))
         entry = ItemEntry(
             told_us=time.time_ns() // 1000,
             item_id=item.item_id,
@@ -52,7 +81,8 @@ class Teller:
     async def put_user(self, user_id: str, user: StatedUser, events: Sequence[EventEntry]) -> dict[str, Any]:
         """Find a user's group by the profile of what is said of them, and tell of both."""
         info = self._service.info()
-        text, codes = await self._encoder.profile.remote(info.release, user)
+        with taken():
+            text, codes = await self._encoder.profile.remote(info.release, user)
         by = "none" if text is None else "request" if user.profile else "deterministic"
         entry = UserEntry(
             told_us=time.time_ns() // 1000,
@@ -91,27 +121,41 @@ class Teller:
     async def add_events(self, events: Sequence[EventEntry]) -> dict[str, Any]:
         """Tell of events; those that were told before are counted and left out."""
         entry = EventsEntry(told_us=time.time_ns() // 1000, events=list(events))
-        told: dict[str, Any] = await self._writer.append_events.remote(entry.model_dump_json(exclude_none=True), self._served.serve.told_wait_s)
+        with taken():
+            told: dict[str, Any] = await self._writer.append_events.remote(
+                entry.model_dump_json(exclude_none=True), self._wait_s(self._served.serve.told_wait_s)
+            )
         return told
 
+    def _wait_s(self, wanted: float) -> float:
+        """As long as is wanted, and shorter than a request may take."""
+        limit = self._served.serve.request_timeout_s
+        return wanted if limit is None else min(wanted, limit / 2)
+
     async def _append(self, lines: Sequence[str]) -> dict[str, Any]:
-        told: dict[str, Any] = await self._writer.append.remote(list(lines), self._served.serve.told_wait_s)
+        with taken():
+            told: dict[str, Any] = await self._writer.append.remote(list(lines), self._wait_s(self._served.serve.told_wait_s))
         return told
 
     async def rollout(self) -> dict[str, Any]:
         """The rollout's state (serve_apps.told.Writer.state)."""
-        state: dict[str, Any] = await self._writer.state.remote()
+        with taken():
+            state: dict[str, Any] = await self._writer.state.remote()
         return state
 
     async def change_rollout(self, change: RolloutChange) -> dict[str, Any]:
         """Change the rollout; `refused` says why it was not.
 
         Raises:
-            ValueError: the release is not in the store, or its parts do not belong together.
+            UnknownReleaseError: the release is not in the store, or its parts do not belong together.
         """
-        if change.release is not None:
-            await asyncio.to_thread(self._served.open, change.release)
-        changed: dict[str, Any] = await self._writer.change.remote(change.model_dump_json(), max(self._served.serve.told_wait_s, 60.0))
+        if change.release is not None and change.action != "rollback":
+            try:
+                await asyncio.to_thread(self._served.open, change.release)
+            except ValueError as error:
+                raise UnknownReleaseError(str(error)) from error
+        with taken():
+            changed: dict[str, Any] = await self._writer.change.remote(change.model_dump_json(), self._wait_s(CHANGE_WAIT_S))
         return changed
 
     async def releases(self) -> list[Mapping[str, Any]]:

@@ -19,7 +19,7 @@ from longtail.artifacts import Store
 from longtail.hashing import digest
 from longtail.online import redis_store
 from longtail.online.entries import EventsEntry, RolloutEntry, parse
-from longtail.online.log import FileLog, RedisLog, ToldLog
+from longtail.online.log import FileLog, RedisLog, ToldLog, told_key
 from longtail.rollouts import GuardSettings, ReleaseStats, Rollout, RolloutChange, ShadowStats, changed, psi, verdict
 from longtail.serving import ServeSettings
 from longtail.times import from_us
@@ -27,9 +27,10 @@ from longtail.times import from_us
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "longtail"
-PAGE = 2_000  # entries handed over at once
+PAGE = 2_000  # entries handed over at once, and PAGE_BYTES of them
+PAGE_BYTES = 8 * 2**20
 WAIT_S = 1.0  # that a replica is left waiting for news, after which it reports again
-GONE_S = 10.0  # a replica that has not asked for so long is not waited for
+GONE_S = 30.0  # a replica that has not asked for so long is not waited for: loading a release takes seconds
 MOST_HISTORY = 50  # rollouts that the state tells of
 MOST_EVENT_IDS = 1_000_000  # that are remembered, to know an event that is sent again
 
@@ -62,9 +63,10 @@ class Writer:
         """The number of the last entry."""
         return len(self._lines)
 
-    async def begin(self, release: str, deployed_us: int) -> tuple[int, str]:
+    async def begin(self, release: str, deployed_us: int, guards: GuardSettings | None = None) -> tuple[int, str]:
         """The number of entries and the rollout (JSON) that an application starts with: what was decided last, be it by an operator or by a deployment."""
         async with self._writing:
+            self._guards = guards or self._guards
             now = self._rollouts[-1][1] if self._rollouts else None
             if now is None:
                 await self._write([self._entry(Rollout(stable=release, configured=release, deployed_us=deployed_us, reason="first deployment"))])
@@ -77,12 +79,27 @@ class Writer:
             return self.last, self._rollouts[-1][1].model_dump_json()
 
     async def read(self, after: int, until: int | None = None) -> list[str]:
-        """Some lines from number `after` + 1 on."""
-        return self._lines[after : min(after + PAGE, self.last if until is None else until)]
+        """Some lines from number `after` + 1 on, at least one where there is one.
+
+        Raises:
+            ValueError: there are fewer lines than the replica has taken in: the log has lost some.
+        """
+        if after > self.last:
+            raise ValueError(f"the log ends with entry {self.last}, and entry {after} was taken in: it has lost some. Start the application again.")
+        page: list[str] = []
+        size = 0
+        for line in self._lines[after : min(after + PAGE, self.last if until is None else until)]:
+            size += len(line)
+            if page and size > PAGE_BYTES:
+                break
+            page.append(line)
+        return page
 
     async def follow(self, replica: str, applied: int, report: Mapping[str, Any]) -> list[str]:
         """Lines after those that a replica has taken in, as soon as there are any; none after WAIT_S."""
-        self._replicas[replica] = Replica(applied, time.monotonic(), report)
+        now = time.monotonic()
+        self._replicas = {name: one for name, one in self._replicas.items() if now - one.asked < 2 * GONE_S}
+        self._replicas[replica] = Replica(applied, now, report)
         async with self._news:
             self._news.notify_all()  # who waits for replicas to be as far
         await self._judge()
@@ -123,11 +140,8 @@ class Writer:
                 return {"refused": str(error)}
             number = await self._write([self._entry(rollout)])
         seen = await self._seen(number, wait_s)
-        wanted = {rollout.stable, rollout.canary, rollout.shadow}
-        failures = {key: why for key, why in self._failures().items() if key in wanted}
-        if failures and rollout.canary in failures:
-            await self._take_back(f"it could not be loaded: {failures[rollout.canary]}")
-        return {**self._state(), **seen, "failures": failures}
+        await self._judge()
+        return {**self._state(), **seen}
 
     async def state(self) -> dict[str, Any]:
         """The rollout, its history, what was seen of each release, and how far the replicas are."""
@@ -155,13 +169,17 @@ class Writer:
 
     def _totals(self) -> tuple[dict[str, ReleaseStats], ShadowStats]:
         """What all replicas saw since the last change."""
-        current, releases, shadow = self._rollouts[-1][0] if self._rollouts else 0, dict[str, ReleaseStats](), ShadowStats()
-        for replica in self._replicas.values():
-            if replica.report.get("rollout", -1) >= current:
-                for key, stats in replica.report["releases"].items():
-                    releases[key] = releases.get(key, ReleaseStats()) + ReleaseStats.model_validate(stats)
-                shadow = shadow + ShadowStats.model_validate(replica.report["shadow"])
+        releases, shadow = dict[str, ReleaseStats](), ShadowStats()
+        for report in self._reports():
+            for key, stats in report["releases"].items():
+                releases[key] = releases.get(key, ReleaseStats()) + ReleaseStats.model_validate(stats)
+            shadow = shadow + ShadowStats.model_validate(report["shadow"])
         return releases, shadow
+
+    def _reports(self) -> list[Mapping[str, Any]]:
+        """What the replicas that know the last rollout have said."""
+        current = self._rollouts[-1][0] if self._rollouts else 0
+        return [replica.report for replica in self._replicas.values() if replica.report.get("rollout", -1) >= current]
 
     def _drift(self, releases: Mapping[str, ReleaseStats]) -> float | None:
         """PSI of the canary's scores; None before both have some."""
@@ -170,26 +188,25 @@ class Writer:
         return psi(canary.scores_K, stable.scores_K) if canary and stable and any(canary.scores_K) and any(stable.scores_K) else None
 
     def _failures(self) -> dict[str, str]:
-        return {key: why for replica in self._replicas.values() for key, why in replica.report.get("failures", {}).items()}
+        return {key: why for report in self._reports() for key, why in report["failures"].items()}
 
     async def _judge(self) -> None:
-        """Take the canary back where the guards say so."""
-        rollout = self._rollouts[-1][1] if self._rollouts else None
-        if rollout is None or rollout.canary is None:
+        """Take back what cannot be loaded, and the canary where the guards say so."""
+        if not self._rollouts:
             return
-        releases, _ = self._totals()
-        failure = self._failures().get(rollout.canary)
-        why = f"it could not be loaded: {failure}" if failure else None
-        why = why or verdict(releases.get(rollout.canary, ReleaseStats()), releases.get(rollout.stable, ReleaseStats()), self._guards)
-        if why is not None:
-            await self._take_back(why)
-
-    async def _take_back(self, why: str) -> None:
+        number, rollout = self._rollouts[-1]
+        judged, failures = rollout.canary or rollout.stable, self._failures()
+        why = f"it could not be loaded: {failures[judged]}" if judged in failures else None
+        if why is None and rollout.canary is not None:
+            releases, _ = self._totals()
+            why = verdict(releases.get(rollout.canary, ReleaseStats()), releases.get(rollout.stable, ReleaseStats()), self._guards)
+        if why is None or (rollout.canary is None and rollout.previous is None):
+            return
         async with self._writing:
-            now = self._rollouts[-1][1]
-            if now.canary is not None:
-                logger.warning("canary %s is taken back: %s", now.canary, why)
-                await self._write([self._entry(changed(now, RolloutChange(action="rollback", reason=f"rolled back by itself: {why}"[:500])))])
+            if self._rollouts[-1][0] == number:  # nobody has changed it meanwhile
+                logger.warning("release %s is taken back: %s", judged, why)
+                back = changed(rollout, RolloutChange(action="rollback", release=judged, reason=f"rolled back by itself: {why}"[:500]))
+                await self._write([self._entry(back if rollout.canary is not None else back.model_copy(update={"previous": None}))])
 
     async def _seen(self, number: int, wait_s: float) -> dict[str, int]:
         """Wait until every replica has taken an entry in, but not longer than `wait_s`."""
@@ -211,8 +228,10 @@ class Writer:
         """Make lines durable, then known; the caller holds `_writing`."""
         if lines:
             number = await asyncio.to_thread(self._log.append, lines)
-            for place, line in enumerate(lines, start=number - len(lines) + 1):
-                self._remember(place, line)
+            if number != self.last + len(lines):  # an append whose answer was lost before
+                lines = [line for _, line in await asyncio.to_thread(lambda: list(self._log.read(self.last)))]
+            for line in lines:
+                self._remember(self.last + 1, line)
             async with self._news:
                 self._news.notify_all()
         return self.last
@@ -241,13 +260,13 @@ class WriterActor(Writer):
         store = Store.open(uri)
         log: ToldLog = FileLog.open(store.fs, store.root)
         if serve.feature_store == "redis":
-            log = RedisLog(redis_store.connect(serve.redis_url), f"longtail:told:{digest(uri)}")
+            log = RedisLog(redis_store.connect(serve.redis_url), told_key(uri))
         super().__init__(log, serve.guards)
 
 
-def writer_of(uri: str, serve: ServeSettings) -> Any:
-    """The handle of the run's writer, which is started if there is none on this cluster."""
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)(WriterActor)
+def writer_of(uri: str, serve: ServeSettings, resources: Mapping[str, float]) -> Any:
+    """The handle of the run's writer, which is started if there is none on this cluster; `resources` say on which nodes it may stand."""
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, resources=dict(resources))(WriterActor)
     return actor.options(name=writer_name(uri), namespace=NAMESPACE, get_if_exists=True, lifetime="detached", max_concurrency=1000).remote(uri, serve)
 
 

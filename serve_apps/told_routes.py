@@ -21,12 +21,12 @@ def told_routes(info: GetInfo, teller: Teller, require: Callable[..., Any]) -> A
     """The routes that tell; `require` says who may."""
     routes = APIRouter(tags=["day one"], dependencies=[Depends(require)])
 
-    @routes.put("/v1/items/{item_id}", responses=PROBLEMS, summary="Tell of an item, or what is new of one")
+    @routes.put("/v1/items/{item_id:path}", responses=PROBLEMS, summary="Tell of an item, or what is new of one")
     async def put_item(item_id: ItemId, body: ItemBody) -> ItemTold:
         item = StatedItem(item_id, body.title, tuple(body.category), body.brand, body.price, body.first_seen, body.image)
         return ItemTold(item_id=item_id, **await teller.put_item(item))
 
-    @routes.put("/v1/users/{user_id}", responses=PROBLEMS, summary="Tell of a user: attributes, and what they did")
+    @routes.put("/v1/users/{user_id:path}", responses=PROBLEMS, summary="Tell of a user: attributes, and what they did")
     async def put_user(user_id: ItemId, body: UserBody) -> UserTold:
         now = info()
         check_attributes(body.attributes, now)

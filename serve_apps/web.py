@@ -8,19 +8,19 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request
-from fastapi.responses import RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from serve_apps.access import Access
 from serve_apps.body_limit import BodyLimit
 from serve_apps.inference_routes import inference_routes
-from serve_apps.problems import add_problem_handlers, refuse_unready
+from serve_apps.problems import RequestProblemError, add_problem_handlers, problem_response, refuse_unready
 from serve_apps.rank_routes import Answer, rank_routes
 from serve_apps.rollout_routes import rollout_routes
 from serve_apps.schemas import Health, ModelOut, ModelsResponse
 from serve_apps.service_info import GetInfo
-from serve_apps.teller import Teller
+from serve_apps.teller import NotTakenError, Teller
 from serve_apps.told_routes import told_routes
 
 DESCRIPTION = """Ranks candidates for a user, above all for users who hardly act and items that hardly anyone has met.
@@ -52,6 +52,13 @@ def web_app(
     app = FastAPIOffline(title="Longtail", version=version("longtail"), description=DESCRIPTION, root_path=root_path)
     app.add_middleware(BodyLimit, max_bytes=info.max_body_bytes)
     add_problem_handlers(app)
+
+    @app.exception_handler(NotTakenError)
+    async def not_taken(request: Request, error: NotTakenError) -> JSONResponse:
+        remedy = "Send it again in a moment: what is told twice counts once. GET /readyz tells whether all parts answer."
+        problem = RequestProblemError(503, "not-taken", "Not taken in", f"no answer of the encoder or the writer: {error}.", remedy).problem
+        return problem_response(problem, retry_after_s=1, request=request)
+
     app.include_router(rank_routes(get_info, answer))
     if teller is not None:
         app.include_router(told_routes(get_info, teller, access.require_elsewhere))

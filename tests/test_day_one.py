@@ -87,7 +87,7 @@ def test_what_was_promoted_stays_after_a_restart(ray_cluster: None, tmp_path: Pa
         assert requests.post(f"{url}/v1/rollout", json={"action": "promote", "release": good}, headers=BEARER, timeout=60).ok
     with serving(config) as url:
         assert ask(url, "a")["release"] == good
-        assert requests.post(f"{url}/v1/rollout", json={"action": "rollback"}, headers=BEARER, timeout=60).ok
+        assert requests.post(f"{url}/v1/rollout", json={"action": "rollback", "release": good}, headers=BEARER, timeout=60).ok
         assert ask(url, "a")["release"] == stable
 
 

@@ -134,13 +134,16 @@ def test_redis_answers_as_the_mapped_files_do(redis_url: str, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"no features 'k1'.*pipelines\.publish"):
         redis_store.read(client, "k1")
     for key in ("k1", "k2"):
-        redis_store.fill(client, key, read_tables(tmp_path))
-    assert redis_store.published_keys(client) == ["k1", "k2"]
+        redis_store.fill(client, "store", key, read_tables(tmp_path))
+    assert redis_store.published_keys(client, "store") == ["k1", "k2"]
+    assert redis_store.published_keys(client, "another") == []
     online = OnlineFeatures.build(*redis_store.read(client, "k1"), redis_store.RedisStore(client, "k1"))
     for user in ("a", "b", "c", "d", "nobody"):
         assert_alike(state, online, user, [*ITEMS, "?"], small_world.day(40))
-    redis_store.remove(client, "k1")
-    assert redis_store.published_keys(client) == ["k2"]
+    redis_store.remove(client, "store", "k1")
+    assert redis_store.published_keys(client, "store") == ["k2"]
+    with pytest.raises(RuntimeError, match="the features k1 are no longer in Redis"):
+        online.users.user("a")
     assert not [name for name in client.keys("*") if b":k1:" in name]
     assert redis_store.RedisStore(client, "k2").user("a") is not None
 

@@ -266,7 +266,8 @@ def test_a_catalogue_s_item_told_of_is_what_was_told() -> None:
 
 
 def test_a_user_told_of_is_grouped_and_events_are_their_history() -> None:
-    ranker = small_run.request_ranker(small_run.config("unused"), 8)
+    ranker, vectors = small_run.request_ranker(small_run.config("unused"), 8), small_run.item_vectors()
+    codes = encode(vectors, small_run.item_codebook())
     nobody = ranker.rank(question("new"))
     ranker.put_user("new", {"city": "Ulm"}, (0, 2))
     told = ranker.rank(question("new"))
@@ -274,7 +275,7 @@ def test_a_user_told_of_is_grouped_and_events_are_their_history() -> None:
     assert by_id(told) != by_id(nobody)
     assert ranker.batch(question("new")).attributes_BA[:, 0].tolist() == [2] * 5
     events = [SeenEvent("new", "tea", "purchase", small_world.us(41)), SeenEvent("a", "book", "click", small_world.us(42), 3.0)]
-    ignored = [SeenEvent("a", "tea", "search", small_world.us(42)), SeenEvent("a", "?", "click", small_world.us(42)), SeenEvent("a", "tea", "click", 0)]
+    ignored = [SeenEvent("a", "tea", "search", small_world.us(42)), SeenEvent("a", "tea", "click", 0)]
     assert ranker.add_events([*events, *ignored]) == 2
     batch = ranker.batch(question("new"))
     assert batch.history_BL[0].tolist() == [5, 0, 0]
@@ -285,9 +286,12 @@ def test_a_user_told_of_is_grouped_and_events_are_their_history() -> None:
     ranker.put_user("a", {"city": "Ulm"}, (0, 2))
     assert (ranker.rank(question("a")).group, ranker.rank(question("a")).group_basis) == ((0, 1), "published")
     assert ranker.batch(question("a")).attributes_BA[0, 0] == 2
-    ranker.put_item(
-        StatedItem("later", "Later"), small_run.item_vectors()[0], encode(small_run.item_vectors(), small_run.item_codebook())[0], small_world.us(43)
-    )
+    ranker.put_item(StatedItem("later", "Later"), vectors[0], codes[0], small_world.us(43))
     assert ranker.add_events([SeenEvent("a", "later", "purchase", small_world.us(44))]) == 1
+    # an event may come before its item does
+    assert ranker.add_events([SeenEvent("b", "soon", "purchase", small_world.us(44))]) == 0
+    assert ranker.batch(question("b")).history_BL[0, 0] != 15
+    ranker.put_item(StatedItem("soon", "Soon"), vectors[1], codes[1], small_world.us(45))
+    assert ranker.batch(question("b")).history_BL[0, 0] == 15
     answer = ranker.rank(question("a", name="saviorrec", explain=True))
     assert "later" in {one.item_id for item in answer.items for one in (item.explanation.attended["history"] if item.explanation else ())}

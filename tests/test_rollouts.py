@@ -25,7 +25,7 @@ def test_changes_in_their_turn() -> None:
     assert (canary.canary, canary.weight, canary.releases) == ("r2", 0.1, ("r1", "r2"))
     promoted = changed(canary, RolloutChange(action="promote", reason="better"))
     assert (promoted.stable, promoted.previous, promoted.canary, promoted.weight, promoted.reason) == ("r2", "r1", None, 0.0, "better")
-    back = changed(promoted, RolloutChange(action="rollback"))
+    back = changed(promoted, RolloutChange(action="rollback", release="r2"))
     assert (back.stable, back.previous) == ("r1", "r2")
     assert changed(canary, RolloutChange(action="rollback", release="r2")).releases == ("r1",)
     with pytest.raises(ValueError, match="release r2 is not what would be taken back: that is r1"):  # the same request once more
@@ -45,7 +45,8 @@ def test_changes_in_their_turn() -> None:
         ({"action": "shadow", "release": "r1"}, "r1 is the stable one already"),
         ({"action": "promote"}, "nothing to promote"),
         ({"action": "promote", "release": "r1"}, "r1 is the stable one already"),
-        ({"action": "rollback"}, "nothing to roll back"),
+        ({"action": "rollback"}, "rollback needs `release`"),
+        ({"action": "rollback", "release": "r1"}, "nothing to roll back"),
         ({"action": "stop"}, "there is no shadow"),
     ],
 )
@@ -89,8 +90,9 @@ def test_a_canary_goes_on_until_a_guard_speaks() -> None:
     guards, usual = GuardSettings(min_requests=100), stats(900)
     assert verdict(stats(300, seed=1), usual, guards) is None
     assert verdict(stats(99, milliseconds=500), usual, guards) is None, "too few to say"
-    assert "requests failed" in str(verdict(stats(10, errors=1), usual, guards))
-    assert verdict(stats(8, errors=1), usual, guards) is None
+    assert "requests failed" in str(verdict(stats(20, errors=3), usual, guards))
+    assert verdict(stats(20, errors=2), usual, guards) is None, "it may be anything"
+    assert verdict(stats(6, errors=3), usual, guards) is None
     assert verdict(stats(200, errors=3), stats(900, errors=10), guards) is None, "no worse than the stable release"
     assert "p95 is" in str(verdict(stats(200, milliseconds=40), usual, guards))
     drift = str(verdict(stats(200, mean=-1.5), usual, guards))

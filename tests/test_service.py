@@ -114,7 +114,7 @@ def test_a_canary_answers_its_users_and_a_release_can_be_named(world: World) -> 
     assert service.info().release == world.served.release
     seen = service.report()
     assert seen["rollout"] == 1
-    assert sum(stats["requests"] for stats in seen["releases"].values()) == 2 * len(users) + 2
+    assert sum(stats["requests"] for stats in seen["releases"].values()) == 2 * len(users), "who names a release is not counted"
     world.roll(service)
     assert not service.holds(world.other)
     assert service.report()["releases"][world.served.release]["requests"] == 0
@@ -132,7 +132,11 @@ def test_where_a_canary_fails_the_stable_release_answers_and_it_is_counted(world
         ask(service, "a", release=world.broken)
     with pytest.raises(UnanswerableError, match="lies before"):
         ask(service, "a", now=small_world.day(1))
-    assert service.report()["releases"][world.broken]["requests"] == 4, "a request's own fault is nobody else's"
+    assert service.report()["releases"][world.broken]["requests"] == 3, "a request's own fault is nobody else's, and who names a release tries it"
+    with pytest.raises(UnanswerableError, match="is not loaded any more"):
+        ask(service, "a", release="r9")
+    with pytest.raises(UnanswerableError, match="has no ranker 'duet'"):
+        asyncio.run(service.answer(Question("a", ITEMS, "duet")))
 
 
 def test_a_shadow_ranks_unseen_and_its_differences_are_kept(world: World) -> None:
@@ -162,6 +166,45 @@ def test_a_release_that_cannot_be_loaded_is_told_and_nothing_else_stops(world: W
     assert "no release 'r9'" in service.report()["failures"]["r9"]
     world.tell(service, RolloutEntry(told_us=1, rollout=world.rollout().model_copy(update={"stable": "r9"})))
     assert ask(service, "a").release == world.served.release
+    # a replica that starts then serves what was configured
+    promoted = world.rollout().model_copy(update={"stable": "r9", "previous": "r8"})
+    started = RankingService(world.served.open, world.encode, world.encode_now, world.history, promoted, told=len(world.log))
+    assert ask(started, "a").release == world.served.release
+    assert set(started.report()["failures"]) == {"r9"}
+
+
+def test_what_one_release_cannot_take_in_the_others_have_and_it_may_be_tried_again(world: World) -> None:
+    service = world.service()
+    world.roll(service, canary=world.other, weight=0.5)
+    number, entry = len(world.log) + 1, world.item("another encoder")
+    encode_now, failing = service._encode_now, [world.other]
+
+    def fails(release: str, unknowns: Unknowns) -> Encoded:
+        if release in failing:
+            raise TimeoutError("the encoder is being started again")
+        return encode_now(release, unknowns)
+
+    service._encode_now = fails
+    with pytest.raises(TimeoutError):
+        service.apply(number, entry)
+    assert service.applied == number - 1
+    assert service._loaded[world.served.release].ranker.features.added.ids == ["new"]
+    failing.clear()
+    service.apply(number, entry)
+    assert service.applied == number
+    assert all(loaded.ranker.features.added.ids == ["new"] for loaded in service._loaded.values())
+
+
+def test_what_was_told_before_the_logs_ended_stands_in_them(world: World) -> None:
+    service = world.service()
+    before = ask(service, "a")
+    early = small_world.us(3)
+    world.tell(service, world.item().model_copy(update={"item_id": "tea", "told_us": early}))
+    told = UserEntry(told_us=early, user_id="a", attributes={"city": "Ulm"}, profile_by="none", encoder=world.item().encoder)
+    world.tell(service, told)
+    assert ask(service, "a").items == before.items
+    world.tell(service, world.item().model_copy(update={"item_id": "forgotten by the logs", "told_us": early}))
+    assert service._loaded[world.served.release].ranker.features.added.ids == ["forgotten by the logs"]
 
 
 def test_what_was_told_is_in_every_release_also_in_one_that_comes_later(world: World) -> None:

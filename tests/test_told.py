@@ -44,25 +44,24 @@ def test_lines_have_numbers_and_are_there_after_a_restart(open_log: Callable[[],
     assert list(log.read(0)) == []
     assert log.append([]) == 0
     assert log.append(["one", "two"]) == 2
-    assert log.append(["drei ü"]) == 3
+    assert log.append(["drei ü \u2028 \x85 and on"]) == 3
     again = open_log()
-    assert list(again.read(0)) == [(1, "one"), (2, "two"), (3, "drei ü")]
-    assert list(again.read(2)) == [(3, "drei ü")]
+    assert list(again.read(0)) == [(1, "one"), (2, "two"), (3, "drei ü \u2028 \x85 and on")]
+    assert list(again.read(2)) == [(3, "drei ü \u2028 \x85 and on")]
     assert again.append(["four"]) == 4
-    assert list(open_log().read(1)) == [(2, "two"), (3, "drei ü"), (4, "four")]
+    assert list(open_log().read(1)) == [(2, "two"), (3, "drei ü \u2028 \x85 and on"), (4, "four")]
 
 
 def test_many_segments_become_one_and_an_interrupted_merge_tells_nothing_twice(tmp_path: Path) -> None:
     log = file_log(tmp_path)
-    for number in range(MERGE_AT + 1):
+    for number in range(MERGE_AT):
         log.append([f"line {number}"])
-    whole = list(log.read(0))
-    assert len(list((tmp_path / "told").iterdir())) == MERGE_AT + 1
-    merged = (tmp_path / "told" / f"{1:015d}.jsonl").read_text()
-    log.merge()
+    assert len(list((tmp_path / "told").iterdir())) == MERGE_AT
+    log.append([f"line {MERGE_AT}"])
     assert len(list((tmp_path / "told").iterdir())) == 1
+    whole = list(log.read(0))
+    assert [line for _, line in whole] == [f"line {number}" for number in range(MERGE_AT + 1)]
     assert list(file_log(tmp_path).read(0)) == whole
-    assert merged == "line 0\n"
     # as if the old segments had not been removed yet
     (tmp_path / "told" / f"{5:015d}.jsonl").write_text("line 4\n")
     assert list(file_log(tmp_path).read(0)) == whole
@@ -75,6 +74,23 @@ def test_two_applications_at_one_log_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"another application writes to this log.*run\.uri of its own"):
         second.append(["theirs"])
     assert list(file_log(tmp_path).read(0)) == [(1, "mine")]
+
+
+def test_an_append_whose_answer_was_lost_is_known_again(tmp_path: Path) -> None:
+    log, behind = file_log(tmp_path), file_log(tmp_path)
+    log.append(["one"])
+    assert behind.append(["one"]) == 1
+    assert list(behind.read(0)) == [(1, "one")]
+
+    async def story() -> None:
+        writer = Writer(file_log(tmp_path / "other"), GuardSettings())
+        writer._log.append([user("a")])  # written, and the writer was told that it was not
+        await writer.append([user("b")], 0.0)
+        assert [parse(line).user_id for line in writer._lines] == ["a", "b"]  # type: ignore[union-attr]
+        with pytest.raises(ValueError, match=r"the log ends with entry 2, and entry 7 was taken in: it has lost some"):
+            await writer.read(7)
+
+    asyncio.run(story())
 
 
 def report(rollout: int, **releases: ReleaseStats) -> dict[str, Any]:
@@ -153,7 +169,19 @@ def test_a_canary_that_fails_is_taken_back_and_the_log_says_why(tmp_path: Path) 
         assert "rolled back by itself" in lines[0]
         assert Writer(file_log(tmp_path), GuardSettings())._rollouts[-1][1].canary is None
         await writer.change(RolloutChange(action="canary", release="r9", weight=0.5).model_dump_json(), 0.0)
-        await writer.follow("one", 4, report(4) | {"failures": {"r9": "ValueError: no such release"}})
+        lost = {"failures": {"r9": "ValueError: no such release"}}
+        await writer.follow("one", 4, report(4) | lost)
         assert "could not be loaded: ValueError: no such release" in (await writer.state())["state"]["reason"]
+        # mended and tried again: what was said of the first attempt does not count
+        await writer.change(RolloutChange(action="canary", release="r9", weight=0.5).model_dump_json(), 0.0)
+        await writer.follow("two", 6, report(6))
+        assert (await writer.state())["state"]["canary"] == "r9"
+        # a promoted release that cannot be loaded is taken back, too, and nothing is behind it
+        await writer.change(RolloutChange(action="promote", release="r9").model_dump_json(), 0.0)
+        await writer.follow("one", 7, report(7) | lost)
+        state = (await writer.state())["state"]
+        assert (state["stable"], state["previous"]) == ("r1", None)
+        await writer.follow("one", 8, report(8) | {"failures": {"r1": "it too"}})
+        assert (await writer.state())["state"]["stable"] == "r1"
 
     asyncio.run(story())

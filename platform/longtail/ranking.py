@@ -28,12 +28,14 @@ from longtail.rankers.catalogue import OOV, Catalogue
 from longtail.rankers.ranker import Ranker, RankerOutput, predict_rows
 from longtail.times import from_us, to_us
 
+MOST_EARLY = 10_000  # events that wait for their items
+
 ItemBasis = Literal["catalogue", "added", "content", "none"]
 GroupBasis = Literal["published", "added", "request", "everyone"]
 
 
 class UnanswerableError(ValueError):
-    """A request that no release of the run could answer as it stands."""
+    """A request that this release cannot answer as it stands; another one may."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ class RequestRanker:
         self.versions = dict(versions or {})
         self.now = from_us(features.meta.end_us)
         self.added = AddedUsers()
+        self._early: dict[str, list[SeenEvent]] = {}  # of items that nobody has told of yet
         self._cluster_of = _clusters_by_codes(features, next(iter(rankers.values()))) if rankers else {}
         # Described items are written into rows behind the catalogue's for the length of one request; those that are added to stay lie behind them.
         self._spare = {name: ranker.catalogue.add_spare_rows(max_items) for name, ranker in rankers.items()}
@@ -234,9 +237,10 @@ class RequestRanker:
         """Score all candidates as one batch; `encoded` answers `unknowns(question)`, None where there were none.
 
         Raises:
-            KeyError: no ranker has that name.
-            UnanswerableError: more unknown items than there are spare rows, or a head that the ranker lacks.
+            UnanswerableError: no ranker has that name, more unknown items than there are spare rows, or a head that the ranker lacks.
         """
+        if question.ranker not in self.rankers:
+            raise UnanswerableError(f"release {self.release!r} has no ranker {question.ranker!r}. Its rankers are {list(self.rankers)}.")
         found, num = found or self.find(question), len(question.items)
         batch = self.batch(question, encoded, found)
         ranker = self.rankers[question.ranker]
@@ -318,7 +322,7 @@ class RequestRanker:
             vector_D: z, by the run's own encoder, as codes_S (from 0).
             told_us: when; the time of the first sight of an item that states none.
         """
-        row = int(self._item_rows([item.item_id])[0])
+        row, added = int(self._item_rows([item.item_id])[0]), self.features.added
         new = row == 0
         facts = stated_facts([item], np.zeros(1, np.int64), self.features.entities)
         assert facts is not None
@@ -327,13 +331,20 @@ class RequestRanker:
         facts = replace(facts, cluster_B=np.array([self._cluster(codes_S)]))
         with self._lock:
             if new:
-                row = self.features.added.row(item.item_id)
+                row = added.new_row()
             self.features.put_item(row, facts)
             spare = replace(self._spare_item(item), vector_D=vector_D, codes_S=codes_S + 1)
             for ranker in self.rankers.values():
                 ranker.catalogue.hold_rows(row + 1)
-                _write(ranker.catalogue, row, spare, ranker.catalogue.item_id_N[row] if row < self.features.added.first_row else OOV)
+                _write(ranker.catalogue, row, spare, ranker.catalogue.item_id_N[row] if row < added.first_row else OOV)
+            if new:
+                added.name(row, item.item_id)  # last: requests find it now, and all of it is there
+        self.add_events(self._early.pop(item.item_id, ()))
         return new
+
+    def knows_item(self, item_id: str) -> bool:
+        """Whether the run's catalogue has the item."""
+        return bool(self.features.entities.items.encode([item_id])[0])
 
     def put_user(self, user_id: str, attributes: Mapping[str, object], codes: tuple[int, ...] | None, told_us: int = 0) -> None:
         """Take a user in, or what is new of one that is known: attributes over those known, codes for one who has no published group."""
@@ -341,12 +352,19 @@ class RequestRanker:
         self.added.put(user_id, coded, np.array(codes if codes is not None else (), np.int32), told_us)
 
     def add_events(self, events: Sequence[SeenEvent]) -> int:
-        """Take events in that came after the logs; those of kinds or items that histories are not made of have no effect. Returns how many have one."""
+        """Take events in that came after the logs; those of kinds that histories are not made of have no effect. Returns how many are in histories now.
+
+        Events on an item that nobody has told of yet wait for it.
+        """
         kinds = self.features.meta.kinds
         rows = self._item_rows([event.item_id for event in events])
         num = 0
         for event, row in zip(events, rows.tolist(), strict=True):
-            if event.kind not in kinds or row == 0 or event.time_us < self.features.meta.end_us:
+            if event.kind not in kinds or event.time_us < self.features.meta.end_us:
+                continue
+            if row == 0:
+                if sum(map(len, self._early.values())) < MOST_EARLY:
+                    self._early.setdefault(event.item_id, []).append(event)
                 continue
             known = self.features.facts(np.array([row])).log_price_B[0] if event.price is None else np.log1p(max(event.price, 0.0))
             self.added.add_event(event.user_id, row, event.time_us, event.kind == kinds[-1], float(known))

@@ -18,6 +18,7 @@ from longtail.settings import Settings
 
 SCORE_EDGES = np.linspace(-12, 6, 37)  # of logits: half a logit a bucket
 LATENCY_EDGES_MS = np.geomspace(0.5, 20_000, 48)
+MIN_ERRORS = 3  # one alone may be anything
 PARTS = 10_000  # that users are split into
 
 
@@ -61,7 +62,7 @@ class RolloutChange(BaseModel):
 
     action: Literal["canary", "shadow", "promote", "rollback", "stop"] = Field(
         description="canary: `release` answers `weight` of the users | shadow: it ranks unseen | promote: the canary, or `release`, becomes stable | "
-        "rollback: take the canary back, or without one the last promotion (`release`: which, so that nothing else is) | stop: end the shadow"
+        "rollback: take the canary back, or without one the last promotion (`release`: the one that is taken back) | stop: end the shadow"
     )
     release: str | None = Field(None, min_length=1, max_length=64)
     weight: float | None = Field(None, ge=0, le=1)
@@ -69,11 +70,16 @@ class RolloutChange(BaseModel):
 
 
 def changed(now: Rollout, change: RolloutChange) -> Rollout:
-    """The state after a change.
+    """The state after a change; a release that answers is no shadow of itself.
 
     Raises:
         ValueError: the change lacks something, or there is nothing to change.
     """
+    after = _changed(now, change)
+    return after.model_copy(update={"shadow": None}) if after.shadow in (after.stable, after.canary) and change.action != "shadow" else after
+
+
+def _changed(now: Rollout, change: RolloutChange) -> Rollout:
     reason, release = change.reason or f"{change.action} by an operator", change.release
     if change.action in ("canary", "shadow"):
         if release is None:
@@ -91,14 +97,15 @@ def changed(now: Rollout, change: RolloutChange) -> Rollout:
             raise ValueError("nothing to promote: there is no canary, and no `release` is named.")
         if wanted == now.stable:
             raise ValueError(f"release {wanted} is the stable one already.")
-        shadow = None if now.shadow == wanted else now.shadow
-        return now.model_copy(update={"stable": wanted, "canary": None, "weight": 0.0, "shadow": shadow, "previous": now.stable, "reason": reason})
+        return now.model_copy(update={"stable": wanted, "canary": None, "weight": 0.0, "previous": now.stable, "reason": reason})
     if change.action == "stop":
         if now.shadow is None:
             raise ValueError("there is no shadow to stop.")
         return now.model_copy(update={"shadow": None, "reason": reason})
     back = now.canary or now.stable
-    if release not in (None, back):
+    if release is None:
+        raise ValueError(f"rollback needs `release`, which is to be taken back: now it is {back}. A request that comes twice must not take back another.")
+    if release != back:
         raise ValueError(f"release {release} is not what would be taken back: that is {back}. Somebody was faster, or the request came twice.")
     if now.canary is not None:
         return now.model_copy(update={"canary": None, "weight": 0.0, "reason": reason})
@@ -179,7 +186,8 @@ def psi(counts_K: npt.ArrayLike, reference_K: npt.ArrayLike) -> float:
 
 def verdict(canary: ReleaseStats, stable: ReleaseStats, guards: GuardSettings) -> str | None:
     """Why the canary must be taken back; None where it may go on."""
-    if canary.requests >= max(guards.min_requests // 10, 1) and canary.error_frac > stable.error_frac + guards.max_error_frac:
+    enough = canary.requests >= max(guards.min_requests // 10, 1) and canary.errors >= MIN_ERRORS
+    if enough and canary.error_frac > stable.error_frac + guards.max_error_frac:
         return f"{canary.errors} of {canary.requests} requests failed ({canary.error_frac:.1%}; the stable release's {stable.error_frac:.1%})"
     if min(canary.requests, stable.requests) < guards.min_requests:
         return None

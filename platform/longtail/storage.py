@@ -135,16 +135,22 @@ def local_folder(setting: str, place: str) -> Path:
     return Path(place)
 
 
-def write_whole(fs: pafs.FileSystem, path: str, content: bytes | pa.Buffer) -> None:
+def write_whole(fs: pafs.FileSystem, path: str, content: bytes | pa.Buffer, *, durable: bool = False) -> None:
     """Write a file in one step, replacing what is there: renamed into place on a local disk; on an object store it appears when the one write has succeeded.
 
     (On hdfs:// and the like a file is seen from its opening on: two runs at the same time should not share a run.uri there.)
-    All at once, since pyarrow publishes what an interruption left when it throws the stream away.
+    All at once, since pyarrow publishes what an interruption left when it throws the stream away. `durable`: on a local disk a power cut does not undo it.
     """
     if isinstance(fs, pafs.LocalFileSystem):
         aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
-        aside.write_bytes(content)
+        with aside.open("wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         aside.replace(path)
+        if durable:
+            _sync_folder(Path(path).parent)
         return
     with fs.open_output_stream(path) as stream:
         stream.write(content)
@@ -170,8 +176,13 @@ def write_first(fs: pafs.FileSystem, path: str, content: bytes) -> None:
         os.link(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    folder = os.open(Path(path).parent, os.O_RDONLY)
+    _sync_folder(Path(path).parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

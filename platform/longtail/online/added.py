@@ -26,20 +26,27 @@ class AddedItems:
     row_of: dict[str, int] = field(default_factory=dict)
     facts: dict[str, npt.NDArray[Any]] = field(default_factory=lambda: {name: np.zeros(0, kind) for name, kind in FACTS.items()})
 
-    def row(self, item_id: str) -> int:
-        """The item's row, a new one where it has none yet."""
-        if item_id not in self.row_of:
-            self.row_of[item_id] = self.first_row + len(self.ids)
-            self.ids.append(item_id)
-            if len(self.ids) > len(self.facts["leaf_B"]):
-                size = max(2 * len(self.ids), 64)
-                self.facts = {name: np.concatenate([old, np.zeros(size - len(old), old.dtype)]) for name, old in self.facts.items()}
-        return self.row_of[item_id]
+    def new_row(self) -> int:
+        """A row with room for its facts; nobody finds it before it is named."""
+        place = len(self.ids)
+        if place >= len(self.facts["leaf_B"]):
+            size = max(2 * place, 64)
+            self.facts = {name: np.concatenate([old, np.zeros(size - len(old), old.dtype)]) for name, old in self.facts.items()}
+        return self.first_row + place
+
+    def name(self, row: int, item_id: str) -> None:
+        """Let a new row be found under its id."""
+        assert row == self.first_row + len(self.ids)
+        self.ids.append(item_id)
+        self.row_of[item_id] = row
 
     def put(self, row: int, facts: ItemFacts) -> None:
-        """Set what is known of an added item; `facts` has one row."""
+        """Set what is known of an added item; `facts` has one row. Of two times of the first sight the earlier one stays."""
+        place = row - self.first_row
+        earlier = self.facts["first_seen_B"][place] if place < len(self.ids) else facts.first_seen_B[0]
         for name, values in self.facts.items():
-            values[row - self.first_row] = getattr(facts, name)[0]
+            values[place] = getattr(facts, name)[0]
+        self.facts["first_seen_B"][place] = min(earlier, facts.first_seen_B[0])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pyarrow.fs as pafs
 import redis
 
+from longtail.hashing import digest
 from longtail.storage import write_first, write_whole
 
 logger = logging.getLogger(__name__)
@@ -65,17 +66,29 @@ class FileLog:
             try:
                 write_first(self.fs, path, ("\n".join(lines) + "\n").encode())
             except FileExistsError as error:
+                if self._written(path, lines):  # by an attempt whose answer was lost
+                    return self._grown(path, len(lines))
                 raise ValueError(f"{path} is there already: another application writes to this log. Give each application a run.uri of its own.") from error
-            self.segments.append((self.last + 1, path))
-            self.last += len(lines)
+            self._grown(path, len(lines))
+            if len(self.segments) > MERGE_AT:
+                self.merge()
         return self.last
+
+    def _grown(self, path: str, num: int) -> int:
+        self.segments.append((self.last + 1, path))
+        self.last += num
+        return self.last
+
+    def _written(self, path: str, lines: Sequence[str]) -> bool:
+        with self.fs.open_input_stream(path) as stream:
+            return bool(stream.read().decode() == "\n".join(lines) + "\n")
 
     def read(self, after: int) -> Iterator[tuple[int, str]]:
         """See ToldLog."""
         done = after
         for first, path in self.segments:
             with self.fs.open_input_stream(path) as stream:
-                lines = stream.read().decode().splitlines()
+                lines = stream.read().decode().split("\n")[:-1]  # splitlines would end lines at characters that JSON texts may hold
             for number, line in enumerate(lines, start=first):
                 if number > done:  # a merged segment may stand beside those that it was made of
                     yield number, line
@@ -85,12 +98,17 @@ class FileLog:
         """One segment of all."""
         old, lines = list(self.segments), [line for _, line in self.read(0)]
         path = f"{self.root}/{1:015d}.jsonl"
-        write_whole(self.fs, path, ("\n".join(lines) + "\n").encode())
+        write_whole(self.fs, path, ("\n".join(lines) + "\n").encode(), durable=True)
         self.segments = [(1, path)]
         for _, segment in old:
             if segment != path:
                 self.fs.delete_file(segment)
         logger.info("%s: %d segments merged into one of %d lines", self.root, len(old), len(lines))
+
+
+def told_key(uri: str) -> str:
+    """The Redis key of the log of a run's URI."""
+    return f"longtail:told:{digest(uri)}"
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class PeerStats:
         for place, (column_B, own_B, everyone_N) in enumerate(zip(columns, own_met, self.everyone, strict=True)):
             known_B = column_B < len(everyone_N)  # what came after the snapshot has been met by nobody
             number_B = np.where(known_B, everyone_N[np.where(known_B, column_B, 0)], 0)
-            everyone_B = (number_B - own_B + 0.5) / (others + 1)
+            everyone_B = (np.maximum(number_B - own_B, 0) + 0.5) / (others + 1)
             share_B = everyone_B
             for met_B, support in zip(met.weights(place, column_B), met.support_V, strict=True):
                 share_B = (met_B + prior * share_B) / (support + prior)

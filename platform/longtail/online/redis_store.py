@@ -3,7 +3,7 @@
     longtail:<key>:meta, :item_ids, :shared       what the features are of; meta is written last: without it they are not there
     longtail:<key>:user:<user_id>                 a record (longtail.online.records)
     longtail:<key>:met:<row>                      what the user had met, for those whose peer they are
-    longtail:features                             the keys by the time they were written
+    longtail:features:<store>                     the keys of one run's URI by the time they were written
 
 The key is that of the artifact that was published, so that several runs, and several versions of one, lie side by side.
 """
@@ -26,7 +26,6 @@ from longtail.storage import without_secrets
 
 USERS_AT_ONCE = 500
 TIMEOUT_S = 2.0
-INDEX = "longtail:features"
 
 
 def connect(url: str) -> "redis.Redis":
@@ -44,8 +43,8 @@ def connect(url: str) -> "redis.Redis":
     return client
 
 
-def fill(client: "redis.Redis", key: str, tables: OnlineTables) -> None:
-    """Write features under `key`; readers find them once all of it is there."""
+def fill(client: "redis.Redis", store: str, key: str, tables: OnlineTables) -> None:
+    """Write features under `key`; readers find them once all of it is there. `store` names the run's URI, whose versions are kept or removed together."""
     levels = tables.meta.num_peer_levels
     ids = tables.user_ids
     for start in range(1, len(ids) + 1, USERS_AT_ONCE):
@@ -65,7 +64,7 @@ def fill(client: "redis.Redis", key: str, tables: OnlineTables) -> None:
         pipe.hset(_name(key, "shared"), mapping=shared)  # type: ignore[arg-type]
     pipe.set(_name(key, "item_ids"), sink.getvalue().to_pybytes())
     pipe.set(_name(key, "meta"), tables.meta.model_dump_json())
-    pipe.zadd(INDEX, {key: time.time()})
+    pipe.zadd(_index(store), {key: time.time()})
     pipe.execute()
 
 
@@ -74,16 +73,16 @@ def there(client: "redis.Redis", key: str) -> bool:
     return bool(client.exists(_name(key, "meta")))
 
 
-def published_keys(client: "redis.Redis") -> list[str]:
-    """Keys of all features that are there, the oldest first."""
-    found: Any = client.zrange(INDEX, 0, -1)
+def published_keys(client: "redis.Redis", store: str) -> list[str]:
+    """Keys of a store's features that are there, the oldest first."""
+    found: Any = client.zrange(_index(store), 0, -1)
     return [key.decode() for key in found]
 
 
-def remove(client: "redis.Redis", key: str) -> None:
-    """Take features away; who reads them meanwhile finds users unknown, so do it when nobody does."""
+def remove(client: "redis.Redis", store: str, key: str) -> None:
+    """Take features away that nobody serves."""
     client.delete(_name(key, "meta"))
-    client.zrem(INDEX, key)
+    client.zrem(_index(store), key)
     some: list[bytes] = []
     for name in client.scan_iter(match=f"{_name(key)}:*", count=USERS_AT_ONCE):
         some.append(name)
@@ -102,8 +101,14 @@ class RedisStore:
     key: str
 
     def user(self, user_id: str) -> UserRecord | None:
-        """See records.UserStore."""
+        """See records.UserStore.
+
+        Raises:
+            RuntimeError: the features are gone, which must not look as if nobody were known.
+        """
         content: Any = self.client.get(_name(self.key, "user", user_id))
+        if content is None and not there(self.client, self.key):
+            raise RuntimeError(f"the features {self.key} are no longer in Redis: publish the release again")
         return UserRecord.from_bytes(content) if content is not None else None
 
     def met(self, user_rows: Ints) -> Met:
@@ -127,6 +132,10 @@ def read(client: "redis.Redis", key: str) -> tuple[OnlineMeta, dict[str, Array],
     table = pa.ipc.open_stream(pa.py_buffer(ids)).read_all()
     arrays = {name.decode(): np.array(load(content)["array"]) for name, content in shared.items()}
     return OnlineMeta.model_validate_json(meta), arrays, table.column("id").combine_chunks()
+
+
+def _index(store: str) -> str:
+    return f"longtail:features:{store}"
 
 
 def _name(key: str, *parts: object) -> str:
