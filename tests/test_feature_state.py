@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from longtail.feature_state import lent_rows, match_rows, own_rows
-from longtail.features import EXAMPLE_COLUMNS, Rows
+from longtail.features import EXAMPLE_COLUMNS, Rows, written
 from longtail.rankers.batch import Batch
 from tests import small_world
 from tests.small_features import examples, rows_of, state
@@ -25,31 +25,15 @@ def test_features_are_the_columns_of_all_tables() -> None:
     )
     column_of = {name: table.column(name) for table in tables for name in table.column_names}
     assert len(column_of) == sum(len(table.column_names) for table in tables)
-    served = built.features(rows_of(PAIRS))
+    served = written(built.columns(rows_of(PAIRS)))
     assert served.column_names == list(column_of)
-    for name, written in column_of.items():
-        assert served.column(name).type == written.type
-        assert str(served.column(name).to_pylist()) == str(written.to_pylist()), name  # as text, since NaN is not equal to itself
-
-
-def test_a_stated_attribute_wins_over_nothing_and_codes_over_the_root() -> None:
-    built = state()
-    rows = Rows(np.array([0]), np.array([5]), np.array([small_world.us(25)]))
-    got = built.features(rows, attributes_OA=np.array([[2, 0]], np.int32), codes=[(0, 1)]).to_pydict()
-    assert got["attributes"][0] == [2, 0]
-    assert got["completed"][0] == [2, 1]
-    assert got["user_codes"][0] == [1, 2]
-
-
-def test_an_attribute_that_the_run_knows_is_kept_where_a_request_states_none() -> None:
-    rows = Rows(np.array([3, 3]), np.array([5, 5]), np.array([small_world.us(25)] * 2))
-    got = state().features(rows, attributes_OA=np.array([[1, 0], [0, 0]], np.int32)).to_pydict()
-    assert got["attributes"] == [[1, 3], [2, 3]]
-    assert got["completed"] == [[1, 3], [2, 3]]
+    for name, column in column_of.items():
+        assert served.column(name).type == column.type
+        assert str(served.column(name).to_pylist()) == str(column.to_pylist()), name  # as text, since NaN is not equal to itself
 
 
 def test_missing_attributes_are_completed_and_not_made_the_users_own() -> None:
-    got = state().features(rows_of([("d", "tea", 25)])).to_pydict()
+    got = written(state().columns(rows_of([("d", "tea", 25)]))).to_pydict()
     assert got["attributes"][0] == [0, 0]
     assert got["completed"][0] == [1, 1]
 
@@ -57,7 +41,7 @@ def test_missing_attributes_are_completed_and_not_made_the_users_own() -> None:
 def test_a_batch_holds_what_the_table_held() -> None:
     built = state(collaborative=collaborative(), peers=index())
     spec = built.spec.model_copy(update={"collaborative_stats": SCORES.scores, "peer_stats": ("a", "b", "c", "d", "e")})
-    table = built.features(Rows(np.array([1, 2]), np.array([5, 4]), np.array([small_world.us(25)] * 2)))
+    table = written(built.columns(Rows(np.array([1, 2]), np.array([5, 4]), np.array([small_world.us(25)] * 2))))
     batch = Batch.from_table(table, spec)
     assert batch.history_BL.tolist() == table.column("history").to_pylist()
     assert batch.attributes_BA.tolist() == table.column("attributes").to_pylist()
@@ -73,7 +57,7 @@ def test_a_source_without_attributes_scores_or_peers_has_no_such_column_and_empt
     groups = dataclasses.replace(built.lent.groups, attributes_PA=np.zeros((len(built.lent.groups.size_P), 0), np.int32))
     own = dataclasses.replace(built.own, entities=entities)
     bare = dataclasses.replace(built, own=own, lent=dataclasses.replace(built.lent, entities=entities, groups=groups))
-    table = bare.features(Rows(np.array([1]), np.array([5]), np.array([small_world.us(25)])))
+    table = written(bare.columns(Rows(np.array([1]), np.array([5]), np.array([small_world.us(25)]))))
     assert not {"attributes", "completed", "collaborative_stats", "peer_stats"} & set(table.column_names)
     spec = built.spec.model_copy(update={"attributes": (), "attribute_sizes": ()})
     batch = Batch.from_table(table, spec)
@@ -83,7 +67,7 @@ def test_a_source_without_attributes_scores_or_peers_has_no_such_column_and_empt
 
 def test_the_spec_says_how_wide_the_columns_are() -> None:
     built = state()
-    table = built.features(rows_of([("a", "tea", 25)]))
+    table = written(built.columns(rows_of([("a", "tea", 25)])))
     widths = {name: table.column(name).type.list_size for name in table.column_names if pa.types.is_fixed_size_list(table.column(name).type)}
     spec = built.spec
     assert widths == {

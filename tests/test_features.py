@@ -135,20 +135,3 @@ def test_counts_agree_with_a_slow_recount() -> None:
         assert np.isclose(cross["log_same_item"], np.log1p(sum(r[1] == item for r in mine)))
         boundary = small_world.us(0) + (now - small_world.us(0)) // (7 * DAY_US) * 7 * DAY_US
         assert got["item_events"][place] == sum(r[1] == item and small_world.us(r[2]) < boundary for r in rows)
-
-
-def test_counts_that_are_kept_are_those_that_are_counted() -> None:
-    own = own_state()
-    kept = own.kept_counts
-    assert kept is not None
-    items, leaves = np.array([1, 5, 3, 0, 5]), np.array([1, 2, 0, 3, 1])
-    for at in (25, 5):
-        snapshot = np.full(5, small_world.us(at))
-        expected = own.item_counts.of(items, leaves, snapshot)
-        for _ in range(2):
-            for found, wanted in zip(kept.of(items, leaves, snapshot), expected, strict=True):
-                assert np.array_equal(found, wanted)
-            kept.keep(small_world.us(25))
-    assert kept.tables is not None
-    assert kept.tables[0] == small_world.us(25)
-    assert expected[0].any() or own.item_counts.of(items, leaves, np.full(5, small_world.us(25)))[0].any()

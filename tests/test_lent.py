@@ -11,7 +11,7 @@ import pytest
 from longtail import schema
 from longtail.config import Config
 from longtail.feature_state import lent_rows
-from longtail.features import EXAMPLE_COLUMNS, ItemFacts, Rows, written
+from longtail.features import EXAMPLE_COLUMNS, Rows
 from longtail.lent import LentState, UserGroups, inherited
 from longtail.peers import PEER_STATS
 from longtail.rankers.batch import Batch
@@ -28,7 +28,7 @@ from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
 from pipelines.stage import ensure, find
 from tests import borrowing_world, small_world, test_groups
-from tests.small_features import CLUSTER_N, CONFIG, MILK, TEA, Events, examples, lent_state, rows_of, user_codes
+from tests.small_features import CONFIG, Events, examples, lent_state, rows_of, user_codes
 from tests.test_peers import index
 
 A, B, C, D = 1, 2, 3, 4
@@ -96,17 +96,6 @@ def test_a_row_borrows_from_the_latest_snapshot_not_after_it() -> None:
     assert got["group_stats"][1] == got["group_stats"][2] != got["group_stats"][3] == got["group_stats"][4]
 
 
-def test_codes_found_for_an_unknown_user_choose_the_group_and_published_ones_win() -> None:
-    state = lent_state()
-    rows = rows_of([("nobody", "tea", 25), ("a", "tea", 25), ("nobody", "tea", 25), ("nobody", "tea", 10)])
-    got = written(state.columns(rows, own_attributes(rows), codes=[(0, 1), (1, 0), None, (0, 1)]), len(rows)).to_pydict()
-    known = lent([("a", "tea", 25), ("nobody", "tea", 25)])
-    assert got["user_codes"] == [[1, 2], [1, 2], [0, 0], [1, 2]]
-    assert got["group_history"][0] == got["group_history"][1] == known["group_history"][0]
-    assert got["group_stats"][2] == known["group_stats"][1]
-    assert not any(got["group_history"][3]), "a group lends nothing before its snapshot"
-
-
 def test_peers_lend_as_of_the_weekly_boundary() -> None:
     peers = index()
     state = lent_state(peers=peers)
@@ -122,20 +111,6 @@ def test_peers_lend_as_of_the_weekly_boundary() -> None:
     assert np.array_equal(by_day[:, 1], by_day[:, 2])
     assert by_day[0, 1].all()
     assert "peer_stats" not in lent_rows(lent_state(), examples(pairs)).column_names
-
-
-def test_peers_lend_what_they_know_of_the_kind_of_an_item_that_only_a_request_describes() -> None:
-    state = lent_state(peers=index())
-    entities = small_world.entities()
-    tea = {"leaf_B": entities.leaf_codes_N, "root_B": entities.root_codes, "cluster_B": CLUSTER_N}
-    facts = {name: np.array([0, values[TEA]]) for name, values in tea.items()}
-    unread = {"brand_B": np.zeros(2, np.int64), "log_price_B": np.zeros(2, np.float32), "first_seen_B": np.zeros(2, np.int64)}
-    rows = Rows(np.array([A, A]), np.array([MILK, 0]), np.array([small_world.us(21)] * 2), ItemFacts(**facts, **unread))
-    known, described = state.columns(rows, own_attributes(rows))["peer_stats"].tolist()
-    of_tea = state.columns(rows_of([("a", "tea", 21)]), own_attributes(rows)[:1])["peer_stats"].tolist()[0]
-    of_milk = state.columns(rows_of([("a", "milk", 21)]), own_attributes(rows)[:1])["peer_stats"].tolist()[0]
-    assert known == of_milk, "what is stated of an item that the run knows is not read"
-    assert described == [0.0, *of_tea[1:]], "all but who has met the very item"
 
 
 def test_a_planted_future_event_changes_nothing_that_is_lent() -> None:

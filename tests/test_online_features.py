@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from longtail.feature_state import FeatureState
-from longtail.features import Rows
+from longtail.features import ItemFacts, Rows
 from longtail.online import met_by_peers, redis_store
 from longtail.online.features import OnlineFeatures
 from longtail.online.mapped import MappedStore, read_ids, read_meta, read_shared, read_tables, row_of, write_tables
@@ -33,12 +33,12 @@ def published(state: FeatureState, end: datetime, folder: Path) -> OnlineFeature
 def assert_alike(state: FeatureState, online: OnlineFeatures, user_id: str, items: list[str], now: datetime) -> None:
     user_row = int(state.entities.users.encode([user_id])[0])
     item_row_B = state.entities.items.encode(items).astype(np.int64)
-    rows = Rows(np.full(len(items), user_row), item_row_B, np.full(len(items), to_us(now)), one_owner=True)
+    rows = Rows(np.full(len(items), user_row), item_row_B, np.full(len(items), to_us(now)))
     expected = state.columns(rows)
     user = online.users.user(user_id) or UserRecord.nobody(len(online.meta.attributes))
     got = online.columns(user, item_row_B, to_us(now), None, user.attributes_A, user.codes)
     for name, values in got.items():
-        assert np.allclose(values, np.broadcast_to(expected[name], values.shape), atol=1e-6), (name, values, expected[name])
+        assert np.allclose(np.broadcast_to(values, expected[name].shape), expected[name], atol=1e-6), (name, values, expected[name])
     assert set(expected) - set(got) == {"num_purchases", "item_events", "item_age_days"}, "which evaluation alone reads"
 
 
@@ -78,6 +78,23 @@ def test_what_peers_had_met_is_kept_for_the_last_users_only(tmp_path: Path, monk
         assert_alike(state, online, user, [*ITEMS], small_world.day(40))
     assert online.peers is not None
     assert list(online.peers._kept) == [1, 3]
+
+
+def test_peers_lend_what_they_know_of_the_kind_of_an_item_that_only_a_request_describes(tmp_path: Path) -> None:
+    state = small_features.state(peers=index())
+    state = dataclasses.replace(state, spec=state.spec.model_copy(update={"peer_stats": PEER_STATS}))
+    online = published(state, small_world.day(21), tmp_path)
+    tea, milk = small_features.TEA, small_features.MILK
+    of_tea = online.facts(np.array([tea, tea]))
+    user = online.users.user("a")
+    assert user is not None
+
+    def stats(items: list[int], stated: ItemFacts | None = None) -> list[list[float]]:
+        return online.columns(user, np.array(items), small_world.us(21), stated, user.attributes_A, user.codes)["peer_stats"].tolist()
+
+    known, described = stats([milk, 0], of_tea)
+    assert known == stats([milk])[0], "what is stated of an item that the run knows is not read"
+    assert described == [0.0, *stats([tea])[0][1:]], "all but who has met the very item"
 
 
 def test_ids_are_found_in_their_order_by_bytes() -> None:

@@ -115,7 +115,11 @@ def test_an_unknown_user_is_everyone_until_the_request_says_more(ranker: Request
     placed = ranker.rank(stated, replace(NOBODYS, user_codes=(0, 2)))
     assert (placed.group, placed.group_basis) == ((0, 2), "request")
     assert by_id(placed) != by_id(nobody)
-    assert ranker.batch(stated).attributes_BA[:, 0].tolist() == [2] * 5
+    stated_batch = ranker.batch(stated, replace(NOBODYS, user_codes=(0, 2)))
+    assert stated_batch.attributes_BA.tolist() == [[2, 0]] * 5
+    assert stated_batch.completed_BA[:, 0].tolist() == [2] * 5
+    # what the run knows is kept where a request states nothing
+    assert ranker.batch(question("c", user=StatedUser({"city": "Bonn"}))).attributes_BA[0].tolist() == [1, 3]
 
 
 def test_a_published_group_wins_over_a_stated_one_and_needs_no_encoder(ranker: RequestRanker) -> None:

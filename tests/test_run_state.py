@@ -8,8 +8,13 @@ import pyarrow as pa
 from longtail.artifacts import Artifact, Store
 from longtail.config import Config
 from longtail.feature_state import FeatureState
+from longtail.features import Rows
+from longtail.online.features import OnlineFeatures
+from longtail.online.records import UserRecord
+from longtail.online.tables import online_tables
 from longtail.rankers.batch import Batch
 from longtail.run_state import load_clusters, load_feature_state
+from longtail.times import from_us
 from pipelines import work
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.collaborative import COLLABORATIVE
@@ -36,9 +41,10 @@ def test_a_run_gives_the_state_that_its_tables_make(tmp_path: Path) -> None:
     assert (loaded.own.collaborative, loaded.lent.lifts) == (None, None)
     assert (loaded.matches.cluster_N > 0).tolist() == [False] + [True] * 5
     rows = small_features.rows_of([(user, item, day) for user in ("a", "d", "nobody") for item in ("tea", "odd", "?") for day in (5.0, 21.0, 35.0)])
-    got, expected = loaded.features(rows), made.features(rows)
-    assert got.schema.equals(expected.schema)
-    assert str(got.to_pydict()) == str(expected.to_pydict())  # as text, since NaN is not equal to itself
+    got, expected = loaded.columns(rows), made.columns(rows)
+    assert got.keys() == expected.keys()
+    for name, values in got.items():
+        np.testing.assert_array_equal(values, expected[name], name)
 
 
 def test_serving_computes_what_the_stages_wrote(tmp_path: Path) -> None:
@@ -51,14 +57,28 @@ def test_serving_computes_what_the_stages_wrote(tmp_path: Path) -> None:
     assert state.lent.lifts is not None
     assert state.own.collaborative is not None
     asked = pa.concat_tables(borrowing_world.examples())
-    served = Batch.from_table(state.features(small_features.Rows.of(asked, state.entities)), state.spec)
     tables = samples.read("samples"), matches.read("matches"), lent.read("lent")
-    written = Batch.from_table(pa.table({name: table.column(name) for table in tables for name in table.column_names}), state.spec)
-    for name in vars(served):
+    wrote = Batch.from_table(pa.table({name: table.column(name) for table in tables for name in table.column_names}), state.spec)
+    again = Batch.from_columns(state.columns(Rows.of(asked, state.entities)), len(asked), state.spec)
+    for name in vars(wrote):
         if name not in ("outcome_B", "conversion_B"):
-            np.testing.assert_array_equal(getattr(served, name).numpy(), getattr(written, name).numpy(), name)
-    assert served.peer_stats_BP.any()
-    assert served.collaborative_stats_BF.any()
+            np.testing.assert_array_equal(getattr(again, name).numpy(), getattr(wrote, name).numpy(), name)
+    # and so does what is published as of a row's time, for the request that the row stands for
+    rows = Rows.of(asked, state.entities)
+    chosen = np.unique(rows.time_B)[:: max(len(np.unique(rows.time_B)) // 8, 1)]
+    for time in chosen.tolist():
+        online = OnlineFeatures.of(online_tables(state, from_us(time)))
+        for place in np.flatnonzero(rows.time_B == time)[:6]:
+            user = online.users.user(asked.column("user_id")[int(place)].as_py()) or UserRecord.nobody(len(online.meta.attributes))
+            columns = online.columns(user, rows.item_row_B[[place]], time, None, user.attributes_A, user.codes)
+            served = Batch.from_columns(columns, 1, state.spec)
+            for name in vars(served):
+                if name not in ("outcome_B", "conversion_B"):
+                    np.testing.assert_allclose(
+                        getattr(served, name).numpy(), getattr(wrote, name)[[place]].numpy(), atol=1e-5, err_msg=f"{name} of row {place}"
+                    )
+    assert wrote.peer_stats_BP.any()
+    assert wrote.collaborative_stats_BF.any()
 
 
 def item_codes(store: Store, codes: dict[str, list[int]]) -> Artifact:

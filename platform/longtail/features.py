@@ -1,12 +1,12 @@
-"""Own features of (user, item, time) rows, as they were known strictly before the time; training samples and serving requests both come through here.
+"""Own features of (user, item, time) rows, as they were known strictly before the time, for training samples; a request has the same numbers from
+longtail.online.features.
 
 What groups and peers lend beside them is in longtail.lent.
-Letters: B rows, O owners (pairs of user and time: the rows', or one for all of them), L history length, A attributes, U user, X user-by-item and I item
-statistics.
+Letters: B rows, L history length, A attributes, U user, X user-by-item and I item statistics.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from longtail.times import DAY_US
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-Columns = dict[str, npt.NDArray[Any]]  # features by name, [B, ..], or [O, ..] of what only the owner decides
+Columns = dict[str, npt.NDArray[Any]]  # features by name, [B, ..]
 
 USER_STATS = ("log_purchases", "log_clicks", "log_active_days", "log_events_28d", "log_days_since_last", "mean_log_price")
 CROSS_STATS = (
@@ -33,13 +33,12 @@ ITEM_STATS = ("log_events_7d", "log_events_28d", "log_events", "log_leaf_events_
 
 EXAMPLE_COLUMNS = ("example_id", "user_id", "item_id", "ts", "split", "outcome", "conversion")
 
-MOST_KEPT_ITEMS = 4_000_000  # 24 bytes an item
 NEVER_DAYS = 1000.0  # stands for "not yet": recency features are 1 / (1 + days), so that it reads as nearly 0
 
 
 @dataclass(frozen=True)
 class ItemFacts:
-    """What is known of each row's item beside its events: looked up by item_row, or stated in a request."""
+    """What is known of each row's item beside its events: looked up by item_row, or stated in a request (longtail.ranking)."""
 
     leaf_B: Ints  # 0 unknown, as root and brand
     root_B: Ints
@@ -56,17 +55,9 @@ class Rows:
     user_row_B: Ints
     item_row_B: Ints
     time_B: Ints  # microseconds since the epoch
-    stated: ItemFacts | None = None  # what a request says of items that the run does not know; read where item_row is 0
-    one_owner: bool = False  # a request: every row is of one user and one time, whose features are worked out once
 
     def __len__(self) -> int:
         return len(self.time_B)
-
-    @property
-    def owners(self) -> tuple[Ints, Ints]:
-        """User rows and times [O] whose own features are asked for."""
-        some = slice(0, 1) if self.one_owner else slice(None)
-        return self.user_row_B[some], self.time_B[some]
 
     @staticmethod
     def of(examples: pa.Table, entities: Entities) -> "Rows":
@@ -129,20 +120,16 @@ def snapshot_us(time_B: Ints, start_us: int, settings: SamplesSettings) -> Ints:
     return start_us + (time_B - start_us) // period * period
 
 
-def item_facts(rows: Rows, entities: Entities, cluster_N: Ints | None = None) -> ItemFacts:
-    """The run's facts of each row's item, or the request's where the run does not know the item; without clusters all items are of none."""
-    item = rows.item_row_B
-    facts = ItemFacts(
-        leaf_B=entities.leaf_codes_N[item].astype(np.int64),
-        root_B=entities.root_codes[item].astype(np.int64),
-        brand_B=entities.brand_codes_N[item].astype(np.int64),
-        cluster_B=cluster_N[item] if cluster_N is not None else np.zeros(len(item), np.int64),
-        log_price_B=entities.log_price_N[item],
-        first_seen_B=entities.first_seen_N[item],
+def item_facts(item_row_B: Ints, entities: Entities, cluster_N: Ints | None = None) -> ItemFacts:
+    """The run's facts of each row's item; without clusters all items are of none."""
+    return ItemFacts(
+        leaf_B=entities.leaf_codes_N[item_row_B].astype(np.int64),
+        root_B=entities.root_codes[item_row_B].astype(np.int64),
+        brand_B=entities.brand_codes_N[item_row_B].astype(np.int64),
+        cluster_B=cluster_N[item_row_B] if cluster_N is not None else np.zeros(len(item_row_B), np.int64),
+        log_price_B=entities.log_price_N[item_row_B],
+        first_seen_B=entities.first_seen_N[item_row_B],
     )
-    if rows.stated is None:
-        return facts
-    return ItemFacts(**{f.name: np.where(item == 0, getattr(rows.stated, f.name), getattr(facts, f.name)) for f in fields(ItemFacts)})
 
 
 @dataclass(frozen=True)
@@ -159,29 +146,6 @@ class ItemCounts:
         return np.stack([*recent, total], 1), self.by_leaf.count(leaf_B, snapshot_B, snapshot_B - 28 * DAY_US)
 
 
-@dataclass
-class KeptCounts:
-    """The counts of all items at one snapshot, that of the requests that state no time; those of another time are counted when they come."""
-
-    counts: ItemCounts
-    num_items: int
-    num_leaves: int
-    tables: tuple[int, Ints, Ints] | None = None  # the snapshot, counts by item [N, 3] and by leaf
-
-    def keep(self, snapshot: int) -> None:
-        """Count all items and leaves, once."""
-        items, leaves = np.arange(self.num_items), np.arange(self.num_leaves)
-        by_item, _ = self.counts.of(items, np.zeros_like(items), np.full(self.num_items, snapshot))
-        _, by_leaf = self.counts.of(np.zeros_like(leaves), leaves, np.full(self.num_leaves, snapshot))
-        self.tables = snapshot, by_item, by_leaf
-
-    def of(self, item_B: Ints, leaf_B: Ints, snapshot_B: Ints) -> tuple[Ints, Ints]:
-        """As ItemCounts.of, of rows of one snapshot."""
-        if self.tables is not None and len(snapshot_B) and self.tables[0] == snapshot_B[0]:
-            return self.tables[1][item_B], self.tables[2][leaf_B]
-        return self.counts.of(item_B, leaf_B, snapshot_B)
-
-
 @dataclass(frozen=True)
 class OwnState:
     """What a user's and an item's own features are computed from; built once per process from the artifacts of one run."""
@@ -196,7 +160,6 @@ class OwnState:
     by_user_root: CountIndex
     by_user_brand: CountIndex
     item_counts: ItemCounts
-    kept_counts: KeptCounts | None  # None: there are too many items to keep them
     collaborative: CollaborativeIndex | None
 
     @staticmethod
@@ -210,7 +173,6 @@ class OwnState:
         user, item, time = behaviour.user_row_E, behaviour.item_row_E, behaviour.time_E
         leaf, root, brand = entities.leaf_codes_N[item], entities.root_codes[item], entities.brand_codes_N[item]
         counts = ItemCounts(CountIndex.build(item, time), CountIndex.build(leaf.astype(np.int64), time))
-        num_items, num_leaves = len(entities.items) + 1, sum(len(level) for level in entities.categories) + 1
         return OwnState(
             entities=entities,
             behaviour=behaviour,
@@ -222,30 +184,26 @@ class OwnState:
             by_user_root=CountIndex.build(pair_keys(user, root), time),
             by_user_brand=CountIndex.build(pair_keys(user, brand), time),
             item_counts=counts,
-            kept_counts=KeptCounts(counts, num_items, num_leaves) if num_items <= MOST_KEPT_ITEMS else None,
             collaborative=collaborative,
         )
 
-    def columns(self, rows: Rows, own_OA: npt.NDArray[np.int32]) -> Columns:
-        """The rows' own features; `own_OA` are their owners' attribute codes."""
+    def columns(self, rows: Rows, own_BA: npt.NDArray[np.int32]) -> Columns:
+        """The rows' own features; `own_BA` are their users' attribute codes."""
         user, item, time = rows.user_row_B, rows.item_row_B, rows.time_B
         snapshot = snapshot_us(time, self.start_us, self.settings)
-        user_stats, activity = self.activity.statistics(*rows.owners)
-        history, history_days = self._history(*rows.owners)
-        facts = item_facts(rows, self.entities)
-        if rows.one_owner and self.kept_counts is not None:
-            counts, leaf_events = self.kept_counts.of(item, facts.leaf_B, snapshot)
-        else:
-            counts, leaf_events = self.item_counts.of(item, facts.leaf_B, snapshot)
+        user_stats, activity = self.activity.statistics(user, time)
+        history, history_days = self._history(user, time)
+        facts = item_facts(item, self.entities)
+        counts, leaf_events = self.item_counts.of(item, facts.leaf_B, snapshot)
         item_events = counts[:, 2]
         ages = age_days(facts.first_seen_B, item_events, snapshot)
         collaborative = np.zeros((len(rows), 0), np.float32) if self.collaborative is None else self.collaborative.scores(user, item, time)
         return {
-            "user_row": rows.owners[0],
+            "user_row": user,
             "item_row": item,
             "history": history,
             "history_days": history_days,
-            "attributes": own_OA,
+            "attributes": own_BA,
             "user_stats": user_stats,
             "cross_stats": self._cross(rows, facts),
             "item_stats": item_columns(counts, leaf_events, facts, ages),
@@ -255,11 +213,6 @@ class OwnState:
             "item_events": item_events,
             "item_age_days": ages.astype(np.float32),
         }
-
-    def keep_counts(self, time: int) -> None:
-        """Count all items now as of the snapshot of `time` (microseconds): what requests of then ask for."""
-        if self.kept_counts is not None:
-            self.kept_counts.keep(int(snapshot_us(np.array([time]), self.start_us, self.settings)[0]))
 
     def _history(self, user_B: Ints, time_B: Ints) -> tuple[Ints, Floats]:
         """The last L items before each time, most recent first, and how many days ago."""
@@ -282,8 +235,8 @@ class OwnState:
         same_leaf = np.where(leaf > 0, same_leaf, 0)
         same_root = np.where(root > 0, self.by_user_root.count(pair_keys(user_B, root), time_B), 0)
         same_brand = np.where(brand > 0, self.by_user_brand.count(pair_keys(user_B, brand), time_B), 0)
-        total = self.activity.by_user.count(*rows.owners)
-        gap = np.where((total > 0) & ~np.isnan(price), np.nan_to_num(price) - self.activity.mean_log_price(*rows.owners), 0.0)
+        total = self.activity.by_user.count(user_B, time_B)
+        gap = np.where((total > 0) & ~np.isnan(price), np.nan_to_num(price) - self.activity.mean_log_price(user_B, time_B), 0.0)
         return np.stack(
             [
                 np.log1p(same_item),
@@ -315,17 +268,15 @@ def item_columns(counts_B3: Ints, leaf_events_B: Ints, facts: ItemFacts, age_day
     ).astype(np.float32)
 
 
-def written(columns: Mapping[str, npt.NDArray[Any] | pa.Array | pa.ChunkedArray], num_rows: int) -> pa.Table:
-    """Columns as a table that Parquet takes: one owner's stand in every row; lists of width 0 (a source without attributes) are left out, Batch takes them
-    as empty."""
+def written(columns: Mapping[str, npt.NDArray[Any] | pa.Array | pa.ChunkedArray]) -> pa.Table:
+    """Columns as a table that Parquet takes; lists of width 0 (a source without attributes) are left out, Batch takes them as empty."""
     made = {}
     for name, column in columns.items():
         if isinstance(column, np.ndarray):
             if column.ndim == 2 and column.shape[1] == 0:
                 continue
-            of_rows = np.broadcast_to(column, (num_rows, *column.shape[1:])) if len(column) != num_rows else column
             kind = pa.int32() if np.issubdtype(column.dtype, np.integer) else pa.float32()
-            made[name] = fixed(of_rows, kind) if column.ndim == 2 else pa.array(of_rows.astype(kind.to_pandas_dtype()), kind)
+            made[name] = fixed(column, kind) if column.ndim == 2 else pa.array(column.astype(kind.to_pandas_dtype()), kind)
         else:
             made[name] = column
     return pa.table(made)

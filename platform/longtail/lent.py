@@ -1,6 +1,6 @@
 """Lent features of (user, item, time) rows: what a user's groups and peers lend (ChoirRec, group-aware hierarchical representation; peers are ours).
 
-Training samples and serving requests both come through here, as with own features (longtail.features).
+For training samples; a request has the same numbers from longtail.online.features.
 Letters: B rows, G group history length, A attributes, U user statistics, S code stages.
 """
 
@@ -113,7 +113,7 @@ class PeerLifts:
 
     def of(self, rows: Rows) -> Floats:
         """PEER_STATS [B, P]: what each user's peers had met by the snapshot, beside everybody."""
-        facts = item_facts(rows, self.entities, self.cluster_N)
+        facts = item_facts(rows.item_row_B, self.entities, self.cluster_N)
         columns_BC = np.stack([rows.item_row_B, facts.cluster_B, facts.leaf_B, facts.root_B], axis=1)
         return self.peers.lifts(rows.user_row_B, columns_BC, snapshot_us(rows.time_B, self.start_us, self.settings))
 
@@ -126,39 +126,28 @@ class LentState:
     groups: UserGroups
     lifts: PeerLifts | None
 
-    def columns(self, rows: Rows, own_OA: npt.NDArray[np.int32], codes: list[tuple[int, ...] | None] | None = None) -> Columns:
-        """What is lent to each row's user; unknown users get what their group, or everyone, lends.
-
-        Args:
-            rows: what is asked for.
-            own_OA: the owners' own attribute codes, which a group's never replace.
-            codes: group codes found for owners whom the run does not know, None where there are none.
-        """
-        group_place, codes_OS = self._memberships(*rows.owners, codes)
+    def columns(self, rows: Rows, own_BA: npt.NDArray[np.int32]) -> Columns:
+        """What is lent to each row's user; unknown users get what everyone lends. `own_BA` are own attribute codes, which a group's never replace."""
+        group_place, codes_BS = self._memberships(rows.user_row_B, rows.time_B)
         lent = group_place >= 0
         place = np.maximum(group_place, 0)
         group_attributes = np.where(lent[:, None], self.groups.attributes_PA[place], 0)
         return {
-            "completed": np.where(own_OA > 0, own_OA, group_attributes),
+            "completed": np.where(own_BA > 0, own_BA, group_attributes),
             "group_stats": np.where(lent[:, None], self.groups.stats_PU[place], np.float32(0)),
-            "user_codes": codes_OS,
+            "user_codes": codes_BS,
             "group_history": np.where(lent[:, None], self.groups.sequence_PG[place], 0),
             "group_weight": np.where(lent[:, None], self.groups.weight_PG[place], np.float32(0)),
             "peer_stats": self.lifts.of(rows) if self.lifts is not None else np.zeros((len(rows), 0), np.float32),
         }
 
-    def _memberships(self, user_O: Ints, time_O: Ints, given: list[tuple[int, ...] | None] | None) -> tuple[Ints, npt.NDArray[np.int32]]:
-        """Row of the lending group [O], and the user's codes plus one [O, S]; looked up once per distinct (user, snapshot)."""
-        snapshots = self.groups.snapshot(time_O)
-        num_stages = len(self.groups.code_sizes)
-        if given is not None or len(user_O) == 1:  # a request: few owners, each with its own codes
-            pairs, inverse = np.stack([snapshots, user_O]), np.arange(len(user_O))
-        else:
-            pairs, inverse = np.unique(np.stack([snapshots, user_O]), axis=1, return_inverse=True)
+    def _memberships(self, user_B: Ints, time_B: Ints) -> tuple[Ints, npt.NDArray[np.int32]]:
+        """Row of the lending group [B], and the user's codes plus one [B, S]; looked up once per distinct (user, snapshot)."""
+        pairs, inverse = np.unique(np.stack([self.groups.snapshot(time_B), user_B]), axis=1, return_inverse=True)
         place = np.empty(pairs.shape[1], np.int64)
-        codes_PS = np.zeros((pairs.shape[1], num_stages), np.int32)
+        codes_PS = np.zeros((pairs.shape[1], len(self.groups.code_sizes)), np.int32)
         for number, (snapshot, user) in enumerate(pairs.T):
-            codes = self.groups.codes_of(int(snapshot), int(user)) or (given[number] if given is not None else None)
+            codes = self.groups.codes_of(int(snapshot), int(user))
             place[number] = self.groups.lend(int(snapshot), codes)
             if codes is not None:
                 codes_PS[number] = np.array(codes) + 1

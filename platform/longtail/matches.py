@@ -1,6 +1,6 @@
 """Matches: what a user did with the items of a candidate's cluster, the items with the same leading semantic codes (ours, beside counts by category).
 
-Apart from the other own features: a new codebook leaves those as they are. Training samples and serving requests both come through here.
+Apart from the other own features: a new codebook leaves those as they are. A request has the same numbers from longtail.online.features.
 Letters: B rows, N items, M match statistics.
 """
 
@@ -31,9 +31,9 @@ class MatchState:
 
     def of(self, rows: Rows) -> Floats:
         """MATCH_STATS [B, M], as they were known strictly before each row's time; zeros for an item of no cluster."""
-        cluster = item_facts(rows, self.entities, self.cluster_N).cluster_B
+        cluster = item_facts(rows.item_row_B, self.entities, self.cluster_N).cluster_B
         same, since = self.by_user_cluster.count_and_days(pair_keys(rows.user_row_B, cluster), rows.time_B)
-        share = same / np.maximum(self.by_user.count(*rows.owners), 1)
+        share = same / np.maximum(self.by_user.count(rows.user_row_B, rows.time_B), 1)
         last = recency(since)
         return np.where(cluster[:, None] > 0, np.stack([np.log1p(same), share, last], 1), 0.0).astype(np.float32)
 
