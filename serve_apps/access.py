@@ -88,6 +88,7 @@ def refusal(what: str) -> RequestProblemError:
 
 def is_loopback(host: str) -> bool:
     """True for names and addresses of this machine alone."""
+    host = host.lower().rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -5,6 +5,8 @@ from urllib.parse import quote
 
 import requests
 
+from longtail.storage import without_secrets
+
 
 class RankClient:
     """Asks one application; raises ValueError with the application's own words where it refuses, and where nobody answers."""
@@ -54,16 +56,29 @@ class RankClient:
         return self._call("POST", "/v1/rollout", change)
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        told = without_secrets(self.url)
         try:
             response = self._session.request(method, f"{self.url}{path}", json=body, timeout=self.timeout_s)
+        except (UnicodeError, requests.exceptions.InvalidHeader) as error:
+            raise ValueError("the token (LONGTAIL_TOKEN) holds characters that a header cannot: copy it as serve_apps.up printed it.") from error
+        except (
+            requests.exceptions.InvalidJSONError,
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            requests.exceptions.MissingSchema,
+        ) as error:
+            raise ValueError(f"{method} {told}{path} cannot be asked: {without_secrets(str(error))}. A url looks like http://127.0.0.1:8000.") from error
         except requests.RequestException as error:
-            raise ValueError(f"{method} {self.url}{path}: no answer ({type(error).__name__}). Start the application (make up), or name its --url.") from error
+            raise ValueError(f"{method} {told}{path}: no answer ({type(error).__name__}). Start the application (make up), or name its --url.") from error
         if not response.ok:
             try:
                 problem = response.json()
                 said = f"{problem['detail']} {' '.join(problem['errors'])} {problem['remedy']}"
             except (ValueError, KeyError):
                 said = response.text[:500]
-            raise ValueError(f"{method} {response.url}: {response.status_code} {said}")
-        answer: dict[str, Any] = response.json()
+            raise ValueError(f"{method} {told}{path}: {response.status_code} {said}")
+        try:
+            answer: dict[str, Any] = response.json()
+        except ValueError as error:
+            raise ValueError(f"{method} {told}{path}: the answer is no JSON, so this is not the application. Name its --url.") from error
         return answer

@@ -66,7 +66,7 @@ def main() -> None:
                 what = one.get("problem") or f"{one['run']}, published {one['published']}, {', '.join(one['rankers'])}"
                 print(f"{one['release']}  {what}")
         else:
-            body = {name: value for name, value in vars(args).items() if name in ("release", "weight", "reason") and value}
+            body = {name: value for name, value in vars(args).items() if name in ("release", "weight", "reason") and value is not None}
             if args.verb == "rollback":
                 state = client.rollout()["state"]
                 body["release"] = state["canary"] or state["stable"]

@@ -73,7 +73,7 @@ class ItemBody(Strict):
 
     @model_validator(mode="after")
     def _something(self) -> "ItemBody":
-        if not (self.title or self.category or self.brand or self.image):
+        if not (any(text.strip() for text in (self.title or "", self.brand or "", *self.category)) or self.image):
             raise ValueError("nothing to encode: give a title, a category, a brand or an image")
         return self
 
@@ -136,7 +136,7 @@ class UserTold(Told):
     profile_by: Literal["request", "deterministic", "llm", "none"]
     group: list[int] = Field(description="codes; a user whom the run knows keeps the published ones")
     accepted: int = Field(0, description="of the events")
-    told_before: int = Field(0, description="of the events, by their event_id: whoever sent it")
+    told_before: int = Field(0, description="of the events, by their event_id")
 
 
 class EventsTold(Told):

@@ -83,7 +83,7 @@ class RankingService:
         keys = list(dict.fromkeys(key for key in (rollout.stable, rollout.previous, rollout.configured) if key is not None))
         for key in keys[:-1]:
             try:
-                self._load(key)
+                self._load(key, must_answer=True)
                 return key
             except Exception as error:
                 self._cannot_load(key, error)
@@ -218,7 +218,7 @@ class RankingService:
         for key in new:
             if key not in self.failures:
                 try:
-                    self._load(key)
+                    self._load(key, must_answer=key == rollout.stable)
                 except Exception as error:  # whatever is wrong with it, the others go on
                     self._cannot_load(key, error)
         self._rollout_number = number
@@ -237,10 +237,13 @@ class RankingService:
             self._seen = {key: ReleaseStats() for key in rollout.releases}
             self._shadow = ShadowStats()
 
-    def _load(self, key: str) -> None:
+    def _load(self, key: str, must_answer: bool = False) -> None:
+        """Hold a release; one that answers everybody must give numbers, a canary is counted."""
         run = self._open_run(key)
         ranker = in_background(run.request_ranker)
-        warm(ranker)
+        mute = warm(ranker)
+        if mute and must_answer:
+            raise ValueError(f"its rankers {mute} give scores that are no numbers")
         loaded = Loaded(run, ranker, run.info(ranker))
         take_in(loaded, [entry for entry in self._history(self.applied) if not isinstance(entry, RolloutEntry)], self._encode_now)
         self.failures.pop(key, None)
@@ -290,14 +293,17 @@ def is_in_the_logs(loaded: Loaded, entry: AnyEntry) -> bool:
     return ranker.knows_item(entry.item_id) if isinstance(entry, ItemEntry) else ranker.features.users.user(entry.user_id) is not None
 
 
-def warm(ranker: RequestRanker, times: int = 3) -> None:
-    """Rank as a request does, so that what is made once is made before the release answers, and requests do not queue behind it."""
-    known = ranker.knowledge()
+def warm(ranker: RequestRanker, times: int = 3) -> list[str]:
+    """Rank as a request does, so that what is made once is made before the release answers; returns the rankers whose scores are no numbers."""
+    known, mute = ranker.knowledge(), list[str]()
     with torch.inference_mode():
         for name in ranker.rankers:
             for user_id in (*known.user_ids[:1], "nobody") * times:
-                with contextlib.suppress(FloatingPointError):  # a broken one is counted when it answers
+                try:
                     ranker.rank(Question(user_id, tuple(map(StatedItem, known.item_ids)), name))
+                except FloatingPointError:
+                    mute += [] if name in mute else [name]
+    return mute
 
 
 def stated_item(entry: ItemEntry) -> StatedItem:

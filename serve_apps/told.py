@@ -6,6 +6,7 @@ how far it is.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -30,7 +31,9 @@ NAMESPACE = "longtail"
 PAGE = 2_000  # entries handed over at once, and PAGE_BYTES of them
 PAGE_BYTES = 8 * 2**20
 WAIT_S = 1.0  # that a replica is left waiting for news, after which it reports again
-GONE_S = 30.0  # a replica that has not asked for so long is not waited for: loading a release takes seconds
+GONE_S = 3.0  # a replica that does not ask again for so long is not waited for, nor one that loads a release for LOADING_S
+LOADING_S = 120.0
+FORGOTTEN_S = 300.0
 MOST_HISTORY = 50  # rollouts that the state tells of
 MOST_EVENT_IDS = 1_000_000  # that are remembered, to know an event that is sent again
 
@@ -40,8 +43,15 @@ class Replica:
     """What one replica said last."""
 
     applied: int
-    asked: float  # monotonic
+    asked: float  # monotonic, as the next
+    handed: float = 0.0  # when it was handed lines, or sent away without
+    waiting: int = 0  # it is asking now
+    loading: bool = False  # what it was handed has a rollout in it
     report: Mapping[str, Any] = field(default_factory=dict)
+
+    def there(self, now: float) -> bool:
+        """It asks, or is about to ask again."""
+        return self.waiting > 0 or now - self.handed < (LOADING_S if self.loading else GONE_S)
 
 
 class Writer:
@@ -52,7 +62,7 @@ class Writer:
         self._lines: list[str] = []
         self._rollouts: list[tuple[int, Rollout]] = []
         self._rolled_us: list[int] = []  # when, of each of them
-        self._event_ids: OrderedDict[str, None] = OrderedDict()
+        self._event_ids: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._replicas: dict[str, Replica] = {}
         self._writing, self._news = asyncio.Lock(), asyncio.Condition()
         for number, line in log.read(0):
@@ -98,18 +108,21 @@ class Writer:
     async def follow(self, replica: str, applied: int, report: Mapping[str, Any]) -> list[str]:
         """Lines after those that a replica has taken in, as soon as there are any; none after WAIT_S."""
         now = time.monotonic()
-        self._replicas = {name: one for name, one in self._replicas.items() if now - one.asked < 2 * GONE_S}
-        self._replicas[replica] = Replica(applied, now, report)
-        async with self._news:
-            self._news.notify_all()  # who waits for replicas to be as far
-        await self._judge()
-        if self.last <= applied:
+        self._replicas = {name: one for name, one in self._replicas.items() if now - one.asked < FORGOTTEN_S}
+        mine = self._replicas[replica] = Replica(applied, now, waiting=1, report=report)
+        lines: list[str] = []
+        try:
             async with self._news:
-                try:
-                    await asyncio.wait_for(self._news.wait_for(lambda: self.last > applied), WAIT_S)
-                except TimeoutError:
-                    return []
-        return await self.read(applied)
+                self._news.notify_all()  # who waits for replicas to be as far
+            await self._judge()
+            if self.last <= applied:
+                async with self._news:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._news.wait_for(lambda: self.last > applied), WAIT_S)
+            lines = await self.read(applied)
+        finally:
+            mine.waiting, mine.handed, mine.loading = 0, time.monotonic(), any(applied < number for number, _ in self._rollouts)
+        return lines
 
     async def leave(self, replica: str) -> None:
         """A replica ends."""
@@ -126,7 +139,7 @@ class Writer:
         async with self._writing:
             entry = parse(line)
             assert isinstance(entry, EventsEntry)
-            fresh = list({event.event_id: event for event in entry.events if event.event_id not in self._event_ids}.values())
+            fresh = list({event.key: event for event in entry.events if event.key not in self._event_ids}.values())
             told = len(entry.events) - len(fresh)
             number = await self._write([entry.model_copy(update={"events": fresh}).model_dump_json(exclude_none=True)] if fresh else [])
         return {**await self._seen(number, wait_s), "accepted": len(fresh), "told_before": told}
@@ -213,10 +226,13 @@ class Writer:
         deadline = time.monotonic() + wait_s
 
         def there() -> list[Replica]:
-            return [one for one in self._replicas.values() if time.monotonic() - one.asked < GONE_S]
+            return [one for one in self._replicas.values() if one.there(time.monotonic())]
+
+        def behind() -> bool:
+            return any(one.applied < number for one in there()) or not self._replicas  # a writer that has just started is asked soon
 
         async with self._news:
-            while any(one.applied < number for one in there()) and (left := deadline - time.monotonic()) > 0:
+            while behind() and (left := deadline - time.monotonic()) > 0:
                 try:
                     await asyncio.wait_for(self._news.wait(), left)
                 except TimeoutError:
@@ -244,7 +260,7 @@ class Writer:
             self._rolled_us.append(entry.told_us)
         elif isinstance(entry, EventsEntry):
             for event in entry.events:
-                self._event_ids[event.event_id] = None
+                self._event_ids[event.key] = None
             while len(self._event_ids) > MOST_EVENT_IDS:
                 self._event_ids.popitem(last=False)
 

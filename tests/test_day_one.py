@@ -116,7 +116,14 @@ def _day_one(config: Config, **serve: Any) -> dict[str, Any]:
         assert (expected["new"]["user"]["known"], expected["new"]["user"]["group_basis"]) == (True, "added")
         early = requests.post(f"{url}/v1/events", json={"events": [event | {"ts": small_world.day(3).isoformat()}]}, timeout=60)
         assert (early.status_code, early.json()["type"]) == (422, "urn:longtail:problem:event-too-early")
-        assert requests.put(f"{url}/v1/items/x", json={"price": 1}, timeout=60).status_code == 422
+        late = requests.post(f"{url}/v1/events", json={"events": [event | {"ts": "2199-01-01T00:00:00Z"}]}, timeout=60)
+        assert (late.status_code, late.json()["type"]) == (422, "urn:longtail:problem:event-too-late")
+        for nothing in ({"price": 1}, {"title": "  "}, {"title": "x", "image": base64.b64encode(b"no picture").decode()}):
+            assert requests.put(f"{url}/v1/items/x", json=nothing, timeout=60).status_code == 422, nothing
+        slashed = requests.put(f"{url}/v1/items/shelf%2F7", json={"title": "x"}, timeout=60)
+        assert slashed.json()["item_id"] == "shelf/7"
+        large = requests.put(f"{url}/v1/items/large", json={"title": "x", "brand": "y" * 17_000_000}, timeout=60)
+        assert (large.status_code, large.json()["type"]) == (413, "urn:longtail:problem:too-large")
     return expected
 
 

@@ -83,6 +83,7 @@ def test_work_in_the_background_has_a_low_priority_and_leaves_that_of_others() -
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_serves_own_proxy_is_there_for_the_asking(ray_cluster: None, tmp_path: Path) -> None:
     config = small_run.publish(tmp_path)
     settings = config.serve.model_copy(update={"proxy": "python", "retry_after_s": 3, "max_ongoing_requests": 1, "max_queued_requests": 1})
@@ -92,6 +93,7 @@ def test_serves_own_proxy_is_there_for_the_asking(ray_cluster: None, tmp_path: P
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_new_version_takes_over_without_losing_a_request(ray_cluster: None, tmp_path: Path) -> None:
     from ray import serve
 

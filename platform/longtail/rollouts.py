@@ -64,8 +64,8 @@ class RolloutChange(BaseModel):
         description="canary: `release` answers `weight` of the users | shadow: it ranks unseen | promote: the canary, or `release`, becomes stable | "
         "rollback: take the canary back, or without one the last promotion (`release`: the one that is taken back) | stop: end the shadow"
     )
-    release: str | None = Field(None, min_length=1, max_length=64)
-    weight: float | None = Field(None, ge=0, le=1)
+    release: str | None = Field(None, pattern=r"^[0-9a-z]{1,64}$")
+    weight: float | None = Field(None, ge=0, le=1, strict=True)
     reason: str = Field("", max_length=500)
 
 
@@ -111,7 +111,7 @@ def _changed(now: Rollout, change: RolloutChange) -> Rollout:
         return now.model_copy(update={"canary": None, "weight": 0.0, "reason": reason})
     if now.previous is None:
         raise ValueError("nothing to roll back: there is no canary, and nothing was promoted.")
-    return now.model_copy(update={"stable": now.previous, "previous": now.stable, "reason": reason})
+    return now.model_copy(update={"stable": now.previous, "previous": None, "reason": reason})  # done twice, it must not bring the bad one back
 
 
 class ReleaseStats(BaseModel):

@@ -68,6 +68,11 @@ class EventEntry(BaseModel):
     ts_us: int
     price: float | None = None
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What an event that is sent again is known by."""
+        return self.user_id, self.event_id
+
     def seen(self) -> SeenEvent:
         return SeenEvent(self.user_id, self.item_id, self.event, self.ts_us, self.price)
 
