@@ -1,9 +1,11 @@
-"""What a team would write by hand: FastAPI and uvicorn around the same ranker, one process, no Ray in the way of a request.
+"""What a team would write by hand: FastAPI and uvicorn's workers around the same ranker, no Ray in the way of a request.
 
-Reads a finished run. Run by bench.serve: python -m bench.peer_service --config … --port 8100
+Reads a finished run. Run by bench.serve: python -m bench.peer_service --config … --port 8100 --workers 2
 """
 
 import argparse
+import json
+import os
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from longtail.config import load
 from longtail.ranking import Question, StatedItem
 from pipelines.stage import open_store
 from serve_apps.ranking import served_run
+
+ORDER = "LONGTAIL_BENCH_PEER"
 
 
 class Request(BaseModel):
@@ -44,13 +48,21 @@ def service(config_path: str, overrides: list[str]) -> FastAPI:
     return app
 
 
+def worker() -> FastAPI:
+    """The service in one of uvicorn's workers."""
+    config_path, overrides = json.loads(os.environ[ORDER])
+    return service(config_path, overrides)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
-    uvicorn.run(service(args.config, args.overrides), host="127.0.0.1", port=args.port, log_level="warning", access_log=False)
+    os.environ[ORDER] = json.dumps([args.config, args.overrides])
+    uvicorn.run("bench.peer_service:worker", factory=True, host="127.0.0.1", port=args.port, workers=args.workers, log_level="warning", access_log=False)
 
 
 if __name__ == "__main__":

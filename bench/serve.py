@@ -87,13 +87,15 @@ def timed(url: str, path: Path, num: int) -> dict[str, Any]:
 
 
 @contextmanager
-def peer(config_path: str, overrides: Sequence[str]) -> Iterator[str]:
-    """The hand-written service for the length of a block."""
+def peer(config_path: str, overrides: Sequence[str], workers: int) -> Iterator[str]:
+    """The hand-written service with as many workers as we have replicas, for the length of a block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = [word for one in overrides for word in ("--set", one)]
-    process = subprocess.Popen([sys.executable, "-m", "bench.peer_service", "--config", config_path, "--port", str(port), *flags], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.peer_service", "--config", config_path, "--port", str(port), "--workers", str(workers), *flags], cwd=ROOT
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 120
@@ -139,8 +141,10 @@ def deploy_under_load(config: Config, url: str, path: Path, rate: float) -> dict
     return {**found, "deploy_s": round(took, 1), "version_changed": now == changed.serve.max_items}
 
 
-def switch_under_load(url: str, path: Path, rate: float, release: str) -> dict[str, Any]:
-    """Half the saturating rate, and in the middle of it another release becomes the stable one."""
+def switch_under_load(url: str, path: Path, rate: float, releases: Sequence[str]) -> dict[str, Any]:
+    """Half the saturating rate, and in the middle of it the other of two releases becomes the stable one."""
+    stable = RankClient(url).models()["release"]
+    release = next(one for one in releases if one != stable)  # an earlier bench may have promoted it
 
     def promote() -> float:
         time.sleep(PHASE_S / 2)
@@ -189,13 +193,14 @@ def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> 
         where = machine()["machine"]
         asked, path = bodies(logs, 512), Path(folder) / "bodies"
         path.write_text("\n".join(json.dumps(body) for body in asked))
-        following = served_run(config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name} again"})}), store).release
-        with deployed(served_run(config, store), Access(TOKEN, False)) as served, peer(config_path, overrides) as peer_url:
+        again = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name} again"})})
+        runs = [served_run(one, store) for one in (again, config)]
+        with deployed(runs[1], Access(TOKEN, False)) as served, peer(config_path, overrides, config.serve.num_replicas) as peer_url:
             differ = same_scores(served.url, peer_url, asked[:20])
             fast = in_turns(rounds, served.url, peer_url, lambda url: timed(url, path, num))
             rate, peer_rate = (num / statistics.median(run["seconds"] for run in fast[name]) for name in ("ours", "peer"))
             half = in_turns(rounds, served.url, peer_url, lambda url: counted(url, path, rate=rate / 2, for_s=PHASE_S))
-            switch = switch_under_load(served.url, path, rate, following)
+            switch = switch_under_load(served.url, path, rate, [run.release for run in runs])
             beyond = overload(served.url, path, rate)
             deploy = deploy_under_load(config, served.url, path, rate)
     ours, peers = fast["ours"], fast["peer"]
@@ -207,6 +212,7 @@ def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> 
         "commit": source_commit(),
         "num": num,
         "candidates": CANDIDATES,
+        "replicas": config.serve.num_replicas,
         "ours_s": [round(run["seconds"], 4) for run in ours],
         "peers": {"fastapi_uvicorn": [round(run["seconds"], 4) for run in peers]},
         "quality": {
