@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from longtail.config import load
-from longtail.ranking import Question, StatedItem
+from longtail.questions import Question, StatedItem
 from pipelines.stage import open_store
 from serve_apps.ranking import served_run
 

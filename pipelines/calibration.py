@@ -27,7 +27,8 @@ from longtail.online.features import OnlineFeatures
 from longtail.online.mapped import MappedStore
 from longtail.online.tables import online_tables
 from longtail.packaged_models import resolve
-from longtail.ranking import Question, RequestRanker, StatedItem
+from longtail.questions import Question, StatedItem
+from longtail.ranking import RequestRanker
 from longtail.run_state import load_feature_state, logs_info
 from longtail.storage import without_secrets
 from pipelines.cluster import ROOT

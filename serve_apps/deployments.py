@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 from longtail.newcomers import NewcomerEncoder, Placed
 from longtail.online.entries import parse
-from longtail.ranking import Encoded, StatedItem, StatedUser, Unknowns
+from longtail.questions import Encoded, StatedItem, StatedUser, Unknowns
 from longtail.rollouts import Rollout
 from serve_apps.access import Access
 from serve_apps.background import in_background

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from longtail.ranking import Question, StatedItem
+from longtail.questions import Question, StatedItem
 from serve_apps.problems import RequestProblemError
 from serve_apps.rank_routes import Answer, answered
 from serve_apps.schemas import EARLIEST, LATEST

@@ -10,7 +10,7 @@ from longtail.newcomers import facts_of
 from longtail.packaged_models import fingerprint
 from longtail.profile_names import known_names
 from longtail.profiles import engine_key
-from longtail.ranking import StatedUser
+from longtail.questions import StatedUser
 from longtail.run_state import logs_info
 from serve_apps.served_run import Served
 

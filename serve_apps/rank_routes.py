@@ -16,7 +16,7 @@ from fastapi import APIRouter, Body, Response
 from pydantic_core import to_json
 
 from longtail.explanation import Attended, ItemExplanation
-from longtail.ranking import Question, RankedItem, Ranking, UnanswerableError
+from longtail.questions import Question, RankedItem, Ranking, UnanswerableError
 from serve_apps.problems import PROBLEM_MEDIA_TYPE, Problem, RequestProblemError, internal
 from serve_apps.schemas import (
     AttendedOut,

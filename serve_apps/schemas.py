@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AwareDatetime, Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from longtail.explanation import Attention
-from longtail.ranking import GroupBasis, ItemBasis, Question, StatedItem, StatedUser
+from longtail.questions import GroupBasis, ItemBasis, Question, StatedItem, StatedUser
 from serve_apps.problems import Problem
 
 MOST_EVENTS = 10_000  # in one request

@@ -19,7 +19,8 @@ import torch
 
 from actors import metrics
 from longtail.online.entries import EventsEntry, ItemEntry, RolloutEntry, UserEntry
-from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, StatedUser, UnanswerableError, Unknowns
+from longtail.questions import Encoded, Question, Ranking, StatedItem, StatedUser, UnanswerableError, Unknowns
+from longtail.ranking import RequestRanker
 from longtail.rollouts import ReleaseStats, Rollout, ShadowStats
 from longtail.times import from_us
 from serve_apps.background import in_background

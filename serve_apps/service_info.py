@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from longtail.ranking import Knowledge
+from longtail.questions import Knowledge
 
 
 @dataclass(frozen=True)

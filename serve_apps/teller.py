@@ -16,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 
 from longtail.online.added import SeenEvent
 from longtail.online.entries import EventEntry, EventsEntry, ItemEntry, UserEntry
-from longtail.ranking import StatedItem, StatedUser, Unknowns
+from longtail.questions import StatedItem, StatedUser, Unknowns
 from longtail.releases import open_release, release_keys
 from longtail.rollouts import RolloutChange
 from longtail.times import to_us

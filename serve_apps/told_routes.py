@@ -10,7 +10,7 @@ from PIL import Image
 
 from longtail.images import open_image
 from longtail.online.entries import EventEntry
-from longtail.ranking import StatedItem
+from longtail.questions import StatedItem
 from longtail.times import to_us
 from serve_apps.problems import RequestProblemError
 from serve_apps.rank_routes import PROBLEMS, check_attributes

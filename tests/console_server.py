@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from longtail.newcomers import Placed
-from longtail.ranking import Encoded, Question, Ranking, StatedItem, Unknowns
+from longtail.questions import Encoded, Question, Ranking, StatedItem, Unknowns
 from serve_apps.access import Access
 from serve_apps.console.app import make_console
 from serve_apps.console.bridge import Answered, Asked, Bridge, call

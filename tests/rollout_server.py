@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from longtail.artifacts import Store
 from longtail.online.entries import parse
 from longtail.online.log import FileLog
-from longtail.ranking import Encoded, Unknowns
+from longtail.questions import Encoded, Unknowns
 from longtail.rollouts import GuardSettings, Rollout
 from serve_apps.access import Access
 from serve_apps.console.app import make_console

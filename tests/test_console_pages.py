@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from longtail.artifacts import Store
 from longtail.config import Config
 from longtail.lineage import stored
-from longtail.ranking import StatedItem
+from longtail.questions import StatedItem
 from serve_apps.ranking import served_run
 from tests import console_run, console_server
 

@@ -9,7 +9,8 @@ import grpc
 import numpy as np
 import pytest
 
-from longtail.ranking import Question, Ranking, RequestRanker, StatedItem
+from longtail.questions import Question, Ranking, StatedItem
+from longtail.ranking import RequestRanker
 from pipelines.cluster import ROOT
 from serve_apps import open_inference_pb2 as pb
 from serve_apps.inference_grpc import InferenceService

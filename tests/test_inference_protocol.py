@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from longtail.ranking import Question, Ranking, RequestRanker
+from longtail.questions import Question, Ranking
+from longtail.ranking import RequestRanker
 from serve_apps.inference_protocol import Tensor, from_raw, to_raw
 from serve_apps.inference_routes import LENGTH_HEADER
 from serve_apps.problems import RequestProblemError

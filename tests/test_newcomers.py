@@ -16,7 +16,7 @@ from longtail.profile_facts import facts_table
 from longtail.profile_text import fallback
 from longtail.profiles import ProfilesSettings
 from longtail.projection import ItemEncoder, Projection, ProjectionShape
-from longtail.ranking import StatedItem, StatedUser, Unknowns
+from longtail.questions import StatedItem, StatedUser, Unknowns
 from longtail.user_spaces import side_by_side
 from tests import small_run, small_world
 

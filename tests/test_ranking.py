@@ -19,8 +19,9 @@ from longtail.matches import MATCH_STATS
 from longtail.online.added import SeenEvent
 from longtail.online.features import OnlineFeatures
 from longtail.online.tables import online_tables
+from longtail.questions import Encoded, Question, Ranking, StatedItem, StatedUser, UnanswerableError
 from longtail.rankers.batch import Batch
-from longtail.ranking import Encoded, Question, Ranking, RequestRanker, StatedItem, StatedUser, UnanswerableError, stated_facts
+from longtail.ranking import RequestRanker, stated_facts
 from longtail.scoring import predict
 from tests import small_run, small_world
 

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from longtail.artifacts import Store
 from longtail.checkpoint import save_vocabulary
 from longtail.embeddings import TextEncoder
-from longtail.ranking import Question, StatedItem, StatedUser, Unknowns
+from longtail.questions import Question, StatedItem, StatedUser, Unknowns
 from longtail.releases import check_pairing
 from longtail.serving import AutoscalingSettings
 from pipelines.cluster import ROOT

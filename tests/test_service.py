@@ -12,8 +12,8 @@ import torch
 from longtail.artifacts import Store
 from longtail.codes import encode
 from longtail.online.entries import EventEntry, EventsEntry, ItemEntry, RolloutEntry, UserEntry
+from longtail.questions import Encoded, Question, StatedItem, UnanswerableError, Unknowns
 from longtail.rankers.ranker import Ranker
-from longtail.ranking import Encoded, Question, StatedItem, UnanswerableError, Unknowns
 from longtail.rollouts import Rollout
 from serve_apps.ranking import served_run
 from serve_apps.served_run import Served, ServedRun

@@ -19,7 +19,7 @@ from longtail.config import load
 from longtail.images import open_image
 from longtail.logs import LogsSettings, build_logs, fingerprint
 from longtail.profile_cache import Answer, ProfileCache
-from longtail.ranking import Question, StatedItem
+from longtail.questions import Question, StatedItem
 from longtail.storage import above, below, local_folder, open_place, refuse_secrets, without_secrets, write_whole
 from longtail.sweep_journal import Journal
 from longtail.sweep_results import Trial

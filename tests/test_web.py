@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from longtail.ranking import Encoded, Knowledge, Question, Ranking
+from longtail.questions import Encoded, Knowledge, Question, Ranking
 from serve_apps.problems import PROBLEM_MEDIA_TYPE
 from serve_apps.schemas import BatchResponse, RankResponse
 from serve_apps.service_info import ModelInfo, ServiceInfo

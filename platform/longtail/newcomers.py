@@ -28,7 +28,7 @@ from longtail.profile_facts import facts_table
 from longtail.profile_text import fallback
 from longtail.profiles import ProfilesSettings
 from longtail.projection import ItemEncoder
-from longtail.ranking import Encoded, StatedItem, StatedUser, Unknowns
+from longtail.questions import Encoded, StatedItem, StatedUser, Unknowns
 from longtail.times import from_us
 from longtail.user_spaces import of_profile_alone
 

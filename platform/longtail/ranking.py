@@ -4,26 +4,26 @@ Reads nothing and writes nothing: it is given published features and rankers; se
 an error here: an unknown user gets the group of what the request states, or everyone's; an unknown item is ranked by the content that the request states.
 What came after the run's logs (items, users, events) is put into it while it serves.
 
-Letters: B candidates, H heads, N described items, D semantic width, S code stages, C category levels.
+Letters: B candidates, H heads, D semantic width, S code stages, C category levels.
 """
 
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from longtail.entities import UNKNOWN_TIME, Entities
-from longtail.explanation import GroupStep, ItemExplanation, explain, group_path
+from longtail.explanation import explain, group_path
 from longtail.features import ItemFacts
 from longtail.online.added import AddedUsers, SeenEvent
 from longtail.online.features import OnlineFeatures
 from longtail.online.records import UserRecord
+from longtail.questions import Encoded, GroupBasis, ItemBasis, Knowledge, Question, RankedItem, Ranking, StatedItem, UnanswerableError, Unknowns
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import OOV, Catalogue
 from longtail.rankers.ranker import Ranker, RankerOutput, predict_rows
@@ -32,54 +32,6 @@ from longtail.times import from_us, to_us
 logger = logging.getLogger(__name__)
 
 MOST_EARLY = 10_000  # events that wait for their items
-
-ItemBasis = Literal["catalogue", "added", "content", "none"]
-GroupBasis = Literal["published", "added", "request", "everyone"]
-
-
-class UnanswerableError(ValueError):
-    """A request that this release cannot answer as it stands; another one may."""
-
-
-@dataclass(frozen=True)
-class StatedUser:
-    """What a request says of its user."""
-
-    attributes: Mapping[str, str | bool | float | None] = field(default_factory=dict)
-    profile: str | None = None  # in words; None: the deterministic profile of attributes and events
-    events: tuple[SeenEvent, ...] = ()
-
-
-@dataclass(frozen=True)
-class StatedItem:
-    """A candidate, and what the request says of it; read only where the run does not know the item."""
-
-    item_id: str
-    title: str | None = None
-    category: tuple[str, ...] = ()  # root -> leaf
-    brand: str | None = None
-    price: float | None = None
-    first_seen: datetime | None = None
-    image: bytes | None = None
-
-    @property
-    def described(self) -> bool:
-        """True where there is something to encode."""
-        return bool(self.title or self.category or self.brand or self.image)
-
-
-@dataclass(frozen=True)
-class Question:
-    """One request."""
-
-    user_id: str
-    items: tuple[StatedItem, ...]
-    ranker: str
-    heads: tuple[str, ...] | None = None  # None: all of the ranker's; the first one decides the order
-    now: datetime | None = None  # None: the end of the run's logs, or just after the user's last event that came since
-    user: StatedUser | None = None
-    explain: bool = False
-    release: str | None = None  # None: the application's choice
 
 
 @dataclass(frozen=True)
@@ -91,67 +43,6 @@ class Found:
     item_row_B: npt.NDArray[np.int64]
     time_us: int
     group_basis: GroupBasis  # of the codes in the user's record; "everyone" where it has none
-
-
-@dataclass(frozen=True)
-class Unknowns:
-    """What of a request must be encoded from text before it can be ranked."""
-
-    user: StatedUser | None
-    items: tuple[StatedItem, ...]  # in the order of the request
-
-    def __bool__(self) -> bool:
-        return self.user is not None or bool(self.items)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Unknowns as the text encoder and the run's codebooks see them."""
-
-    user_codes: tuple[int, ...] | None  # by stage, from 0
-    item_z_ND: npt.NDArray[np.float32]
-    item_codes_NS: npt.NDArray[np.int32]  # from 0
-
-
-@dataclass(frozen=True)
-class RankedItem:
-    """One candidate in the answer."""
-
-    item_id: str
-    scores: tuple[float, ...]  # probabilities by head, in the answer's order of heads
-    basis: ItemBasis
-    explanation: ItemExplanation | None = None  # where the question asked for it
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The answer: candidates by the first head's probability, best first; equal ones in the request's order."""
-
-    heads: tuple[str, ...]
-    items: tuple[RankedItem, ...]
-    now: datetime
-    user_known: bool
-    group: tuple[int, ...]  # the codes that the ranker saw, from 0; empty: none
-    group_basis: GroupBasis
-    num_purchases: int  # the user's before the request's time
-    alpha_fusion: float | None  # ChoirRec: weight of the group channel, mean over the candidates
-    group_path: tuple[GroupStep, ...] = ()  # where the question asked for explanations
-    release: str = ""
-    version: str = ""  # key of the checkpoint that scored
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """What a caller may ask for."""
-
-    heads: Mapping[str, tuple[str, ...]]  # by ranker
-    attributes: Mapping[str, tuple[str, ...] | None]  # some of each attribute's values; None for a numeric one
-    now: datetime
-    since: datetime  # requests of an earlier time would see what came later
-    num_users: int
-    num_items: int
-    user_ids: tuple[str, ...]  # a few of them, for examples
-    item_ids: tuple[str, ...]
 
 
 class RequestRanker:

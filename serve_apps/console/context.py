@@ -22,7 +22,7 @@ from longtail.lineage import made_from, stored, upstream
 from longtail.logs import LogsInfo
 from longtail.newcomers import Placed
 from longtail.packaged_models import cache_dir
-from longtail.ranking import StatedItem
+from longtail.questions import StatedItem
 from longtail.run_state import logs_info
 from longtail.table_rows import by_key, has_table
 from longtail.user_activity import UserActivity, user_activity

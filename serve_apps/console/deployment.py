@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from longtail.newcomers import Placed
-from longtail.ranking import StatedItem
+from longtail.questions import StatedItem
 from serve_apps.access import Access
 from serve_apps.console.app import make_console
 from serve_apps.console.bridge import Answered, Asked, call

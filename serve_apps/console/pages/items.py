@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 
 from longtail.alignment_drift import AlignmentDrift, load_alignment_drift
 from longtail.packaged_models import cache_dir
-from longtail.ranking import StatedItem
+from longtail.questions import StatedItem
 from longtail.table_rows import by_key, contains, first_rows, has_table, rows_with, starts_with, table
 from longtail.vector_search import VectorIndex, load_vector_index
 from serve_apps.console.context import Console, NothingToShowError
