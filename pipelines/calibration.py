@@ -23,6 +23,7 @@ from longtail.artifacts import Artifact, Store
 from longtail.capacity import Rate, RateName
 from longtail.config import Config, load
 from longtail.embeddings import EncoderSettings, TextEncoder
+from longtail.feature_state import FeatureState
 from longtail.online.features import OnlineFeatures
 from longtail.online.mapped import MappedStore
 from longtail.online.tables import online_tables
@@ -113,10 +114,16 @@ def _bytes(artifact: Artifact, name: str = "") -> float:
     return float(sum(entry.size or 0 for entry in artifact.fs.get_file_info(FileSelector(artifact.path(name).rstrip("/"), recursive=True))))
 
 
+def feature_state(world: World) -> FeatureState:
+    """What a process holds that computes the features of training rows."""
+    made = world.made
+    return load_feature_state(made["logs"], made["user_codes"], made["groups"], made["peers"], made["item_codes"], made["collaborative"], world.config)
+
+
 def request_ranker(world: World) -> RequestRanker:
     """What a replica holds, with freshly drawn weights."""
     made, config, name = world.made, world.config, world.config.sweep.ranker
-    state = load_feature_state(made["logs"], made["user_codes"], made["groups"], made["peers"], made["item_codes"], made["collaborative"], config)
+    state = feature_state(world)
     ranker = TrainJob.of(config, made, name, 0).ranker().eval()
     tables = online_tables(state, logs_info(made["logs"]).end)
     return RequestRanker(OnlineFeatures.of(tables, len(tables.item_ids) + 1 + config.serve.max_items), {name: ranker}, config.serve.max_items)
@@ -185,7 +192,7 @@ def _of_worlds(worlds: Sequence[World]) -> Measured:
 
 def _of_requests(world: World) -> Measured:
     answers, events = request_ranker(world), world.parts["events"].units
-    held = held_bytes(answers.features)
+    held = held_bytes(feature_state(world))
     start, per_candidate = line_through(requests(answers, CANDIDATES))
     on = f"{REQUESTS} requests each of {CANDIDATES[0]} and {CANDIDATES[1]} candidates, without HTTP"
     return {

@@ -101,7 +101,7 @@ def test_units_hold(times: float) -> None:
     lines = {line.name: line for line in lines_of(rates=FAST)}
     faster = values(rates={name: Rate(value=rate.value * (times if name.endswith("per_s") else 1), origin="x") for name, rate in FAST.items()})
     larger = values(rates={name: Rate(value=rate.value * (1 if name.endswith("per_s") else times), origin="x") for name, rate in FAST.items()})
-    measured = ("logs", "profiles", "training rows", "the logs stage, one process", "a process that computes features, and a replica")
+    measured = ("logs", "profiles", "training rows", "the logs stage, one process", "a process that computes features")
     measured += ("facts of all users, in the object store",)
     for name, line in lines.items():
         if line.unit == "h":

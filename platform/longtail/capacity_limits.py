@@ -26,7 +26,7 @@ def limits(work: Workload, shape: Shape, lines: Sequence[Line], room: Room) -> l
 
 
 def _one_process(work: Workload, found: dict[str, float], room: Room) -> Iterator[str]:
-    peak, state = found["memory: the logs stage, one process"], found["memory: a process that computes features, and a replica"]
+    peak, state = found["memory: the logs stage, one process"], found["memory: a process that computes features"]
     most = max(peak, state)
     if most > room.node_gib:
         runs = math.ceil(work.runs * most / room.node_gib)

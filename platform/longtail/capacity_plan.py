@@ -12,7 +12,8 @@
                   (ring all-reduce), for each worker and step. What a step moves is a lower bound: each of these once read and once written
     serving       a request takes 1 / request rate + candidates / candidate rate of a replica. Replicas: the fewest that are busy for no more than
                   `utilisation` of the time and for which a request, arriving at random, waits longer than max_wait_ms in one case of a hundred (M/M/c)
-    memory        what one process holds: a k-means shard (twice while it starts), the logs' events at the stage's peak, a replica's state
+    memory        what one process holds: a k-means shard (twice while it starts), the logs' events at the stage's peak, the state of a
+                  process that computes training rows' features (a replica maps published files, and holds what requests touch)
     storage       rows x measured bytes a row; vectors d x 4
     totals        all of it times the runs, but for items' texts, which are embedded once for all runs of one run.uri
 
@@ -217,7 +218,7 @@ def _memory(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
     return [
         *held,
         Line("memory", "the logs stage, one process", f"{text} x {n(peak)} / 2**30", events * peak / GIB, "GiB"),
-        Line("memory", "a process that computes features, and a replica", f"{text} x {n(state)} / 2**30", events * state / GIB, "GiB"),
+        Line("memory", "a process that computes features", f"{text} x {n(state)} / 2**30", events * state / GIB, "GiB"),
         Line("memory", "facts of all users, in the object store", f"{n(work.users)} x {n(facts)} / 2**30", work.users * facts / GIB, "GiB"),
     ]
 
