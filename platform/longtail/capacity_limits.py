@@ -31,8 +31,8 @@ def _one_process(work: Workload, found: dict[str, float], room: Room) -> Iterato
     if most > room.node_gib:
         runs = math.ceil(work.runs * most / room.node_gib)
         yield (
-            f"logs, groups, peers, features and replicas each hold the events of a whole run in one process: {n(peak)} GiB at the logs stage's peak, "
-            f"{n(state)} GiB where features are computed and served, and a node has {room.node_gib:g}. Split the users into {runs:,} runs (their own "
+            f"logs, groups, peers and features each hold the events of a whole run in one process: {n(peak)} GiB at the logs stage's peak, "
+            f"{n(state)} GiB where features are computed, and a node has {room.node_gib:g}. Split the users into {runs:,} runs (their own "
             f"logs.tables, one run.uri; --workload runs={runs}), shorten log_days, or keep a sample (logs.sample.num_users = {n(work.users / runs)})."
         )
     facts, store = found["memory: facts of all users, in the object store"], room.object_store_gib * room.nodes
