@@ -114,7 +114,7 @@ def test_the_console_is_reached_through_the_door_and_asks_the_encoder(client: Ra
 
 def test_an_application_without_the_console_leads_to_its_docs(config: Any) -> None:
     plain = config.model_copy(update={"serve": config.serve.model_copy(update={"console": False})})
-    names = [application(replace(served_run(one, Store.open(config.run.uri)), config=one)) for one in (config, plain)]
+    names = [application(served_run(one, Store.open(config.run.uri))) for one in (config, plain)]
     assert [len(_deployments(one)) for one in names] == [3, 2]
 
 
