@@ -9,6 +9,7 @@ Reads <uri>/sweeps; writes nothing. A file that has not changed since it was las
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ from longtail.sweep_page import best_of, changes
 from longtail.sweep_results import SweepResults, Trial, pareto, ranked
 
 logger = logging.getLogger(__name__)
+
+CLOCK_S = 3.0  # object stores tell times in whole seconds
 
 SweepStatus = Literal["running", "interrupted", "finished"]
 TrialStatus = Literal["running", "interrupted", "failed", "finished", "stopped", "refused"]
@@ -151,7 +154,8 @@ class SweepWatch:
         """A file's content; None, and counted, where it cannot be read now."""
         looks = entry.mtime_ns, entry.size
         known = self._read.get(entry.path)
-        if known is not None and known[0] == looks:
+        just_now = time.time() - _changed(entry) < CLOCK_S  # it may be written again and look the same
+        if known is not None and known[0] == looks and not just_now:
             value: Told = known[1]
             return value
         try:
