@@ -126,7 +126,7 @@ def request_ranker(world: World) -> RequestRanker:
     state = feature_state(world)
     ranker = TrainJob.of(config, made, name, 0).ranker().eval()
     tables = online_tables(state, logs_info(made["logs"]).end)
-    return RequestRanker(OnlineFeatures.of(tables, len(tables.item_ids) + 1 + config.serve.max_items), {name: ranker}, config.serve.max_items)
+    return RequestRanker(OnlineFeatures.of(tables, config.serve.max_items), {name: ranker}, config.serve.max_items)
 
 
 def requests(answers: RequestRanker, sizes: Sequence[int], num: int = REQUESTS) -> list[Seen]:

@@ -10,7 +10,7 @@ from longtail.config import Config
 from longtail.newcomers import NewcomerEncoder
 from longtail.online import redis_store
 from longtail.online.features import OnlineFeatures
-from longtail.online.mapped import MappedStore, read_ids, read_meta, read_shared
+from longtail.online.mapped import read_tables
 from longtail.packaged_models import cache_dir
 from longtail.projection import load_projection
 from longtail.ranking import RequestRanker
@@ -75,10 +75,8 @@ class ServedRun:
         if serve.feature_store == "redis":
             client = redis_store.connect(serve.redis_url)
             meta, shared, item_ids = redis_store.read(client, artifact.key)
-            return OnlineFeatures.build(meta, shared, item_ids, redis_store.RedisStore(client, artifact.key), len(item_ids) + 1 + serve.max_items)
-        folder = self.local(artifact, "features")
-        item_ids = read_ids(folder, "item_ids")
-        return OnlineFeatures.build(read_meta(folder), read_shared(folder), item_ids, MappedStore.open(folder), len(item_ids) + 1 + serve.max_items)
+            return OnlineFeatures.build(meta, shared, item_ids, redis_store.RedisStore(client, artifact.key), serve.max_items)
+        return OnlineFeatures.of(read_tables(self.local(artifact, "features")), serve.max_items)
 
     def request_ranker(self) -> RequestRanker:
         """All rankers over the features.

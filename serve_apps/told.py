@@ -219,7 +219,7 @@ class Writer:
             if self._rollouts[-1][0] == number:  # nobody has changed it meanwhile
                 logger.warning("release %s is taken back: %s", judged, why)
                 back = changed(rollout, RolloutChange(action="rollback", release=judged, reason=f"rolled back by itself: {why}"[:500]))
-                await self._write([self._entry(back if rollout.canary is not None else back.model_copy(update={"previous": None}))])
+                await self._write([self._entry(back)])
 
     async def _seen(self, number: int, wait_s: float) -> dict[str, int]:
         """Wait until every replica has taken an entry in, but not longer than `wait_s`."""

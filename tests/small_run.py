@@ -133,7 +133,7 @@ def rankers(settings: Config) -> dict[str, Ranker]:
 def request_ranker(settings: Config, max_items: int, end: datetime = small_world.INFO.end, versions: Mapping[str, str] | None = None) -> RequestRanker:
     """What a replica makes of the run, with its logs ending at `end`."""
     tables = online_tables(state(settings), end)
-    return RequestRanker(OnlineFeatures.of(tables, len(tables.item_ids) + 1 + max_items), rankers(settings), max_items, versions=versions)
+    return RequestRanker(OnlineFeatures.of(tables, max_items), rankers(settings), max_items, versions=versions)
 
 
 def publish(folder: Path, learning_rate: float | None = None, spoil: Callable[[Ranker], object] | None = None) -> Config:

@@ -13,7 +13,7 @@ from longtail.feature_state import FeatureState
 from longtail.features import ItemFacts, Rows
 from longtail.online import met_by_peers, redis_store
 from longtail.online.features import OnlineFeatures
-from longtail.online.mapped import MappedStore, read_ids, read_meta, read_shared, read_tables, row_of, write_tables
+from longtail.online.mapped import read_tables, row_of, write_tables
 from longtail.online.records import UserRecord
 from longtail.online.tables import online_tables
 from longtail.peers import PEER_STATS
@@ -27,7 +27,7 @@ ITEMS = ("book", "milk", "odd", "soap", "tea")
 
 def published(state: FeatureState, end: datetime, folder: Path) -> OnlineFeatures:
     write_tables(online_tables(state, end), folder)
-    return OnlineFeatures.build(read_meta(folder), read_shared(folder), read_ids(folder, "item_ids"), MappedStore.open(folder))
+    return OnlineFeatures.of(read_tables(folder))
 
 
 def assert_alike(state: FeatureState, online: OnlineFeatures, user_id: str, items: list[str], now: datetime) -> None:

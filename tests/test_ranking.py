@@ -237,7 +237,7 @@ def test_a_ranker_of_another_run_is_refused() -> None:
     config = small_run.config("unused")
     wider = config.model_copy(update={"samples": config.samples.model_copy(update={"history_length": 4})})
     with pytest.raises(ValueError, match=r"trained on other features.*history_length"):
-        RequestRanker(OnlineFeatures.of(online_tables(small_run.state(wider), small_world.INFO.end), 7), small_run.rankers(config), max_items=1)
+        RequestRanker(OnlineFeatures.of(online_tables(small_run.state(wider), small_world.INFO.end), 1), small_run.rankers(config), max_items=1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -64,16 +64,16 @@ class OnlineFeatures:
     added: AddedItems
 
     @staticmethod
-    def build(meta: OnlineMeta, shared: Mapping[str, Array], item_ids: pa.Array, users: UserStore, first_added_row: int | None = None) -> "OnlineFeatures":
-        """Items that are added have rows from `first_added_row` on."""
-        added = AddedItems(len(item_ids) + 1 if first_added_row is None else first_added_row)
+    def build(meta: OnlineMeta, shared: Mapping[str, Array], item_ids: pa.Array, users: UserStore, spare_rows: int = 0) -> "OnlineFeatures":
+        """Items that are added have rows behind the catalogue's and the `spare_rows` of those that only a request describes."""
+        added = AddedItems(len(item_ids) + 1 + spare_rows)
         return OnlineFeatures(meta, shared, entities_of(meta, shared, item_ids), _groups(meta, shared), users, PeerStats.build(meta, shared, users), added)
 
     @staticmethod
-    def of(tables: OnlineTables, first_added_row: int | None = None) -> "OnlineFeatures":
-        """Out of tables in memory."""
+    def of(tables: OnlineTables, spare_rows: int = 0) -> "OnlineFeatures":
+        """Out of tables in memory, or mapped into it."""
         users = MappedStore(tables.per_user, tables.user_ids, tables.meta.num_peer_levels)
-        return OnlineFeatures.build(tables.meta, tables.shared, tables.item_ids, users, first_added_row)
+        return OnlineFeatures.build(tables.meta, tables.shared, tables.item_ids, users, spare_rows)
 
     def published(self, item_row_B: Ints) -> Ints:
         """Rows in the published tables: 0, of which nothing is known, for what was added since."""

@@ -32,16 +32,6 @@ def write_tables(tables: OnlineTables, folder: Path) -> None:
     (folder / "meta.json").write_text(tables.meta.model_dump_json())
 
 
-def read_meta(folder: Path) -> OnlineMeta:
-    """What the files are of."""
-    return OnlineMeta.model_validate_json((folder / "meta.json").read_text())
-
-
-def read_shared(folder: Path) -> dict[str, Array]:
-    """The arrays of everyone and everything; what is written to one stays in this process."""
-    return _mapped(folder / "shared", "c")
-
-
 def read_ids(folder: Path, name: str) -> pa.Array:
     """`user_ids` or `item_ids`, by row from 1, sorted."""
     table = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
@@ -49,8 +39,10 @@ def read_ids(folder: Path, name: str) -> pa.Array:
 
 
 def read_tables(folder: Path) -> OnlineTables:
-    """Everything, to fill another store with."""
-    return OnlineTables(read_meta(folder), read_shared(folder), _mapped(folder / "users", "r"), read_ids(folder, "user_ids"), read_ids(folder, "item_ids"))
+    """Everything, mapped; what is written to an array of everyone and everything stays in this process."""
+    meta = OnlineMeta.model_validate_json((folder / "meta.json").read_text())
+    shared, per_user = _mapped(folder / "shared", "c"), _mapped(folder / "users", "r")
+    return OnlineTables(meta, shared, per_user, read_ids(folder, "user_ids"), read_ids(folder, "item_ids"))
 
 
 @dataclass(frozen=True)
@@ -60,11 +52,6 @@ class MappedStore:
     arrays: Mapping[str, Array]
     user_ids: pa.Array
     num_peer_levels: int
-
-    @staticmethod
-    def open(folder: Path) -> "MappedStore":
-        meta = read_meta(folder)
-        return MappedStore(_mapped(folder / "users", "r"), read_ids(folder, "user_ids"), meta.num_peer_levels)
 
     def user(self, user_id: str) -> UserRecord | None:
         """See records.UserStore."""
