@@ -60,8 +60,7 @@ class Writer:
     def __init__(self, log: ToldLog, guards: GuardSettings) -> None:
         self._log, self._guards = log, guards
         self._lines: list[str] = []
-        self._rollouts: list[tuple[int, Rollout]] = []
-        self._rolled_us: list[int] = []  # when, of each of them
+        self._rollouts: list[tuple[int, Rollout, int]] = []  # the entry's number, what it says, and when it was told
         self._event_ids: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._replicas: dict[str, Replica] = {}
         self._writing, self._news = asyncio.Lock(), asyncio.Condition()
@@ -121,7 +120,7 @@ class Writer:
                         await asyncio.wait_for(self._news.wait_for(lambda: self.last > applied), WAIT_S)
             lines = await self.read(applied)
         finally:
-            mine.waiting, mine.handed, mine.loading = 0, time.monotonic(), any(applied < number for number, _ in self._rollouts)
+            mine.waiting, mine.handed, mine.loading = 0, time.monotonic(), any(applied < number for number, *_ in self._rollouts)
         return lines
 
     async def leave(self, replica: str) -> None:
@@ -166,7 +165,7 @@ class Writer:
             "state": self._rollouts[-1][1].model_dump() if self._rollouts else None,
             "history": [
                 {"number": number, "time": from_us(told_us).isoformat(timespec="seconds"), **rollout.model_dump()}
-                for (number, rollout), told_us in list(zip(self._rollouts, self._rolled_us, strict=True))[-MOST_HISTORY:]
+                for number, rollout, told_us in self._rollouts[-MOST_HISTORY:]
             ],
             "releases": {
                 key: {"requests": one.requests, "errors": one.errors, "p50_ms": one.latency_ms(0.5), "p95_ms": one.latency_ms(0.95), "scores_K": one.scores_K}
@@ -207,7 +206,7 @@ class Writer:
         """Take back what cannot be loaded, and the canary where the guards say so."""
         if not self._rollouts:
             return
-        number, rollout = self._rollouts[-1]
+        number, rollout, _ = self._rollouts[-1]
         judged, failures = rollout.canary or rollout.stable, self._failures()
         why = f"it could not be loaded: {failures[judged]}" if judged in failures else None
         if why is None and rollout.canary is not None:
@@ -256,8 +255,7 @@ class Writer:
         self._lines.append(line)
         entry = parse(line)
         if isinstance(entry, RolloutEntry):
-            self._rollouts.append((number, entry.rollout))
-            self._rolled_us.append(entry.told_us)
+            self._rollouts.append((number, entry.rollout, entry.told_us))
         elif isinstance(entry, EventsEntry):
             for event in entry.events:
                 self._event_ids[event.key] = None

@@ -142,13 +142,7 @@ def write_whole(fs: pafs.FileSystem, path: str, content: bytes | pa.Buffer, *, d
     All at once, since pyarrow publishes what an interruption left when it throws the stream away. `durable`: on a local disk a power cut does not undo it.
     """
     if isinstance(fs, pafs.LocalFileSystem):
-        aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
-        with aside.open("wb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        aside.replace(path)
+        _written_aside(path, content, durable=durable).replace(path)
         if durable:
             _sync_folder(Path(path).parent)
         return
@@ -167,16 +161,23 @@ def write_first(fs: pafs.FileSystem, path: str, content: bytes) -> None:
             raise FileExistsError(path)
         write_whole(fs, path, content)
         return
-    aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
+    aside = _written_aside(path, content, durable=True)
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         os.link(aside, path)
     finally:
         aside.unlink(missing_ok=True)
     _sync_folder(Path(path).parent)
+
+
+def _written_aside(path: str, content: bytes | pa.Buffer, *, durable: bool) -> Path:
+    """A file beside `path`, under a name that nobody else has."""
+    aside = Path(f"{path}.{uuid.uuid4().hex[:8]}")
+    with aside.open("wb") as file:
+        file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    return aside
 
 
 def _sync_folder(folder: Path) -> None:
