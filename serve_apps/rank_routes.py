@@ -16,7 +16,7 @@ from fastapi import APIRouter, Body, Response
 from pydantic_core import to_json
 
 from longtail.explanation import Attended, ItemExplanation
-from longtail.questions import Question, RankedItem, Ranking, UnanswerableError
+from longtail.questions import ItemBasis, Question, Ranking, UnanswerableError
 from serve_apps.problems import PROBLEM_MEDIA_TYPE, Problem, RequestProblemError, internal
 from serve_apps.schemas import (
     AttendedOut,
@@ -30,6 +30,8 @@ from serve_apps.schemas import (
 from serve_apps.service_info import GetInfo, ServiceInfo
 
 logger = logging.getLogger(__name__)
+
+KNOWN = ("catalogue", "added")  # bases of items that the run knows, or was told of
 
 Answer = Callable[[Question], Awaitable[Ranking]]
 
@@ -109,17 +111,15 @@ def rank_response(user_id: str, question: Question, ranking: Ranking, run: str, 
         "now": ranking.now,
         "user": user,
         "heads": ranking.heads,
-        "items": [_item(item, ranking.heads) for item in ranking.items],
+        "items": [_item(ranking.heads, *item) for item in ranking.items],
         "seconds": round(seconds, 6),
     }
 
 
-def _item(item: RankedItem, heads: tuple[str, ...]) -> dict[str, Any]:
+def _item(heads: tuple[str, ...], item_id: str, scores: tuple[float, ...], basis: ItemBasis, explanation: ItemExplanation | None) -> dict[str, Any]:
     """One candidate in the shape of ItemOut."""
-    scores, basis = item.scores, item.basis
-    known = basis in ("catalogue", "added")
-    told = {"item_id": item.item_id, "score": scores[0], "scores": dict(zip(heads, scores)), "known": known, "basis": basis}
-    return told if item.explanation is None else {**told, "explanation": _explanation(item.explanation, heads)}
+    told = {"item_id": item_id, "score": scores[0], "scores": dict(zip(heads, scores)), "known": basis in KNOWN, "basis": basis}
+    return told if explanation is None else {**told, "explanation": _explanation(explanation, heads)}
 
 
 def _explanation(found: ItemExplanation, heads: tuple[str, ...]) -> ExplanationOut:

@@ -56,7 +56,7 @@ def test_stated_items_have_the_text_of_the_items_table() -> None:
 
 def test_vectors_and_codes_are_those_of_the_runs_encoders(encoder: NewcomerEncoder) -> None:
     tea, book = StatedItem("t", "Tea", ("food", "drinks"), "x"), StatedItem("b", "Book", ("home", "paper"))
-    got = encoder.encode(Unknowns(StatedUser({"city": "Bonn"}), (tea, book, replace(tea, item_id="t2"))))
+    got = encoder.encode(Unknowns(StatedUser({"city": "Bonn"}), (tea, book, tea._replace(item_id="t2"))))
     vectors = TextEncoder(EMBEDDINGS.item).encode(item_texts(small_world.ITEMS.take(pa.array([0, 3, 0]))))
     z = encoder.projection.project(vectors)
     assert np.allclose(got.item_z_ND, z, atol=1e-6)

@@ -1,7 +1,7 @@
 """Online features: what is published of a run answers a request as the run's own indexes answer the same row, from every store."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -12,12 +12,12 @@ import pytest
 from longtail.feature_state import FeatureState
 from longtail.features import ItemFacts, Rows
 from longtail.online import met_by_peers, redis_store
-from longtail.online.features import OnlineFeatures
+from longtail.online.features import MOST_KEYS, ByKey, KeyIndex, KeyTable, OnlineFeatures, events_by
 from longtail.online.mapped import read_tables, row_of, write_tables
-from longtail.online.records import UserRecord
+from longtail.online.records import Ints, UserRecord
 from longtail.online.tables import online_tables
 from longtail.peers import PEER_STATS
-from longtail.times import to_us
+from longtail.times import DAY_US, to_us
 from tests import redis_server, small_features, small_world
 from tests.test_features import SCORES, collaborative
 from tests.test_peers import index
@@ -169,3 +169,27 @@ def test_a_redis_that_does_not_answer_is_told_without_its_password() -> None:
     with pytest.raises(ValueError, match=r"serve\.redis_url = 'redis://…@127\.0\.0\.1:1/0'.*Start that Redis") as told:
         redis_store.connect("redis://me:secret@127.0.0.1:1/0")
     assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("made", [lambda keys_E, time_E: KeyTable(keys_E, time_E, 9), KeyIndex.of, events_by])
+def test_events_by_a_key_are_those_that_a_count_by_hand_finds(made: Callable[[Ints, Ints], ByKey]) -> None:
+    draw = np.random.default_rng(4)
+    keys_E, time_E, asked_B = draw.integers(0, 9, 60), np.sort(draw.integers(0, 100, 60)) * DAY_US, np.arange(14)
+    now_us = 120 * DAY_US
+    count_B, days_B = made(keys_E, time_E).count_and_days(asked_B, now_us)
+    met_B = made(keys_E, time_E).had_met(asked_B, 12 * DAY_US)
+    for key in asked_B:
+        times = time_E[keys_E == key]
+        assert count_B[key] == len(times)
+        assert np.isnan(days_B[key]) if len(times) == 0 else days_B[key] == (now_us - times.max()) / DAY_US
+        assert met_B[key] == any(times < 12 * DAY_US)
+    assert 0 < met_B.sum() < len(set(keys_E)), "some were met early and some late"
+    nothing = made(keys_E[:0], time_E[:0])
+    assert nothing.count_and_days(asked_B, now_us)[0].sum() == 0
+    assert not nothing.had_met(asked_B, now_us).any()
+
+
+def test_many_keys_are_searched_and_few_looked_up() -> None:
+    time_E = np.array([1, 2])
+    assert isinstance(events_by(np.array([3, 5]), time_E), KeyTable)
+    assert isinstance(events_by(np.array([3, MOST_KEYS]), time_E), KeyIndex)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -209,7 +208,7 @@ def test_what_was_told_before_the_logs_ended_stands_in_them(world: World) -> Non
 
 def test_what_was_told_is_in_every_release_also_in_one_that_comes_later(world: World) -> None:
     service = world.service()
-    new = replace(ITEMS[0], item_id="new")
+    new = ITEMS[0]._replace(item_id="new")
     for entry in (
         world.item(),
         UserEntry(told_us=1, user_id="u", attributes={"city": "Ulm"}, profile="Likes tea.", profile_by="request", encoder=world.item().encoder, codes=[0, 1]),

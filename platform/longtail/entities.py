@@ -6,7 +6,7 @@ from 1 in sorted order too, so that the same tables give the same numbers everyw
 Letters: M users + 1, N items + 1, A attributes, C category levels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,7 +41,8 @@ class Vocabulary:
     def encode(self, values: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> Ints:
         """Codes [len(values)] int32. A column is looked up in one go, which hashes the whole vocabulary each time; a sequence, a request's say, in `codes`."""
         if not isinstance(values, pa.Array | pa.ChunkedArray):
-            return np.array([0 if value is None else self.codes.get(value, 0) for value in values], np.int32)
+            find: Callable[[Any, int], int] = self.codes.get  # None is no value, and has no code
+            return np.array([find(value, 0) for value in values], np.int32)
         array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
         found = pc.index_in(array, value_set=self.values, skip_nulls=True)
         codes: Ints = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32) + 1

@@ -254,15 +254,15 @@ class OwnState:
 
 def item_columns(counts_B3: Ints, leaf_events_B: Ints, facts: ItemFacts, age_days_B: npt.NDArray[np.float64]) -> Floats:
     """ITEM_STATS [B, I], counts as of the snapshot."""
-    price = facts.log_price_B
+    priced_B, aged_B = ~np.isnan(facts.log_price_B), ~np.isnan(age_days_B)
     return np.stack(
         [
             *np.log1p(counts_B3).T,
             np.where(facts.leaf_B > 0, np.log1p(leaf_events_B), 0.0),
-            np.nan_to_num(price),
-            ~np.isnan(price),
-            np.log1p(np.nan_to_num(age_days_B)),
-            ~np.isnan(age_days_B),
+            np.where(priced_B, facts.log_price_B, 0.0),
+            priced_B,
+            np.log1p(np.where(aged_B, age_days_B, 0.0)),
+            aged_B,
         ],
         1,
     ).astype(np.float32)
@@ -283,7 +283,7 @@ def written(columns: Mapping[str, npt.NDArray[Any] | pa.Array | pa.ChunkedArray]
 
 
 def recency(days: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    recency: npt.NDArray[np.float64] = 1.0 / (1.0 + np.nan_to_num(days, nan=NEVER_DAYS))
+    recency: npt.NDArray[np.float64] = 1.0 / (1.0 + np.where(np.isnan(days), NEVER_DAYS, days))
     return recency
 
 

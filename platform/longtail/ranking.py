@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,8 @@ class RequestRanker:
         user = question.user
         if user is not None and (found.user.codes is not None or not (user.attributes or user.profile)):
             user = None
-        return Unknowns(user, tuple(item for item, row in zip(question.items, found.item_row_B, strict=True) if row == 0 and item.described))
+        strange = (question.items[place] for place in np.flatnonzero(found.item_row_B == 0))
+        return Unknowns(user, tuple(item for item in strange if item.described))
 
     def rank(self, question: Question, encoded: Encoded | None = None, found: Found | None = None) -> Ranking:
         """Score all candidates as one batch; `encoded` answers `unknowns(question)`, None where there were none.
@@ -152,20 +154,20 @@ class RequestRanker:
         output = self._score(question.ranker, batch, places, spare)
         heads_at = [ranker.heads.index(head) for head in heads]
         probabilities_BH = output.probabilities_BH.double().numpy()[:, heads_at]
-        basis: list[ItemBasis] = ["added" if row >= self.features.added.first_row else "catalogue" for row in found.item_row_B]
+        basis: list[ItemBasis] = ["catalogue"] * num
+        for place in np.flatnonzero(found.item_row_B >= self.features.added.first_row):
+            basis[place] = "added"
         for number, place in enumerate(places):
             basis[place] = "none" if spare[number].vector_D is None else "content"
-        order = np.argsort(-probabilities_BH[:, 0], kind="stable").tolist()
+        order, by_head = np.argsort(-probabilities_BH[:, 0], kind="stable").tolist(), probabilities_BH.tolist()
         group = tuple(int(code) - 1 for code in batch.user_codes_BS[0] if code > 0)
         if not np.isfinite(probabilities_BH).all():
             raise FloatingPointError(f"ranker {question.ranker!r} gave {int((~np.isfinite(probabilities_BH)).sum())} scores that are no numbers")
-        told = explain(output, batch, self._item_id, order, heads_at) if question.explain else [None] * num
+        told = explain(output, batch, self._item_id, order, heads_at) if question.explain else repeat(None)
+        ids, scores = [item.item_id for item in question.items], list(map(tuple, by_head))
         return Ranking(
             heads=heads,
-            items=tuple(
-                RankedItem(question.items[place].item_id, tuple(probabilities_BH[place].tolist()), basis[place], why)
-                for place, why in zip(order, told, strict=True)
-            ),
+            items=tuple(map(RankedItem, [ids[place] for place in order], [scores[place] for place in order], [basis[place] for place in order], told)),
             now=from_us(found.time_us),
             user_known=found.known,
             group=group,
@@ -282,12 +284,14 @@ class RequestRanker:
         if len(places) > self._max_items:
             raise UnanswerableError(f"{len(places)} unknown items in one request, and serve.max_items = {self._max_items}. Send fewer, or raise it.")
         first, catalogue = self._spare[name], self.rankers[name].catalogue
-        rows = batch.item_row_B.clone()
-        rows[torch.from_numpy(places)] = first + torch.arange(len(places))
+        if len(places):
+            rows = batch.item_row_B.clone()
+            rows[torch.from_numpy(places)] = first + torch.arange(len(places))
+            batch = replace(batch, item_row_B=rows)
         with self._lock:
             for row, item in enumerate(spare, start=first):
                 _write(catalogue, row, item, OOV)
-            return predict_rows(self.rankers[name], replace(batch, item_row_B=rows))
+            return predict_rows(self.rankers[name], batch)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Letters: B candidates, E events, L history length, A attributes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,27 +24,69 @@ from longtail.online.records import UserRecord, UserStore
 from longtail.online.tables import Array, OnlineMeta, OnlineTables, entities_of
 from longtail.times import DAY_US
 
+MOST_KEYS = 1 << 16  # of which tables are made for a request
+
+
+class ByKey(Protocol):
+    """A user's events by one key, which answers how often, when last and when first for many keys."""
+
+    def count_and_days(self, keys_B: Ints, now_us: int) -> tuple[Ints, npt.NDArray[np.float64]]:
+        """Events of each key [B], and days since the last; NaN where there is none."""
+
+    def had_met(self, keys_B: Ints, before_us: int) -> npt.NDArray[np.bool_]:
+        """Whether the first event of each key lies before a time."""
+
+
+def events_by(keys_E: Ints, time_E: Ints) -> ByKey:
+    """The events, ascending in time, by their keys, at least 0."""
+    num_keys = int(keys_E.max(initial=0)) + 1
+    return KeyTable(keys_E, time_E, num_keys) if num_keys <= MOST_KEYS else KeyIndex.of(keys_E, time_E)
+
 
 @dataclass(frozen=True)
-class Key:
-    """A user's events by one key, which answers how often and when last for many keys."""
+class KeyTable:
+    """Looked up in tables over all keys, a third of the time of a search while they are few."""
+
+    keys_E: Ints
+    time_E: Ints
+    num_keys: int  # keys from here on have no events
+
+    def count_and_days(self, keys_B: Ints, now_us: int) -> tuple[Ints, npt.NDArray[np.float64]]:
+        """See ByKey."""
+        place_B = np.minimum(keys_B, self.num_keys)
+        last_N = np.zeros(self.num_keys + 1, np.int64)
+        last_N[self.keys_E] = self.time_E  # of a key's times the last one stays
+        count_B = np.bincount(self.keys_E, minlength=self.num_keys + 1)[place_B]
+        return count_B, np.where(count_B > 0, (now_us - last_N[place_B]) / DAY_US, np.nan)
+
+    def had_met(self, keys_B: Ints, before_us: int) -> npt.NDArray[np.bool_]:
+        """See ByKey."""
+        met_N = np.zeros(self.num_keys + 1, bool)
+        met_N[self.keys_E[: np.searchsorted(self.time_E, before_us)]] = True
+        met_B: npt.NDArray[np.bool_] = met_N[np.minimum(keys_B, self.num_keys)]
+        return met_B
+
+
+@dataclass(frozen=True)
+class KeyIndex:
+    """Searched for among the user's own keys."""
 
     sorted_E: Ints
     time_E: Ints
 
     @staticmethod
-    def of(keys_E: Ints, time_E: Ints) -> "Key":
+    def of(keys_E: Ints, time_E: Ints) -> "KeyIndex":
         order = np.argsort(keys_E, kind="stable")
-        return Key(keys_E[order], time_E[order])
+        return KeyIndex(keys_E[order], time_E[order])
 
     def count_and_days(self, keys_B: Ints, now_us: int) -> tuple[Ints, npt.NDArray[np.float64]]:
-        """Events of each key [B], and days since the last; NaN where there is none."""
+        """See ByKey."""
         start, end = np.searchsorted(self.sorted_E, keys_B), np.searchsorted(self.sorted_E, keys_B, side="right")
         last_B = self.time_E[np.maximum(end - 1, 0)] if len(self.time_E) else np.zeros(len(keys_B), np.int64)
         return end - start, np.where(end > start, (now_us - last_B) / DAY_US, np.nan)
 
     def had_met(self, keys_B: Ints, before_us: int) -> npt.NDArray[np.bool_]:
-        """Whether the first event of each key lies before a time."""
+        """See ByKey."""
         if len(self.sorted_E) == 0:
             return np.zeros(len(keys_B), bool)
         start = np.minimum(np.searchsorted(self.sorted_E, keys_B), len(self.sorted_E) - 1)
@@ -121,8 +164,8 @@ class OnlineFeatures:
         """
         user, facts = user.before(now_us), self.facts(item_row_B, stated)
         met = self.facts(user.item_row_E)
-        by_leaf, by_item, by_cluster = (Key.of(keys_E, user.time_E) for keys_E in (met.leaf_B, user.item_row_E, met.cluster_B))
-        by_root, by_brand = Key.of(met.root_B, user.time_E), Key.of(met.brand_B, user.time_E)
+        keys = (met.leaf_B, user.item_row_E, met.cluster_B, met.root_B, met.brand_B)
+        by_leaf, by_item, by_cluster, by_root, by_brand = (events_by(keys_E, user.time_E) for keys_E in keys)
         stats, activity, mean_price = _activity(user, now_us)
         counts = self.shared["item_counts"][self.published(item_row_B)].astype(np.int64)
         leaf_events = self.shared["leaf_counts"][facts.leaf_B].astype(np.int64)
@@ -135,7 +178,7 @@ class OnlineFeatures:
         same_item, since_item = by_item.count_and_days(item_row_B, now_us)
         same_root = np.where(facts.root_B > 0, by_root.count_and_days(facts.root_B, now_us)[0], 0)
         same_brand = np.where(facts.brand_B > 0, by_brand.count_and_days(facts.brand_B, now_us)[0], 0)
-        gap = np.where((total > 0) & ~np.isnan(facts.log_price_B), np.nan_to_num(facts.log_price_B) - mean_price, 0.0)
+        gap = np.where((total > 0) & ~np.isnan(facts.log_price_B), facts.log_price_B - mean_price, 0.0)
         logs = np.log1p(np.stack([same_item, same_leaf, same_root, same_brand], 1))
         rest = np.stack([same_leaf / max(total, 1), recency(since_item), np.where(facts.leaf_B > 0, recency(since_leaf), 0.0), gap], 1)
         same_cluster, since_cluster = by_cluster.count_and_days(facts.cluster_B, now_us)
@@ -181,7 +224,7 @@ class OnlineFeatures:
             out_BF[:, method] = (self.shared[f"collaborative_weight_{method}"][row_B] * met[columns_BK]).sum(axis=1)
         return out_BF
 
-    def _peer_stats(self, user: UserRecord, item_row_B: Ints, facts: ItemFacts, by_target: tuple[Key, ...]) -> Floats:
+    def _peer_stats(self, user: UserRecord, item_row_B: Ints, facts: ItemFacts, by_target: tuple[ByKey, ...]) -> Floats:
         """PEER_STATS [B, ..]."""
         if self.peers is None:
             return np.zeros((len(item_row_B), 0), np.float32)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from longtail.rankers.batch import Batch
+from longtail.rankers.batch import Batch, concatenated, once
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.layers import AttributeEmbedding, DistinctRows, ItemEmbedding, Normaliser, TargetAttention, Tower, embedding_table, target_id_index
 from longtail.rankers.ranker import Ranker, RankerOutput
@@ -47,11 +47,12 @@ class IndividualSide(nn.Module):
         self.collaborative = Normaliser(len(spec.collaborative_stats)) if settings.collaborative_stats and spec.collaborative_stats else None
         self.peer_stats = Normaliser(len(spec.peer_stats)) if settings.peer_stats and spec.peer_stats else None
         self.own_counts = settings.own_counts
-        self.cross_places = [place for place, name in enumerate(spec.cross_stats) if settings.match_counts != "none" or not _is_match(name)]
+        cross_places = [place for place, name in enumerate(spec.cross_stats) if settings.match_counts != "none" or not _is_match(name)]
+        self.cross_places = cross_places if len(cross_places) < len(spec.cross_stats) else None  # None: all of them
         counts_codes = self.own_counts and settings.match_counts == "codes" and spec.match_stats
         self.match_stats = Normaliser(len(spec.match_stats)) if counts_codes else None
         self.out_dim = settings.id_dim + self.attributes.dim + len(spec.user_stats) + 2 * self.items.dim
-        self.out_dim += len(self.cross_places) + len(spec.item_stats) if self.own_counts else 0
+        self.out_dim += len(cross_places) + len(spec.item_stats) if self.own_counts else 0
         self.out_dim += len(spec.match_stats) if self.match_stats is not None else 0
         self.out_dim += len(spec.collaborative_stats) if self.collaborative is not None else 0
         self.out_dim += len(spec.peer_stats) if self.peer_stats is not None else 0
@@ -84,7 +85,8 @@ class IndividualSide(nn.Module):
             sequences: further item rows that the caller will look up in the view's distinct rows.
             mix: what items' vectors [.., D] become, by their rows and, of targets, whether the ID is hidden.
         """
-        user_index_B = target_id_index(catalogue.user_id_M[batch.user_row_B], None if hidden_B2 is None else hidden_B2[:, 0])
+        user_row_B = batch.user_row_B if hidden_B2 is not None else once(batch.user_row_B)
+        user_index_B = target_id_index(catalogue.user_id_M[user_row_B], None if hidden_B2 is None else hidden_B2[:, 0])
         item_index_B = target_id_index(catalogue.item_id_N[batch.item_row_B], None if hidden_B2 is None else hidden_B2[:, 1])
         target_BD = self.items(catalogue, batch.item_row_B, item_index_B)
         distinct = DistinctRows.of(len(catalogue.item_id_N), [batch.history_BL, *sequences])
@@ -98,16 +100,21 @@ class IndividualSide(nn.Module):
         item_stats_BI = self.item_stats(batch.item_stats_BI)
         parts = [
             self.users(user_index_B),
-            self.attributes(batch.attributes_BA),
-            self.user_stats(batch.user_stats_BU),
-            *([self.cross_stats(batch.cross_stats_BX)[:, self.cross_places], item_stats_BI] if self.own_counts else []),
+            self.attributes(once(batch.attributes_BA)),
+            self.user_stats(once(batch.user_stats_BU)),
+            *([self._cross(batch), item_stats_BI] if self.own_counts else []),
             *([self.match_stats(batch.match_stats_BM)] if self.match_stats is not None else []),
             target_BD,
             pooled_BD,
             *([self.collaborative(batch.collaborative_stats_BF)] if self.collaborative is not None else []),
             *([self.peer_stats(batch.peer_stats_BP)] if self.peer_stats is not None else []),
         ]
-        return IndividualView(torch.cat(parts, dim=1), target_BD, item_stats_BI, history_BLD, mask_BL, attention_BL, distinct, items_RD)
+        return IndividualView(concatenated(parts, len(batch)), target_BD, item_stats_BI, history_BLD, mask_BL, attention_BL, distinct, items_RD)
+
+    def _cross(self, batch: Batch) -> torch.Tensor:
+        """User-by-item statistics that are read, normalised."""
+        cross_BX: torch.Tensor = self.cross_stats(batch.cross_stats_BX)
+        return cross_BX if self.cross_places is None else cross_BX[:, self.cross_places]
 
 
 def _is_match(name: str) -> bool:

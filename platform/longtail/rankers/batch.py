@@ -4,7 +4,7 @@ Letters: B rows, L history length, G group history length, A attributes, U user 
 F collaborative scores, P peer statistics, S code stages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -118,6 +118,16 @@ class Batch:
 def is_shared(rows: torch.Tensor) -> bool:
     """All rows of a batch see one row in memory (Batch.one_owner)."""
     return len(rows) > 1 and rows.stride(0) == 0
+
+
+def once(rows: torch.Tensor) -> torch.Tensor:
+    """Rows that what is made of them is made of: one [1, ..] where all see one, else all [B, ..]; `concatenated` shows it to all of them again."""
+    return rows[:1] if is_shared(rows) else rows
+
+
+def concatenated(parts: Sequence[torch.Tensor], num_rows: int) -> torch.Tensor:
+    """Features [B, F] of parts [B, ..] and, of what is the same for all rows, [1, ..]."""
+    return torch.cat([part.expand(num_rows, -1) if len(part) == 1 else part for part in parts], dim=1)
 
 
 def _widths(spec: FeatureSpec) -> dict[str, int]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from longtail.rankers.base import IndividualSide, IndividualView
-from longtail.rankers.batch import Batch
+from longtail.rankers.batch import Batch, concatenated, once
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.heads import head_labels, head_losses
 from longtail.rankers.layers import EMBEDDING_STD, AttributeEmbedding, Normaliser, TargetAttention, Tower
@@ -78,9 +78,9 @@ class GroupSide(nn.Module):
         """Concatenated features, and the attention over the group's sequence [B, G]; the item's vectors are those of the individual side."""
         parts = [view.target_BD, *([view.item_stats_BI] if self.own_counts else [])]
         if self.ids is not None:
-            parts.append(self.ids(batch.user_codes_BS))
+            parts.append(self.ids(once(batch.user_codes_BS)))
         if self.attributes is not None and self.stats is not None:
-            parts += [self.attributes(batch.completed_BA), self.stats(batch.group_stats_BU)]
+            parts += [self.attributes(once(batch.completed_BA)), self.stats(once(batch.group_stats_BU))]
         if self.peer_stats is not None:
             parts.append(self.peer_stats(batch.peer_stats_BP))
         attention_BG = None
@@ -89,7 +89,7 @@ class GroupSide(nn.Module):
             some = slice(0, len(sequence_BGD))
             pooled_BD, attention_BG = self.attention(view.target_BD, sequence_BGD, batch.group_history_BG[some] > 0, prior_BL=batch.group_weight_BG[some])
             parts.append(pooled_BD)
-        return torch.cat(parts, dim=1), attention_BG
+        return concatenated(parts, len(batch)), attention_BG
 
 
 class ReliabilityTrunk(nn.Module):
@@ -197,7 +197,8 @@ class ChoirRec(Ranker):
         evidence_BV = None
         if self.settings.gate_evidence:  # detached: a channel must not learn to look sure
             evidence_BV = torch.cat([support_B1, torch.tanh(z_individual_BH.detach().abs()), torch.tanh(z_group_BH.detach().abs())], dim=1)
-        gates = self.reliability(batch.activity_B3, evidence_BV) if self.reliability is not None else None
+        activity_B3 = once(batch.activity_B3) if evidence_BV is None else batch.activity_B3
+        gates = self.reliability(activity_B3, evidence_BV).expand(len(batch), -1) if self.reliability is not None else None
         fusion_B = gates[:, 0] if gates is not None and self.settings.adaptive_fusion else torch.full_like(batch.activity_B3[:, 0], 0.5)
         if self.settings.support_gate:
             fusion_B = fusion_B * (support_B1[:, 0] > 0)

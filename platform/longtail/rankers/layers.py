@@ -244,21 +244,38 @@ class TargetAttention(nn.Module):
             days_BL: age in days; only where the layer was built with recency.
             prior_BL: weights that the softmax starts from, None for equal ones.
         """
-        matrix_BDK = self.history_DK + target_BD.unsqueeze(2) * self.product_DK
-        shift_BK = target_BD @ self.target_DK + self.bias_K
-        if len(history_BLD) == 1:  # one product of the history with all rows' matrices side by side
-            length, (num_rows, _, width) = history_BLD.shape[1], matrix_BDK.shape
-            hidden = (history_BLD[0] @ matrix_BDK.transpose(0, 1).reshape(-1, num_rows * width)).view(length, num_rows, width).transpose(0, 1)
-            hidden = hidden + shift_BK.unsqueeze(1)
+        age_BL = torch.log1p(days_BL) * DAYS_SCALE if self.recency_K is not None and days_BL is not None else None
+        shift_BK = torch.addmm(self.bias_K, target_BD, self.target_DK)
+        if len(history_BLD) == 1:
+            scores_BL = self._scores_of_one(target_BD, history_BLD[0], shift_BK, None if age_BL is None else age_BL[0])
         else:
-            hidden = torch.baddbmm(shift_BK.unsqueeze(1), history_BLD, matrix_BDK)
-        if self.recency_K is not None:
-            assert days_BL is not None
-            hidden = torch.addcmul(hidden, (torch.log1p(days_BL) * DAYS_SCALE).unsqueeze(2), self.recency_K)
-        for layer in self.later:
-            hidden = layer(torch.relu(hidden))
-        weights_BL = masked_softmax(hidden.squeeze(2), mask_BL, prior_BL)
+            hidden = torch.baddbmm(shift_BK.unsqueeze(1), history_BLD, self.history_DK + target_BD.unsqueeze(2) * self.product_DK)
+            if self.recency_K is not None:
+                assert age_BL is not None
+                hidden = torch.addcmul(hidden, age_BL.unsqueeze(2), self.recency_K)
+            scores_BL = self._later(hidden)
+        weights_BL = masked_softmax(scores_BL, mask_BL, prior_BL)
         return weighted_sum(weights_BL, history_BLD), weights_BL
+
+    def _scores_of_one(self, target_BD: torch.Tensor, history_LD: torch.Tensor, shift_BK: torch.Tensor, age_L: torch.Tensor | None) -> torch.Tensor:
+        """Scores [B, L] of one history: one product of it with all rows' matrices side by side, to which shift and recency are further rows.
+
+        History items come first throughout, so that nothing is turned round on the way.
+        """
+        matrices = [torch.addcmul(self.history_DK.unsqueeze(1), target_BD.T.unsqueeze(2), self.product_DK.unsqueeze(1)), shift_BK.unsqueeze(0)]
+        columns = [history_LD, torch.ones_like(history_LD[:, :1])]
+        if self.recency_K is not None:
+            assert age_L is not None
+            matrices.append(self.recency_K.expand(1, *shift_BK.shape))
+            columns.append(age_L.unsqueeze(1))
+        hidden = torch.cat(columns, dim=1) @ torch.cat(matrices).flatten(1)
+        return self._later(hidden.view(len(history_LD), *shift_BK.shape)).T
+
+    def _later(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores [..] from the first layer's sums [.., K]."""
+        for layer in self.later:
+            hidden = layer(torch.relu_(hidden))  # in place: no layer's gradient reads its own sums
+        return hidden.squeeze(-1)
 
 
 def masked_softmax(scores_BL: torch.Tensor, mask_BL: torch.Tensor, prior_BL: torch.Tensor | None = None) -> torch.Tensor:
@@ -280,8 +297,7 @@ class Tower(nn.Module):
 
     def first(self, x: torch.Tensor) -> torch.Tensor:
         """Output of the first hidden layer."""
-        hidden: torch.Tensor = self.dropout(torch.relu(self.layers[0](x)))
-        return hidden
+        return self._active(self.layers[0](x))
 
     def rest(self, hidden: torch.Tensor, added: torch.Tensor | None = None, added_at: int = -1) -> torch.Tensor:
         """Output of the last hidden layer from the first's; `added` is summed into layer number `added_at` (from 0) before its ReLU."""
@@ -289,8 +305,13 @@ class Tower(nn.Module):
             hidden = layer(hidden)
             if added is not None and number == added_at:
                 hidden = hidden + added
-            hidden = self.dropout(torch.relu(hidden))
+            hidden = self._active(hidden)
         return hidden
+
+    def _active(self, sums: torch.Tensor) -> torch.Tensor:
+        """A layer's output, written over its sums."""
+        hidden = torch.relu_(sums)
+        return self.dropout(hidden) if self.training else hidden
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.rest(self.first(x))

@@ -79,7 +79,8 @@ def predict_rows(ranker: Ranker, batch: Batch, rows_per_step: int = 4096) -> Ran
     if was_training:  # it goes through all modules, which a request would feel
         ranker.eval()
     with torch.no_grad():
-        outputs = [ranker(batch.rows(slice(start, start + rows_per_step))) for start in range(0, max(len(batch), 1), rows_per_step)]
+        steps = [batch] if len(batch) <= rows_per_step else [batch.rows(slice(at, at + rows_per_step)) for at in range(0, len(batch), rows_per_step)]
+        outputs = [ranker(step) for step in steps]
     if was_training:
         ranker.train()
     return outputs[0] if len(outputs) == 1 and outputs[0].logits_BH.is_cpu else _concatenate(outputs)
