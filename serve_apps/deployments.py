@@ -24,6 +24,7 @@ from longtail.online.entries import parse
 from longtail.questions import Encoded, StatedItem, StatedUser, Unknowns
 from longtail.rollouts import Rollout
 from serve_apps.access import Access
+from serve_apps.admission import Admission
 from serve_apps.background import in_background
 from serve_apps.console.bridge import Answered, Asked, Bridge
 from serve_apps.inference_grpc import InferenceService
@@ -106,8 +107,13 @@ class Rankers(InferenceService):
         self._writer = writer_of(served.store.uri, served.serve, served.resources)
         self._name = uuid.uuid4().hex[:12]
         told, rollout = ray.get(self._writer.begin.remote(served.release, served.deployed_us, served.serve.guards))
-        self._service = RankingService(served.open, self._encode, self._encode_now, self._history, Rollout.model_validate_json(rollout), told)
-        super().__init__(self._service.info, self._service.answer, self.not_ready)
+        standing_ms = served.serve.standing_wait_ms
+        self._admission = Admission(None if standing_ms is None else standing_ms / 1000, served.serve.burst_wait_ms / 1000)
+        self._retry_after_s = served.serve.retry_after_s
+        self._service = RankingService(
+            served.open, self._encode, self._encode_now, self._history, Rollout.model_validate_json(rollout), told, self._admission.elsewhere
+        )
+        super().__init__(self._service.info, self._service.answer, self.not_ready, self._admission)
         self._teller = Teller(served, self._writer, encoder, self._service, profiler)
         self._root_path = route_prefix.rstrip("/")
         self._ended = threading.Event()
@@ -116,7 +122,17 @@ class Rankers(InferenceService):
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve takes the application from here once the constructor is done."""
         bridge = None if self._console is None else Bridge(self._from_console)
-        return web_app(self._service.info, self._service.answer, self._root_path, self.not_ready, self._teller, self._access, bridge)
+        return web_app(
+            self._service.info,
+            self._service.answer,
+            self._root_path,
+            self.not_ready,
+            self._teller,
+            self._access,
+            bridge,
+            self._admission,
+            self._retry_after_s,
+        )
 
     def __del__(self) -> None:
         self._ended.set()

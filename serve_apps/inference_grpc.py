@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from serve_apps.admission import SURPLUS, Admission
 from serve_apps.inference_protocol import Tensor, from_raw, infer, refusal, served_model, to_raw
 from serve_apps.inference_routes import ServerMetadata, metadata
 from serve_apps.open_inference_pb2 import (
@@ -32,8 +33,9 @@ _CONTENTS = {"BYTES": "bytes_contents", "INT64": "int64_contents"}
 class InferenceService:
     """The protocol's methods over one run's rankers; method names are the protocol's."""
 
-    def __init__(self, info: GetInfo, answer: Answer, not_ready: Callable[[], Awaitable[list[str]]]) -> None:
+    def __init__(self, info: GetInfo, answer: Answer, not_ready: Callable[[], Awaitable[list[str]]], admission: Admission | None = None) -> None:
         self._info, self._answer, self._not_ready = info, answer, not_ready
+        self._gate = admission or Admission(None)
 
     async def ServerLive(self, request: Any, grpc_context: Any) -> Any:  # noqa: N802
         return ServerLiveResponse(live=True)
@@ -62,7 +64,12 @@ class InferenceService:
             if request.ByteSize() > self._info().max_body_bytes:
                 raise refusal(f"the call has more than {self._info().max_body_bytes:,} bytes.", "Split it, or raise serve.max_body_mb.")
             wanted = [one.name for one in request.outputs]
-            model, outputs = await infer(self._info(), self._answer, request.model_name, request.model_version, tensors_of(request), wanted)
+            if not self._gate.admit():
+                raise RequestProblemError(503, "overloaded", SURPLUS.title, SURPLUS.detail, SURPLUS.remedy)
+            try:
+                model, outputs = await infer(self._info(), self._answer, request.model_name, request.model_version, tensors_of(request), wanted)
+            finally:
+                self._gate.leave()
         response = ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
         for tensor in outputs:
             told = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)

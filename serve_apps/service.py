@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +57,7 @@ class RankingService:
         encode_now: the same, for the thread that applies.
         history: what was told up to an entry's number, for a release that is loaded later.
         rollout: as it stands after `told` entries.
+        elsewhere: entered while a question waits for its encoding.
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class RankingService:
         history: Callable[[int], Iterable[AnyEntry]],
         rollout: Rollout,
         told: int = 0,
+        elsewhere: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        self._open_run, self._encode, self._encode_now, self._history = open_run, encode, encode_now, history
+        self._open_run, self._encode, self._encode_now, self._history, self._elsewhere = open_run, encode, encode_now, history, elsewhere
         self.applied = told
         self.failures: dict[str, str] = {}  # releases that could not be loaded, and why
         self._loaded: dict[str, Loaded] = {}
@@ -158,7 +161,7 @@ class RankingService:
         unknowns = ranker.unknowns(question, found)
         encoded: Encoded | None = None
         if unknowns:
-            with timed(question.ranker, "encode"):
+            with timed(question.ranker, "encode"), self._elsewhere():
                 encoded = await self._encode(loaded.run.release.key, unknowns)
         with timed(question.ranker, "rank"), torch.inference_mode():  # a tenth faster than no_grad alone
             ranking = ranker.rank(question, encoded, found)

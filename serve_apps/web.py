@@ -13,6 +13,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from serve_apps.access import Access
+from serve_apps.admission import Admission, AdmissionGate
 from serve_apps.body_limit import BodyLimit
 from serve_apps.inference_routes import inference_routes
 from serve_apps.problems import RequestProblemError, add_problem_handlers, problem_response, refuse_unready
@@ -45,12 +46,19 @@ def web_app(
     teller: Teller | None = None,
     access: Access = Access(None, False),  # noqa: B008  it is frozen
     console: ASGIApp | None = None,
+    admission: Admission | None = None,
+    retry_after_s: int = 1,
 ) -> FastAPI:
-    """The FastAPI application over a run's releases; without a teller it only ranks. `console` answers what comes for /console."""
+    """The FastAPI application over a run's releases; without a teller it only ranks. `console` answers what comes for /console.
+
+    What `admission` does not let in is told to come back after `retry_after_s`; without one everybody is let in.
+    """
     info = get_info()
     # FastAPI's own /docs takes Swagger UI from a CDN and is blank where that cannot be reached; this one brings it along.
     app = FastAPIOffline(title="Longtail", version=version("longtail"), description=DESCRIPTION, root_path=root_path)
     app.add_middleware(BodyLimit, max_bytes=info.max_body_bytes)
+    if admission is not None:
+        app.add_middleware(AdmissionGate, admission=admission, retry_after_s=retry_after_s)  # outermost of both: the surplus is to cost little
     add_problem_handlers(app)
 
     @app.exception_handler(NotTakenError)

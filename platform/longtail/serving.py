@@ -17,7 +17,9 @@ class AutoscalingSettings(Settings):
 
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(4, ge=1)
-    target_ongoing_requests: float = Field(4.0, gt=0, description="per replica, running or waiting; more of them call for another replica")
+    target_ongoing_requests: float = Field(
+        1.5, gt=0, description="per replica, running or waiting; more of them call for another replica. Under standing_wait_ms there are 2 where more come"
+    )
     upscale_delay_s: float = Field(10.0, ge=0)
     downscale_delay_s: float = Field(300.0, ge=0)
 
@@ -59,10 +61,14 @@ class ServeSettings(Settings):
     num_console_cpus: float = Field(0.1, ge=0, description="of the console's replica")
     pool: str | None = Field(None, pattern=POOL_NAME, description="only nodes with Ray's resource pool_<name> (cluster.yaml); None: any that has room")
     num_threads: int = Field(1, ge=1, description="torch threads of a replica")
-    max_ongoing_requests: int = Field(4, ge=1, description="per replica, those that wait for the encoder included; the rest waits")
+    max_ongoing_requests: int = Field(16, ge=1, description="per replica, those that wait for the encoder included; the rest waits")
     max_queued_requests: int = Field(
-        4, ge=-1, le=1_000_000, description="waiting at one replica (python: at one proxy); the surplus gets 503 with Retry-After. -1: no limit"
+        16, ge=-1, le=1_000_000, description="waiting at one replica (python: at one proxy); the surplus gets 503 with Retry-After. -1: no limit"
     )
+    standing_wait_ms: float | None = Field(
+        25.0, gt=0, description="until a request is ranked, at a replica whose queue has stood for a tenth of a second; the surplus gets 503. None: no limit"
+    )
+    burst_wait_ms: float = Field(75.0, gt=0, description="the same in a burst, which ends sooner; read with standing_wait_ms")
     retry_after_s: int = Field(1, ge=0, le=86_400, description="the header Retry-After of such an answer")
     request_timeout_s: float | None = Field(30.0, gt=0, description="408 after that; None: never")
     max_surge_percent: int = Field(100, ge=0, le=1000, description="replicas over their number while new ones take over; 0: the old one goes first")

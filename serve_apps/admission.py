@@ -1,0 +1,116 @@
+"""Who is let in: a burst may wait, a queue that stands may not.
+
+A replica ranks one request after the other, so that whoever waits, waits for all before. A queue that empties again within INTERVAL_S is a burst, and turning
+it away would lose requests for nothing; one that stands for longer, or outgrows what a burst may wait, means that more come than can be ranked, and then a long
+queue only makes every answer late.
+After controlled delay (Nichols and Jacobson 2012) as Maurer 2015 ("Fail at Scale") has it for servers, with one difference: what is limited while a queue
+stands is the number of those inside, from what a request has taken of late, since a request is turned away for less before it has waited than after.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_apps.problems import Problem, problem_response
+
+INTERVAL_S = 0.1  # a queue that has stood for that long is no burst
+FEWEST = 2  # one that is ranked and one that waits: with fewer the replica would be idle between them
+LATEST = 0.1  # weight of the last request in what one takes
+
+SURPLUS = Problem(
+    type="urn:longtail:problem:overloaded",
+    title="Too many requests at once",
+    status=503,
+    detail="more requests come than are ranked in time.",
+    remedy="Come back after Retry-After seconds; more replicas, or a longer serve.standing_wait_ms, take more in.",
+    errors=[],
+)
+
+
+class Admission:
+    """Counts the requests inside one replica; called by its event loop alone.
+
+    Args:
+        standing_wait_s: what a request that is let in may wait, and be answered, while a queue stands; None: everybody is let in, as far as Serve does.
+        burst_wait_s: the same in a burst.
+        clock: seconds.
+    """
+
+    def __init__(self, standing_wait_s: float | None, burst_wait_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._standing_s, self._burst_s, self._clock = standing_wait_s, burst_wait_s, clock
+        self._inside = self._elsewhere = 0
+        self._seconds = 0.0  # that one request takes, from one answer to the next while somebody waits
+        self._busy_since: float | None = None  # the last answer, where somebody was left inside
+        self._short_at = self._refused_at = clock()
+        self._stands = False
+
+    def admit(self) -> bool:
+        """Let a request in, or not; one that is in must `leave`."""
+        now, waiting = self._clock(), self._waiting()
+        if waiting < FEWEST:
+            self._short_at = now
+        if self._stands and now - self._refused_at > INTERVAL_S:  # nobody was turned away for as long
+            self._stands, self._short_at = False, now
+        elif not self._stands and now - self._short_at > INTERVAL_S:
+            self._stands, self._refused_at = True, now
+        if waiting >= self._most():
+            self._stands, self._refused_at = True, now
+            return False
+        self._inside += 1
+        return True
+
+    def leave(self) -> None:
+        """A request has been answered."""
+        now = self._clock()
+        if self._busy_since is not None:
+            took = now - self._busy_since
+            self._seconds += LATEST * (took - self._seconds) if self._seconds else took
+        self._inside -= 1
+        self._busy_since = now if self._waiting() else None
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """While a request waits for somebody else, such as the encoder, it keeps nobody waiting here; so may several of a batch, which is one request."""
+        self._elsewhere += 1
+        self._busy_since = None
+        try:
+            yield
+        finally:
+            self._elsewhere -= 1
+
+    def _waiting(self) -> int:
+        return max(self._inside - self._elsewhere, 0)
+
+    def _most(self) -> float:
+        if self._standing_s is None or not self._seconds:
+            return math.inf
+        wait_s = self._standing_s if self._stands else max(self._standing_s, self._burst_s)
+        return max(FEWEST, int(wait_s / self._seconds))
+
+
+class AdmissionGate:
+    """Turns the surplus of what is to be ranked away before its body is read: 503 with Retry-After."""
+
+    def __init__(self, app: ASGIApp, admission: Admission, retry_after_s: int) -> None:
+        self._app, self._admission, self._retry_after_s = app, admission, retry_after_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or not is_ranking(scope["path"].removeprefix(scope.get("root_path", ""))):
+            await self._app(scope, receive, send)
+            return
+        if not self._admission.admit():
+            await problem_response(SURPLUS, self._retry_after_s, Request(scope))(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._admission.leave()
+
+
+def is_ranking(path: str) -> bool:
+    """Whether a route ranks, which is what takes long."""
+    return path.startswith("/v1/rank") or (path.startswith("/v2/models/") and path.endswith("/infer"))
