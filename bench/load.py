@@ -25,6 +25,8 @@ class Findings:
     latencies_s: list[float] = field(default_factory=list)  # of answers with status 200, from the time that they were due
     statuses: Counter[str] = field(default_factory=Counter)
     with_retry_after: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    turned_away: Counter[int] = field(default_factory=Counter)  # by the phase's second
 
     def told(self, seconds: float, cpu_s: float) -> dict[str, Any]:
         ordered = sorted(self.latencies_s)
@@ -37,6 +39,7 @@ class Findings:
             "num": sum(self.statuses.values()),
             "statuses": dict(self.statuses),
             "with_retry_after": self.with_retry_after,
+            "turned_away_by_second": dict(sorted(self.turned_away.items())),
             "p50_ms": quantile(0.5),
             "p99_ms": quantile(0.99),
             "max_ms": quantile(1.0),
@@ -130,6 +133,8 @@ def record(found: Findings, status: str, retry_after: bool, began: float) -> Non
     found.with_retry_after += int(retry_after)
     if status == "200":
         found.latencies_s.append(time.perf_counter() - began)
+    else:
+        found.turned_away[int(began - found.began)] += 1
 
 
 def http_request(host: str, path: str, body: bytes) -> bytes:

@@ -48,6 +48,7 @@ CONNECTIONS = 4  # that ask again as soon as they are answered: one more than en
 WARM_UP = 200
 PHASE_S = 10.0
 TOKEN = "of the bench"
+ACCESS = Access(TOKEN, False)
 
 
 def bodies(logs: Artifact, num: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -165,7 +166,7 @@ def _redeploy(config: Config, changed: Served) -> float:
     """Replace the application's replicas after a while; returns the seconds that it took."""
     time.sleep(PHASE_S)
     began = time.monotonic()
-    serve.run(application(changed), name=APP_NAME, route_prefix=config.serve.route_prefix, logging_config=quiet_logs())
+    serve.run(application(changed, ACCESS), name=APP_NAME, route_prefix=config.serve.route_prefix, logging_config=quiet_logs())
     return time.monotonic() - began
 
 
@@ -197,7 +198,7 @@ def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> 
         path.write_text("\n".join(json.dumps(body) for body in asked))
         again = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name} again"})})
         runs = [served_run(one, store) for one in (again, config)]
-        with deployed(runs[1], Access(TOKEN, False)) as served, peer(config_path, overrides, config.serve.num_replicas) as peer_url:
+        with deployed(runs[1], ACCESS) as served, peer(config_path, overrides, config.serve.num_replicas) as peer_url:
             differ = same_scores(served.url, peer_url, asked[:20])
             fast = in_turns(rounds, served.url, peer_url, lambda url: timed(url, path, num))
             rate, peer_rate = (num / statistics.median(run["seconds"] for run in fast[name]) for name in ("ours", "peer"))

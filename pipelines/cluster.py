@@ -87,6 +87,8 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
         # Ray Train's watchdog looks for its controller in "the" Ray of the machine; with two of them it may ask the other one, take its own controller for
         # dead and remove the running workers (Ray 2.60). RAY_ADDRESS tells it which one, and must be known before the start: so the port is chosen here.
         os.environ["RAY_GCS_SERVER_PORT"] = str(_free_port())
+        if settings.worker_niceness is not None:
+            os.environ.setdefault("RAY_worker_niceness", str(settings.worker_niceness))
         address = f"{ray.util.get_node_ip_address()}:{os.environ['RAY_GCS_SERVER_PORT']}"  # type: ignore[no-untyped-call]
         arguments["runtime_env"]["env_vars"]["RAY_ADDRESS"] = address
         if not settings.dashboard:

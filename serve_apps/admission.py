@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,7 +20,7 @@ from serve_apps.problems import Problem, problem_response
 
 INTERVAL_S = 0.1  # a queue that has stood for that long is no burst
 FEWEST = 2  # one that is ranked and one that waits: with fewer the replica would be idle between them
-LATEST = 0.1  # weight of the last request in what one takes
+SEEN = 16  # requests from which it is known what one takes; a replica's first ones take longer
 
 SURPLUS = Problem(
     type="urn:longtail:problem:overloaded",
@@ -43,7 +44,7 @@ class Admission:
     def __init__(self, standing_wait_s: float | None, burst_wait_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._standing_s, self._burst_s, self._clock = standing_wait_s, burst_wait_s, clock
         self._inside = self._elsewhere = 0
-        self._seconds = 0.0  # that one request takes, from one answer to the next while somebody waits
+        self._num_seen, self._seconds = 0, 0.0  # that one request takes, from one answer to the next while somebody waits
         self._busy_since: float | None = None  # the last answer, where somebody was left inside
         self._short_at = self._refused_at = clock()
         self._stands = False
@@ -67,8 +68,8 @@ class Admission:
         """A request has been answered."""
         now = self._clock()
         if self._busy_since is not None:
-            took = now - self._busy_since
-            self._seconds += LATEST * (took - self._seconds) if self._seconds else took
+            self._num_seen = min(self._num_seen + 1, SEEN)
+            self._seconds += (now - self._busy_since - self._seconds) / self._num_seen
         self._inside -= 1
         self._busy_since = now if self._waiting() else None
 
@@ -86,7 +87,7 @@ class Admission:
         return max(self._inside - self._elsewhere, 0)
 
     def _most(self) -> float:
-        if self._standing_s is None or not self._seconds:
+        if self._standing_s is None or self._num_seen < SEEN:
             return math.inf
         wait_s = self._standing_s if self._stands else max(self._standing_s, self._burst_s)
         return max(FEWEST, int(wait_s / self._seconds))
@@ -97,18 +98,25 @@ class AdmissionGate:
 
     def __init__(self, app: ASGIApp, admission: Admission, retry_after_s: int) -> None:
         self._app, self._admission, self._retry_after_s = app, admission, retry_after_s
+        self._refusals: dict[bool, JSONResponse] = {}  # by whether it is /v2 that is asked: most of what costs time is made once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or not is_ranking(scope["path"].removeprefix(scope.get("root_path", ""))):
             await self._app(scope, receive, send)
             return
         if not self._admission.admit():
-            await problem_response(SURPLUS, self._retry_after_s, Request(scope))(scope, receive, send)
+            await self._refusal(scope)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
             self._admission.leave()
+
+    def _refusal(self, scope: Scope) -> JSONResponse:
+        protocol = "/v2/" in scope["path"]
+        if protocol not in self._refusals:
+            self._refusals[protocol] = problem_response(SURPLUS, self._retry_after_s, Request(scope))
+        return self._refusals[protocol]
 
 
 def is_ranking(path: str) -> bool:

@@ -4,6 +4,7 @@ Reads the release of a finished run (pipelines.publish), which is made here wher
 Run: python -m serve_apps.up --config …, or with Serve's own tools: serve run serve_apps/config.yaml (or serve deploy, on a cluster).
 """
 
+import hashlib
 import logging
 import socket
 import tempfile
@@ -11,13 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ray
 from pydantic import ConfigDict, Field, ValidationError
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.config import BackpressureConfig, HTTPOptions, gRPCOptions
 from ray.serve.schema import LoggingConfig
 
@@ -90,24 +92,49 @@ def application(served: Served, access: Access | None = None, dashboard: str | N
         max_surge_percent=settings.max_surge_percent,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
     )(serve.ingress()(Rankers))
-    encoding = encoder.bind(served)
+    behind = served.behind()
+    encoding = bound(encoder, behind)
     profiler = console = None
     if settings.llm_profiles:
-        profiler = serve.deployment(
+        writing = serve.deployment(
             name="Profiler",
             num_replicas=1,
             ray_actor_options={"num_cpus": settings.num_profiler_cpus, "num_gpus": settings.num_profiler_gpus, "resources": pool},
             max_ongoing_requests=1000,
             graceful_shutdown_timeout_s=settings.drain_timeout_s,
-        )(Profiler).bind(served)
+        )(Profiler)
+        profiler = bound(writing, behind)
     if settings.console:
-        console = serve.deployment(
+        pages = serve.deployment(
             name="Console",
             num_replicas=1,
             ray_actor_options={"num_cpus": settings.num_console_cpus, "resources": pool},
             graceful_shutdown_timeout_s=settings.drain_timeout_s,
-        )(Console).bind(served, access, encoding, dashboard)
+        )(Console)
+        console = bound(pages, behind, access, encoding, dashboard)
     return rankers.bind(served, encoding, settings.route_prefix, access, console, profiler)
+
+
+def bound(deployment: Deployment, *arguments: Any) -> Application:
+    """The deployment with its arguments; where these and the code are those of the last deploy, its replicas go on.
+
+    serve.run would start all of them anew, encoder and console too, and the replicas that have to change would share the cores with them. Serve compares
+    versions to find out what has changed, and gives a new one to whatever comes without (Ray 2.60).
+    """
+    told = [one.text() if isinstance(one, Served) else repr(one) for one in arguments if not isinstance(one, Application)]
+    deployment._version = hashlib.blake2b(f"{code_digest()} {told}".encode(), digest_size=8).hexdigest()
+    return deployment.bind(*arguments)
+
+
+@cache
+def code_digest() -> str:
+    """Of all that a replica may import of the project."""
+    digest = hashlib.blake2b(digest_size=8)
+    for folder in ("platform", "actors", "pipelines", "serve_apps"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def build_app(config: Config, store: Store | None = None) -> Application:

@@ -1,7 +1,7 @@
 """A published release as serving opens it: its rankers over its features, its encoders, and what callers are told."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longtail.artifacts import Artifact, Store
@@ -122,6 +122,15 @@ class Served:
     serve: ServeSettings
     resources: Mapping[str, float]  # that its actors ask of their nodes beside CPUs and GPUs
     deployed_us: int  # when the application was made: of two deployments, the later one says what is configured
+
+    def behind(self) -> "Served":
+        """What the parts behind the rankers are given: the same as long as nothing of theirs changes."""
+        theirs = {name: getattr(self.serve, name) for name in ("num_threads", "num_encoder_gpus", "num_profiler_gpus")}
+        return replace(self, serve=ServeSettings(**theirs), deployed_us=0)
+
+    def text(self) -> str:
+        """The same for the same, in another process too."""
+        return f"{self.store.uri} {self.release} {self.serve.model_dump_json()} {sorted(self.resources.items())} {self.deployed_us}"
 
     def open(self, release: str | None = None) -> ServedRun:
         """One of the store's releases, by default the first."""

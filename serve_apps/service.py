@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 AnyEntry = ItemEntry | UserEntry | EventsEntry | RolloutEntry
 
+#: Rounds of the event loop that the next in turn leaves to the others: between two rankings they come as far as their place in the queue, or are turned away;
+#: if every round of theirs took a ranking of another's, a request would wait for as many rankings as it has steps.
+STEPS = 5
 MOST_SHADOWED = 4  # requests that wait for a shadow's answer; more are not compared
 
 
@@ -72,6 +75,7 @@ class RankingService:
     ) -> None:
         self._open_run, self._encode, self._encode_now, self._history, self._elsewhere = open_run, encode, encode_now, history, elsewhere
         self.applied = told
+        self._turn = asyncio.Lock()  # one is ranked at a time, in the order in which they came
         self.failures: dict[str, str] = {}  # releases that could not be loaded, and why
         self._loaded: dict[str, Loaded] = {}
         self._seen: dict[str, ReleaseStats] = {}
@@ -155,7 +159,6 @@ class RankingService:
 
     async def _rank(self, loaded: Loaded, question: Question) -> Ranking:
         """One request, one batch."""
-        await asyncio.sleep(0)  # the loop's turn: what came while another request was ranked is queued or turned away now, and not after this one too
         ranker = loaded.ranker
         found = ranker.find(question)
         unknowns = ranker.unknowns(question, found)
@@ -163,8 +166,11 @@ class RankingService:
         if unknowns:
             with timed(question.ranker, "encode"), self._elsewhere():
                 encoded = await self._encode(loaded.run.release.key, unknowns)
-        with timed(question.ranker, "rank"), torch.inference_mode():  # a tenth faster than no_grad alone
-            ranking = ranker.rank(question, encoded, found)
+        async with self._turn:
+            for _ in range(STEPS):
+                await asyncio.sleep(0)
+            with timed(question.ranker, "rank"), torch.inference_mode():  # a tenth faster than no_grad alone
+                ranking = ranker.rank(question, encoded, found)
         count(question, ranking)
         return ranking
 

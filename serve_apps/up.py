@@ -67,7 +67,8 @@ def main() -> None:
     with clear_errors():
         args = arguments(__doc__ or "", _flags)
         config = config_from(args)
-        config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"dashboard": True})})
+        here = {"dashboard": True, "worker_niceness": 0 if config.cluster.worker_niceness is None else config.cluster.worker_niceness}
+        config = config.model_copy(update={"cluster": config.cluster.model_copy(update=here)})
         store = open_store(config)
         try:
             _on_signals(_end)

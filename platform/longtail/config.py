@@ -48,6 +48,9 @@ class ClusterSettings(Settings):
     num_cpus: int | None = Field(None, ge=1)
     object_store_mb: int = Field(1024, ge=80)
     dashboard: bool = True
+    worker_niceness: int | None = Field(
+        None, ge=0, le=19, description="nice(1) of the workers of a Ray of its own; None: Ray's 15. For serving 0: a worker that starts has 0 for a second"
+    )
 
 
 class Config(Settings):

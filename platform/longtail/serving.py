@@ -66,9 +66,9 @@ class ServeSettings(Settings):
         16, ge=-1, le=1_000_000, description="waiting at one replica (python: at one proxy); the surplus gets 503 with Retry-After. -1: no limit"
     )
     standing_wait_ms: float | None = Field(
-        25.0, gt=0, description="until a request is ranked, at a replica whose queue has stood for a tenth of a second; the surplus gets 503. None: no limit"
+        20.0, gt=0, description="until a request is ranked, at a replica whose queue has stood for a tenth of a second; the surplus gets 503. None: no limit"
     )
-    burst_wait_ms: float = Field(75.0, gt=0, description="the same in a burst, which ends sooner; read with standing_wait_ms")
+    burst_wait_ms: float = Field(60.0, gt=0, description="the same in a burst, which ends sooner; read with standing_wait_ms")
     retry_after_s: int = Field(1, ge=0, le=86_400, description="the header Retry-After of such an answer")
     request_timeout_s: float | None = Field(30.0, gt=0, description="408 after that; None: never")
     max_surge_percent: int = Field(100, ge=0, le=1000, description="replicas over their number while new ones take over; 0: the old one goes first")
