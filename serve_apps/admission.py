@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from actors import metrics
 from serve_apps.problems import Problem, problem_response
 
 INTERVAL_S = 0.1  # a queue that has stood for that long is no burst
@@ -114,7 +115,9 @@ class AdmissionGate:
 
     def _refusal(self, scope: Scope) -> JSONResponse:
         protocol = "/v2/" in scope["path"]
-        if protocol not in self._refusals:
+        if protocol in self._refusals:
+            metrics.REFUSALS.add(1, status=str(SURPLUS.status))
+        else:
             self._refusals[protocol] = problem_response(SURPLUS, self._retry_after_s, Request(scope))
         return self._refusals[protocol]
 

@@ -8,6 +8,7 @@ Console   the pages for people (serve_apps.console.deployment): Rankers hands on
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import uuid
@@ -136,6 +137,8 @@ class Rankers(InferenceService):
 
     def __del__(self) -> None:
         self._ended.set()
+        with contextlib.suppress(Exception):  # Ray may be gone; the writer forgets who does not ask anyway, after a while
+            self._writer.leave.remote(self._name)
 
     async def _from_console(self, asked: Asked) -> Answered:
         answered: Answered = await self._console.respond.remote(asked)

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from actors import metrics
 from serve_apps.body_limit import BodyTooLargeError
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 def problem_response(problem: Problem, retry_after_s: int | None = None, request: Request | None = None) -> JSONResponse:
     """The problem over HTTP; under /v2, with the member `error` that clients of the Open Inference Protocol read."""
+    metrics.REFUSALS.add(1, status=str(problem.status))
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     told = problem.model_dump()
     if request is not None and request.url.path.removeprefix(request.scope.get("root_path", "")).startswith("/v2"):

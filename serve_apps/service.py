@@ -78,6 +78,7 @@ class RankingService:
         self._turn = asyncio.Lock()  # one is ranked at a time, in the order in which they came
         self.failures: dict[str, str] = {}  # releases that could not be loaded, and why
         self._loaded: dict[str, Loaded] = {}
+        self._info: ServiceInfo | None = None  # as it was told since the rollout's last change
         self._seen: dict[str, ReleaseStats] = {}
         self._shadow = ShadowStats()
         self._shadowing: set[asyncio.Task[None]] = set()
@@ -104,6 +105,11 @@ class RankingService:
 
     def info(self) -> ServiceInfo:
         """What is serving: the stable release, and the models of the others that are loaded for the rollout."""
+        if self._info is None:
+            self._info = self._told()
+        return self._info
+
+    def _told(self) -> ServiceInfo:
         stable = self._loaded[self.rollout.stable]
         others = [self._loaded[key].run.models() for key in self.rollout.releases[1:] if key in self._loaded]
         return replace(stable.info, models=(*stable.info.models, *(model for models in others for model in models)))
@@ -111,10 +117,6 @@ class RankingService:
     def encoder(self, release: str) -> str:
         """Digest of what decides the codes that a release gives."""
         return self._loaded[release].encoder
-
-    def holds(self, release: str) -> bool:
-        """Whether a release can be asked by name."""
-        return release in self._loaded
 
     async def answer(self, question: Question) -> Ranking:
         """The ranking by the release that the question names, or by the one that answers its user; the stable release stands in where a canary fails."""
@@ -240,6 +242,7 @@ class RankingService:
         kept = {*rollout.releases, rollout.previous}
         for key in [key for key in self._loaded if key not in kept]:
             del self._loaded[key]
+        self._info = None
 
     def _begin(self, rollout: Rollout) -> None:
         """Statistics are of one rollout."""

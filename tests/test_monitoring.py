@@ -305,7 +305,7 @@ def test_requests_are_seen_with_latency_basis_and_gate(scrape: Scrape) -> None:
     assert float(known[0]["value"][1]) == pytest.approx(2 * float(unknown[0]["value"][1]), rel=0.2), "two of the three candidates are known"
     gate = scrape.wait('sum by (activity) (ray_longtail_served_alpha_fusion_count{ranker="choirrec",activity!="test"}) > 0')
     assert [one["metric"]["activity"] in ("0", "1-3", "4-10") for one in gate] == [True]
-    assert scrape.wait('ray_serve_num_http_error_requests_total{error_code="422"}')
+    assert scrape.wait('ray_longtail_refusals_total{status="422"}')
 
 
 #: Ray's names that a small healthy Ray does not show: no node is pending without an autoscaler that starts some.

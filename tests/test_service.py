@@ -115,7 +115,7 @@ def test_a_canary_answers_its_users_and_a_release_can_be_named(world: World) -> 
     assert seen["rollout"] == 1
     assert sum(stats["requests"] for stats in seen["releases"].values()) == 2 * len(users), "who names a release is not counted"
     world.roll(service)
-    assert not service.holds(world.other)
+    assert world.other not in service._loaded
     assert service.report()["releases"][world.served.release]["requests"] == 0
 
 
