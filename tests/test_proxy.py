@@ -71,13 +71,13 @@ def test_what_haproxy_cannot_do_is_refused_before_anything_starts(tmp_path: Path
     proxy.check_haproxy()
 
 
-def test_work_in_the_background_has_a_low_priority_and_leaves_that_of_others() -> None:
-    def priority() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+def test_work_in_the_background_has_a_core_while_nobody_else_wants_it_and_leaves_others_as_they_are() -> None:
+    def policy() -> int:
+        return os.sched_getscheduler(threading.get_native_id())
 
-    before = priority()
-    assert in_background(priority) == 19
-    assert priority() == before
+    before = policy()
+    assert in_background(policy) == os.SCHED_IDLE != before
+    assert policy() == before
     with pytest.raises(ZeroDivisionError):
         in_background(lambda: 1 // 0)
 
