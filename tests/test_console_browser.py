@@ -1,9 +1,8 @@
 """The console in headless Chromium: what a reader clicks, in both themes, on a laptop and on a phone, by mouse and by keyboard.
 
-Screenshots go to $LONGTAIL_SCREENSHOTS, else to the test's own folder. Run: pytest -m browser tests/test_console_browser.py
+Run: pytest -m browser tests/test_console_browser.py
 """
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +17,10 @@ from serve_apps.served_run import ServedRun
 from tests import console_run, console_server
 
 pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed (pyproject.toml, dev)")
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-SIZES = {"laptop": (1280, 800), "phone": (390, 844)}
+from tests.browsing import MARKS, SIZES, faults, shot, watched
+
 PAGES = {
     "overview": "",
     "users": "users",
@@ -38,7 +35,7 @@ PAGES = {
     "no page": "nowhere",
 }
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}: install Debian's package chromium")]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -57,29 +54,11 @@ def url(run: ServedRun) -> Iterator[str]:
         yield f"{address}/deep/console/"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A laptop's page that fails the test where a script, a policy or a request failed."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="dark", reduced_motion="reduce")
     yield from watched(context)
-
-
-def watched(context: BrowserContext) -> Iterator[Page]:
-    page, complaints = context.new_page(), []
-    page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.set_default_timeout(15_000)
-    yield page
-    context.close()
-    assert not [text for text in complaints if "status of 4" not in text], "a refusal that a test asked for is no complaint"
 
 
 def ready(page: Page) -> None:
@@ -89,27 +68,20 @@ def ready(page: Page) -> None:
     )
 
 
-def folder(tmp_path: Path) -> Path:
-    place = Path(os.environ.get("LONGTAIL_SCREENSHOTS") or tmp_path)
-    place.mkdir(parents=True, exist_ok=True)
-    return place
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_every_page_is_whole_and_fit_for_everyone(browser: Browser, url: str, theme: Any, size: str, tmp_path: Path) -> None:
     width, height = SIZES[size]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce")
-    found: list[tuple[str, Any]] = []
+    found: list[str] = []
     for page in watched(context):
         for name, path in PAGES.items():
             page.goto(url + path)
             ready(page)
-            page.screenshot(path=folder(tmp_path) / f"{name.replace(' ', '-')}-{theme}-{size}.png", full_page=True)
+            shot(page, f"{name.replace(' ', '-')}-{theme}-{size}", tmp_path)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways as a whole"
-            found += [(name, one) for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
-        told = [f"{name}: {one['id']}: {node['html'][:160]} {node['failureSummary'][:300]}" for name, one in found for node in one["nodes"][:3]]
-        assert not found, "\n".join(told)
+            found += [f"{name}: {fault}" for fault in faults(page)]
+        assert not found, "\n".join(found)
 
 
 def test_the_navigation_leads_everywhere_and_the_lineage_to_its_artifact(page: Page, url: str) -> None:

@@ -16,12 +16,11 @@ from tests import console_server, rollout_server, small_run
 from tests.test_service import shifted, spoiled
 
 pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed (pyproject.toml, dev)")
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from tests.test_console_browser import CHROMIUM, FLAGS, SIZES, folder, watched
+from tests.browsing import MARKS, SIZES, faults, shot, watched
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM}: install Debian's package chromium")]
+pytestmark = MARKS
 
 GUARDS = GuardSettings(min_requests=40, max_latency_ratio=1000, max_psi=100)
 
@@ -38,14 +37,6 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Served, Served, 
 def url(releases: tuple[Served, Served, Served], tmp_path: Path) -> Iterator[str]:
     with console_server.served(rollout_server.application(releases[0], tmp_path / "log", GUARDS)) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        yield browser
-        browser.close()
 
 
 def requests_of_users(url: str, num: int) -> None:
@@ -81,13 +72,13 @@ def test_a_canary_that_breaks_and_one_that_is_promoted(browser: Browser, url: st
         expect(page.locator("#reason")).to_contain_text("rolled back by itself")
         expect(page.locator("#history li").first).to_contain_text("requests failed")
         expect(page.locator("#now")).not_to_contain_text(broken[:10])
-        page.screenshot(path=folder(tmp_path) / "rollout-taken-back.png", full_page=True)
+        shot(page, "rollout-taken-back", tmp_path)
 
         act(page, row_of(page, good).get_by_role("button", name="Canary"))
         expect(page.locator("#now")).to_contain_text(good[:10])
         requests_of_users(url, 60)
         expect(page.locator("#drift")).to_contain_text("PSI")
-        page.screenshot(path=folder(tmp_path) / "rollout-canary.png", full_page=True)
+        shot(page, "rollout-canary", tmp_path)
         act(page, page.get_by_role("button", name="Promote the canary"))
         expect(page.locator("#now .card").first).to_contain_text(good[:10])
         assert RankClient(url).models()["release"] == good
@@ -111,7 +102,6 @@ def test_the_page_is_fit_for_everyone(browser: Browser, url: str, releases: tupl
         page.goto(f"{url}/console/rollouts")
         expect(page.locator("#drift")).to_contain_text("PSI")
         page.wait_for_function("() => document.querySelector('#scores').matches('.drawn')")
-        page.screenshot(path=folder(tmp_path) / f"rollouts-{theme}-{size}.png", full_page=True)
+        shot(page, f"rollouts-{theme}-{size}", tmp_path)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        serious = [one for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
-        assert not serious, [(one["id"], node["html"][:200]) for one in serious for node in one["nodes"][:3]]
+        assert not faults(page)

@@ -11,65 +11,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from longtail.artifacts import Store
 from longtail.config import Config
 from longtail.config_text import as_toml
 from longtail.sweep_watch import SweepWatch
 from pipelines.cluster import ROOT
+from serve_apps.client import RankClient
 from tests import planted_sweeps, small_run
+from tests.browsing import MARKS, SIZES, faults, shot, watched
 from tests.console_server import served
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}")]
+pytestmark = MARKS
 
 TOKEN = "the-token-of-the-test"
-SIZES = {"desk": (1280, 800), "phone": (390, 844)}
+LAPTOP: Any = {"width": 1280, "height": 800}
+TIMEOUT_MS = 20_000
 RUNNING, FINISHED = "bbbb0000", "aaaa0000"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def opened(browser: Browser, scheme: str = "light", size: str = "desk", refused: str = "none") -> Iterator[Page]:
-    """A page whose errors are the test's, but for answers of the status `refused`, which it asks for."""
-    width, height = SIZES[size]
-    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})  # type: ignore[arg-type]  # light or dark
-    page, errors = context.new_page(), []
-
-    def said(message: ConsoleMessage) -> None:
-        if message.type == "error" and f"a status of {refused} " not in message.text:
-            errors.append(message.text)
-
-    page.on("console", said)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.set_default_timeout(20_000)
-    yield page
-    assert not errors, errors
-    context.close()
-
-
-def shot(page: Page, name: str, folder: Path) -> None:
-    folder = Path(os.environ.get("LONGTAIL_SCREENSHOTS", folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / f"sweeps-{name}.png", full_page=True)
-
-
-def accessible(page: Page) -> None:
-    """No violation that axe calls serious or critical."""
-    found = [one for one in Axe().run(page).response["violations"] if one["impact"] in ("serious", "critical")]
-    assert not found, [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +48,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_in_both_themes_and_on_a_phone(browser: Browser, url: str, scheme: str, size: str, tmp_path: Path) -> None:
-    with opened(browser, scheme, size) as page:
+    width, height = SIZES[size]
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
+    for page in watched(context, TIMEOUT_MS):
         for path, name, ready in (
             ("sweeps", "list", "#sweeps tbody tr"),
             (f"sweeps/{RUNNING}", "running", "#parallel .trial-line"),
@@ -94,17 +58,17 @@ def test_every_page_in_both_themes_and_on_a_phone(browser: Browser, url: str, sc
         ):
             page.goto(f"{url}/{path}")
             page.wait_for_selector(ready)
-            accessible(page)
-            shot(page, f"{name}-{scheme}-{size}", tmp_path)
+            assert not faults(page)
+            shot(page, f"sweeps-{name}-{scheme}-{size}", tmp_path)
             assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0], f"{path} is wider than the window"
         page.locator("#trials [data-open]").first.click()
         expect(page.locator("#trial")).to_be_visible()
-        accessible(page)
-        shot(page, f"trial-{scheme}-{size}", tmp_path)
+        assert not faults(page)
+        shot(page, f"sweeps-trial-{scheme}-{size}", tmp_path)
 
 
 def test_a_comparison_by_clicks_and_by_keys(browser: Browser, url: str) -> None:
-    with opened(browser) as page:
+    for page in watched(browser.new_context(viewport=LAPTOP), TIMEOUT_MS):
         page.goto(f"{url}/sweeps")
         page.get_by_role("link", name=re.compile(f"choirrec {FINISHED}")).click()
         expect(page.locator("#finals .headline")).to_contain_text("Not shown to be better than the config as it stood")
@@ -133,7 +97,7 @@ def give_token(page: Page) -> None:
 
 
 def test_the_form_says_what_the_command_would(browser: Browser, url: str, tmp_path: Path) -> None:
-    with opened(browser) as page:
+    for page in watched(browser.new_context(viewport=LAPTOP), TIMEOUT_MS):
         page.goto(f"{url}/sweeps")
         page.get_by_label("Config", exact=True).select_option("")
         page.get_by_label("Config as TOML").fill('[run]\nname = "pasted"\n')
@@ -141,8 +105,8 @@ def test_the_form_says_what_the_command_would(browser: Browser, url: str, tmp_pa
         page.get_by_role("button", name="Check only").click()
         give_token(page)
         expect(page.locator("#answer .command")).to_contain_text("python -m tuning.sweep --set 'run.name=\"pasted\"' --set sweep.num_trials=3 --set 'run.uri=")
-        accessible(page)
-        shot(page, "checked", tmp_path)
+        assert not faults(page)
+        shot(page, "sweeps-checked", tmp_path)
 
 
 @contextmanager
@@ -186,46 +150,70 @@ sweep.finalists.num_trials=0"""
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
-def test_a_sweep_is_started_watched_and_compared_by_clicks(browser: Browser, tmp_path: Path) -> None:
+@pytest.mark.timeout(2400)
+def test_a_sweep_is_started_watched_compared_and_its_best_served_by_clicks(browser: Browser, tmp_path: Path) -> None:
     config = small_run.publish(tmp_path / "small")
-    with another_ray(), up(config, tmp_path) as console, opened(browser, refused="409") as page:
-        page.goto(f"{console}/sweeps")
-        expect(page.locator("#room")).to_contain_text("of 2 CPUs")
-        page.get_by_label("Config", exact=True).select_option("test.toml")
-        page.get_by_label("Settings over it, one a line").fill(SETTINGS)
-        page.get_by_role("button", name="Start", exact=True).click()
-        give_token(page)
-        expect(page.locator("#answer")).to_contain_text("Started as sweep-", timeout=60_000)
-        expect(page.locator("#jobs tbody tr")).to_contain_text("running", timeout=60_000)
-        page.get_by_role("button", name="Start", exact=True).click()
-        expect(page.locator("#answer")).to_contain_text("these very settings runs already")
-        shot(page, "live-list", tmp_path)
+    with another_ray(), up(config, tmp_path) as console:
+        for page in watched(browser.new_context(viewport=LAPTOP), TIMEOUT_MS):
+            sweep_by_clicks(page, console, config, tmp_path)
+            release = promote_by_clicks(page, tmp_path)
+            client = RankClient(console.removesuffix("/console"))
+            answers = [client.rank({"user_id": f"user {number}", "item_ids": ["tea", "book"]}) for number in range(40)]
+            assert 0 < sum(answer["release"] == release for answer in answers) < 40, "the canary answers its share"
 
-        page.locator("#sweeps tbody a").click(timeout=120_000)
-        seen: list[str] = []
-        deadline = time.monotonic() + 500
-        while time.monotonic() < deadline:
-            state = page.locator("#state").inner_text()
-            trials = [row.inner_text() for row in page.locator("#trials tbody tr .chip.good, #trials tbody tr .chip.bad").all()]
-            now = f"{state} | {' '.join(word for word in trials if word in ('running', 'finished', 'failed'))}"
-            if now not in seen:
-                seen.append(now)
-                shot(page, f"live-{len(seen)}", tmp_path)
-            if state in ("finished", "interrupted"):
-                break
-            page.wait_for_timeout(500)
-        assert seen[-1] == "finished | finished finished", seen
-        assert any(now.endswith("| running") or "finished running" in now for now in seen), f"a trial was seen while it ran: {seen}"
-        expect(page.locator("#parallel .trial-line")).to_have_count(2)
-        expect(page.locator("#front .base-mark")).to_have_count(1)
-        expect(page.locator("#job-head")).to_contain_text("succeeded", timeout=60_000)
-        expect(page.locator("#log")).to_contain_text("sweep: trial 1 of 2 finished")
-        page.locator("#trials [data-open='0']").click()
-        expect(page.locator("#trial .trial-curve-dot")).to_have_count(2)
-        accessible(page)
-        shot(page, "live-trial", tmp_path)
-        (sweep,) = SweepWatch(Store.open(config.run.uri)).sweeps()
-        assert sweep.status == "finished", "it lies in the store that serves"
-        assert sweep.plan is not None
-        assert sweep.plan.job is not None
+
+def promote_by_clicks(page: Page, tmp_path: Path) -> str:
+    """The sweep's best, trained, published by a job, and half the users' answered by it; its key."""
+    page.locator("#promote").click()
+    expect(page.locator("#promoted")).to_contain_text("Published as", timeout=900_000)
+    release = page.locator("#promoted code").inner_text()
+    shot(page, "sweeps-promoted", tmp_path)
+    page.get_by_role("link", name="Start its canary").click()
+    page.get_by_label("Share of the users for a canary, %").fill("50")
+    page.locator("#releases tr", has_text=release[:10]).get_by_role("button", name="Canary").click()
+    expect(page.locator("#now")).to_contain_text(release[:10], timeout=60_000)
+    shot(page, "sweeps-canary", tmp_path)
+    return release
+
+
+def sweep_by_clicks(page: Page, console: str, config: Config, tmp_path: Path) -> None:
+    """A sweep of two trials, started, watched and compared."""
+    page.goto(f"{console}/sweeps")
+    expect(page.locator("#room")).to_contain_text("of 2 CPUs")
+    page.get_by_label("Config", exact=True).select_option("test.toml")
+    page.get_by_label("Settings over it, one a line").fill(SETTINGS)
+    page.get_by_role("button", name="Start", exact=True).click()
+    give_token(page)
+    expect(page.locator("#answer")).to_contain_text("Started as sweep-", timeout=60_000)
+    expect(page.locator("#jobs tbody tr")).to_contain_text("running", timeout=60_000)
+    page.get_by_role("button", name="Start", exact=True).click()
+    expect(page.locator("#answer")).to_contain_text("these very settings runs already")
+    shot(page, "sweeps-live-list", tmp_path)
+
+    page.locator("#sweeps tbody a").click(timeout=120_000)
+    seen: list[str] = []
+    deadline = time.monotonic() + 500
+    while time.monotonic() < deadline:
+        state = page.locator("#state").inner_text()
+        trials = [row.inner_text() for row in page.locator("#trials tbody tr .chip.good, #trials tbody tr .chip.bad").all()]
+        now = f"{state} | {' '.join(word for word in trials if word in ('running', 'finished', 'failed'))}"
+        if now not in seen:
+            seen.append(now)
+            shot(page, f"sweeps-live-{len(seen)}", tmp_path)
+        if state in ("finished", "interrupted"):
+            break
+        page.wait_for_timeout(500)
+    assert seen[-1] == "finished | finished finished", seen
+    assert any(now.endswith("| running") or "finished running" in now for now in seen), f"a trial was seen while it ran: {seen}"
+    expect(page.locator("#parallel .trial-line")).to_have_count(2)
+    expect(page.locator("#front .base-mark")).to_have_count(1)
+    expect(page.locator("#job-head")).to_contain_text("succeeded", timeout=60_000)
+    expect(page.locator("#log")).to_contain_text("sweep: trial 1 of 2 finished")
+    page.locator("#trials [data-open='0']").click()
+    expect(page.locator("#trial .trial-curve-dot")).to_have_count(2)
+    assert not faults(page)
+    shot(page, "sweeps-live-trial", tmp_path)
+    (sweep,) = SweepWatch(Store.open(config.run.uri)).sweeps()
+    assert sweep.status == "finished", "it lies in the store that serves"
+    assert sweep.plan is not None
+    assert sweep.plan.job is not None
