@@ -13,15 +13,33 @@ import redis
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[str]:
-    """The URL of a server that keeps an append-only file in `folder`, for the length of a block; skips where there is no redis-server."""
+def running(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
+    """The URL of a server that keeps an append-only file in `folder`, for the length of a block; skips where there is no redis-server.
+
+    Under another `host` it listens to others than this machine, too.
+    """
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("no redis-server on this machine (Debian's package redis-server)")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    flags = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    flags = [
+        "--port",
+        str(port),
+        "--bind",
+        host,
+        "--protected-mode",
+        "no",
+        "--dir",
+        str(folder),
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "always",
+        "--save",
+        "",
+    ]
     process = subprocess.Popen([program, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"redis://127.0.0.1:{port}/0"
     try:

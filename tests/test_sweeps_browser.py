@@ -164,6 +164,7 @@ def test_a_sweep_is_started_watched_compared_and_its_best_served_by_clicks(brows
 
 def promote_by_clicks(page: Page, tmp_path: Path) -> str:
     """The sweep's best, trained, published by a job, and half the users' answered by it; its key."""
+    page.keyboard.press("Escape")  # out of the trial's own dialogue
     page.locator("#promote").click()
     expect(page.locator("#promoted")).to_contain_text("Published as", timeout=900_000)
     release = page.locator("#promoted code").inner_text()
