@@ -5,11 +5,11 @@ Serve adds the service to its server by the function that serve.grpc_port turns 
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any
 
 import grpc
 
+from longtail import __version__
 from serve_apps.admission import SURPLUS, Admission
 from serve_apps.inference_protocol import Tensor, from_raw, infer, refusal, served_model, to_raw
 from serve_apps.inference_routes import ServerMetadata, metadata
@@ -44,7 +44,7 @@ class InferenceService:
         return ServerReadyResponse(ready=not await self._not_ready())
 
     async def ServerMetadata(self, request: Any, grpc_context: Any) -> Any:  # noqa: N802
-        told = ServerMetadata(version=version("longtail"))
+        told = ServerMetadata(version=__version__)
         return ServerMetadataResponse(name=told.name, version=told.version)
 
     async def ModelReady(self, request: Any, grpc_context: Any) -> Any:  # noqa: N802

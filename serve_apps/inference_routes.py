@@ -5,12 +5,12 @@ Failures are problem details with the protocol's `error` beside them.
 
 import json
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
+from longtail import __version__
 from serve_apps.inference_protocol import INPUTS, MAX_DIMS, MAX_NAME, OUTPUT_TYPE, PLATFORM, Tensor, Value, from_raw, infer, refusal, served_model, to_raw
 from serve_apps.problems import refuse_unready
 from serve_apps.rank_routes import PROBLEMS, Answer
@@ -103,7 +103,7 @@ def inference_routes(info: GetInfo, answer: Answer, not_ready: Callable[[], Awai
 
     @routes.get("", summary="The server")
     async def server() -> ServerMetadata:
-        return ServerMetadata(version=version("longtail"))
+        return ServerMetadata(version=__version__)
 
     @routes.get("/health/live", summary="Is it up")
     async def live() -> dict[str, bool]:

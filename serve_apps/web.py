@@ -5,13 +5,13 @@ passes those of its replica, a test its own.
 """
 
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
+from longtail import __version__
 from serve_apps.access import Access
 from serve_apps.admission import Admission, AdmissionGate
 from serve_apps.body_limit import BodyLimit
@@ -55,7 +55,7 @@ def web_app(
     """
     info = get_info()
     # FastAPI's own /docs takes Swagger UI from a CDN and is blank where that cannot be reached; this one brings it along.
-    app = FastAPIOffline(title="Longtail", version=version("longtail"), description=DESCRIPTION, root_path=root_path)
+    app = FastAPIOffline(title="Longtail", version=__version__, description=DESCRIPTION, root_path=root_path)
     app.add_middleware(BodyLimit, max_bytes=info.max_body_bytes)
     if admission is not None:
         app.add_middleware(AdmissionGate, admission=admission, retry_after_s=retry_after_s)  # outermost of both: the surplus is to cost little
