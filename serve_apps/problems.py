@@ -101,7 +101,9 @@ def add_problem_handlers(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         path, remedy = f"{request.method} {request.url.path}", "GET /docs lists the routes."
         problem = Problem(type="about:blank", title=str(error.detail), status=error.status_code, detail=path, remedy=remedy, errors=[])
-        return problem_response(problem, request=request)
+        response = problem_response(problem, request=request)
+        response.headers.update(error.headers or {})  # Allow, where it is the method that is wrong
+        return response
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

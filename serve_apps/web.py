@@ -114,6 +114,9 @@ def web_app(
         refuse_unready(await not_ready())
         return await healthz()
 
+    for path, check in (("/healthz", healthz), ("/readyz", readyz)):
+        app.add_api_route(path, check, methods=["HEAD"], include_in_schema=False)
+
     @app.get("/", include_in_schema=False)
     async def root(request: Request) -> RedirectResponse:
         return RedirectResponse(f"{request.scope.get('root_path', '').rstrip('/')}/{'docs' if console is None else 'console/'}")

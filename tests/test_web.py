@@ -142,6 +142,9 @@ def test_models_and_health_say_what_is_serving(client: TestClient) -> None:
     assert models["attributes"] == {"city": ["Bonn", "Ulm"], "age": None}
     assert (models["num_users"], models["num_items"], models["max_items"]) == (4, 5, 6)
     assert client.get("/healthz").json() == {"status": "ok", "run": "small", "rankers": ["base", "choirrec", "saviorrec"]}
+    assert [client.head(path).status_code for path in ("/healthz", "/readyz")] == [200, 200], "as load balancers ask"
+    wrong = client.delete("/v1/rank")
+    assert (wrong.status_code, wrong.headers["allow"], wrong.json()["title"]) == (405, "POST", "Method Not Allowed")
 
 
 @pytest.mark.parametrize("root_path", ["", "/longtail"])
