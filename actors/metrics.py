@@ -96,7 +96,7 @@ ALPHA_FUSION = Level(
 # Serving
 REQUEST_SECONDS = Spread("longtail_request_seconds", "Time of ranking requests: whole (behind HTTP), encode, rank", ("ranker", "part"), SECONDS)
 REQUESTS = Count("longtail_requests_total", "Ranked requests by where the user's group came from", ("ranker", "group_basis"))
-REFUSALS = Count("longtail_refusals_total", "Requests of any kind that the application answered with a problem, by HTTP status", ("status",))
+REFUSALS = Count("longtail_refusals_total", "Requests that the application (not Serve or HAProxy) answered with a problem, by HTTP status", ("status",))
 REQUEST_ERRORS = Count("longtail_request_errors_total", "Accepted requests that failed, by exception", ("ranker", "error"))
 CANDIDATES = Count("longtail_candidates_total", "Ranked candidates by what they were ranked by (catalogue, content, none)", ("ranker", "basis"))
 REQUEST_ITEMS = Spread("longtail_request_items", "Candidates in a request", ("ranker",), (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000))

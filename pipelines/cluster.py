@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Every node of a pool has 1 of its resource, and an actor takes this much: CPUs and GPUs decide how many share a node, never the pool.
 POOL_SHARE = 0.001
 
+NICENESS = "RAY_worker_niceness"
+
 #: What workers would print a hundred times over their own progress; each can be set to something else in the environment.
 QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "VLLM_LOGGING_LEVEL": "ERROR"}
 
@@ -88,7 +90,7 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
         # dead and remove the running workers (Ray 2.60). RAY_ADDRESS tells it which one, and must be known before the start: so the port is chosen here.
         os.environ["RAY_GCS_SERVER_PORT"] = str(_free_port())
         if settings.worker_niceness is not None:
-            os.environ.setdefault("RAY_worker_niceness", str(settings.worker_niceness))
+            os.environ[NICENESS] = str(settings.worker_niceness)
         address = f"{ray.util.get_node_ip_address()}:{os.environ['RAY_GCS_SERVER_PORT']}"  # type: ignore[no-untyped-call]
         arguments["runtime_env"]["env_vars"]["RAY_ADDRESS"] = address
         if not settings.dashboard:
@@ -115,6 +117,8 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
         yield
     finally:
         os.environ.pop("RAY_GCS_SERVER_PORT", None)
+        if settings.worker_niceness is not None:
+            os.environ.pop(NICENESS, None)
         ray.shutdown()
         shutil.rmtree(temp_dir, ignore_errors=True)
 

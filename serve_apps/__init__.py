@@ -7,5 +7,5 @@ from serve_apps.background import import_in_background
 if "ray" in sys.modules:
     import ray
 
-    if ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None:
+    if ray.is_initialized() and (ray.get_runtime_context().get_actor_name() or "").startswith("SERVE_REPLICA::"):
         import_in_background("torch", "fastapi_offline", "longtail.ranking", "longtail.newcomers")

@@ -39,6 +39,11 @@ class Access:
         """The same, with a token made here where the environment has none."""
         return Access.of(host, os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24))
 
+    def text(self) -> str:
+        """The same for the same, and without the token."""
+        token = "" if self.token is None else hashlib.sha256(self.token.encode()).hexdigest()
+        return f"{token} {self.viewing_needs_token}"
+
     def require(self, request: Request) -> None:
         """Refuse a request that does not bring the token; a FastAPI dependency.
 

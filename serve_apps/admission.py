@@ -7,30 +7,29 @@ After controlled delay (Nichols and Jacobson 2012) as Maurer 2015 ("Fail at Scal
 stands is the number of those inside, from what a request has taken of late, since a request is turned away for less before it has waited than after.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors import metrics
-from serve_apps.problems import Problem, problem_response
+from serve_apps.problems import RequestProblemError, problem_response
 
 INTERVAL_S = 0.1  # a queue that has stood for that long is no burst
 FEWEST = 2  # one that is ranked and one that waits: with fewer the replica would be idle between them
-SEEN = 16  # requests from which it is known what one takes; a replica's first ones take longer
+SEEN = 16  # questions from which it is known what one takes; a replica's first ones take longer
+SLOW_BODY_S = 0.05  # a request whose body takes longer to come keeps nobody waiting until it is there
 
-SURPLUS = Problem(
-    type="urn:longtail:problem:overloaded",
-    title="Too many requests at once",
-    status=503,
-    detail="more requests come than are ranked in time.",
-    remedy="Come back after Retry-After seconds; more replicas, or a longer serve.standing_wait_ms, take more in.",
-    errors=[],
-)
+
+def surplus() -> RequestProblemError:
+    """What those hear who are not let in."""
+    detail, remedy = "more requests come than are ranked in time.", "Come back in a moment; more replicas, or a longer serve.standing_wait_ms, take more in."
+    return RequestProblemError(503, "overloaded", "Too many requests at once", detail, remedy)
 
 
 class Admission:
@@ -45,21 +44,25 @@ class Admission:
     def __init__(self, standing_wait_s: float | None, burst_wait_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._standing_s, self._burst_s, self._clock = standing_wait_s, burst_wait_s, clock
         self._inside = self._elsewhere = 0
-        self._num_seen, self._seconds = 0, 0.0  # that one request takes, from one answer to the next while somebody waits
-        self._busy_since: float | None = None  # the last answer, where somebody was left inside
+        self._num_seen, self._seconds = 0, 0.0  # that one question takes
         self._short_at = self._refused_at = clock()
         self._stands = False
 
+    @property
+    def waiting(self) -> int:
+        """Requests that are ranked or wait for it."""
+        return max(self._inside - self._elsewhere, 0)
+
     def admit(self) -> bool:
         """Let a request in, or not; one that is in must `leave`."""
-        now, waiting = self._clock(), self._waiting()
-        if waiting < FEWEST:
+        now = self._clock()
+        if self.waiting < FEWEST:
             self._short_at = now
         if self._stands and now - self._refused_at > INTERVAL_S:  # nobody was turned away for as long
             self._stands, self._short_at = False, now
         elif not self._stands and now - self._short_at > INTERVAL_S:
             self._stands, self._refused_at = True, now
-        if waiting >= self._most():
+        if self.waiting >= self._most():
             self._stands, self._refused_at = True, now
             return False
         self._inside += 1
@@ -67,31 +70,26 @@ class Admission:
 
     def leave(self) -> None:
         """A request has been answered."""
-        now = self._clock()
-        if self._busy_since is not None:
-            self._num_seen = min(self._num_seen + 1, SEEN)
-            self._seconds += (now - self._busy_since - self._seconds) / self._num_seen
         self._inside -= 1
-        self._busy_since = now if self._waiting() else None
+
+    def took(self, seconds: float) -> None:
+        """A question has been ranked, and nobody else's was meanwhile."""
+        self._num_seen = min(self._num_seen + 1, SEEN)
+        self._seconds += (seconds - self._seconds) / self._num_seen
 
     @contextmanager
     def elsewhere(self) -> Iterator[None]:
-        """While a request waits for somebody else, such as the encoder, it keeps nobody waiting here; so may several of a batch, which is one request."""
+        """While a request waits for somebody else, such as the encoder, it keeps nobody waiting here; so may a few of a batch, which is one request."""
         self._elsewhere += 1
-        self._busy_since = None
         try:
             yield
         finally:
             self._elsewhere -= 1
 
-    def _waiting(self) -> int:
-        return max(self._inside - self._elsewhere, 0)
-
     def _most(self) -> float:
         if self._standing_s is None or self._num_seen < SEEN:
             return math.inf
-        wait_s = self._standing_s if self._stands else max(self._standing_s, self._burst_s)
-        return max(FEWEST, int(wait_s / self._seconds))
+        return max(FEWEST, int((self._standing_s if self._stands else self._burst_s) / self._seconds))
 
 
 class AdmissionGate:
@@ -109,16 +107,26 @@ class AdmissionGate:
             await self._refusal(scope)(scope, receive, send)
             return
         try:
-            await self._app(scope, receive, send)
+            with ExitStack() as body:
+                slow = asyncio.get_running_loop().call_later(SLOW_BODY_S, lambda: body.enter_context(self._admission.elsewhere()))
+                body.callback(slow.cancel)
+
+                async def received() -> Message:
+                    message = await receive()
+                    if not message.get("more_body", False):  # it is all there, or nobody waits for it any more
+                        body.close()
+                    return message
+
+                await self._app(scope, received, send)
         finally:
             self._admission.leave()
 
     def _refusal(self, scope: Scope) -> JSONResponse:
         protocol = "/v2/" in scope["path"]
         if protocol in self._refusals:
-            metrics.REFUSALS.add(1, status=str(SURPLUS.status))
+            metrics.REFUSALS.add(1, status="503")
         else:
-            self._refusals[protocol] = problem_response(SURPLUS, self._retry_after_s, Request(scope))
+            self._refusals[protocol] = problem_response(surplus().problem, self._retry_after_s, Request(scope))
         return self._refusals[protocol]
 
 

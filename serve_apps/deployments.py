@@ -52,7 +52,7 @@ class Encoder:
         self._encoders: OrderedDict[str, NewcomerEncoder] = OrderedDict()  # by the digest of what decides their codes
         self._digests: dict[str, str] = {}
         self._loading = threading.Lock()
-        in_background(lambda: self._of(served.release))
+        self._of(served.release)
 
     async def encode(self, release: str, unknowns: Unknowns) -> Encoded:
         """Codes of the described user, z and codes of the described items."""
@@ -89,7 +89,7 @@ class Encoder:
         digest = run.release.file.encoder
         encoder = self._encoders.get(digest)
         if encoder is None:
-            encoder = run.encoder()
+            encoder = in_background(run.encoder)
             encoder.warm()
         with self._loading:
             self._digests[release] = digest
@@ -111,9 +111,7 @@ class Rankers(InferenceService):
         standing_ms = served.serve.standing_wait_ms
         self._admission = Admission(None if standing_ms is None else standing_ms / 1000, served.serve.burst_wait_ms / 1000)
         self._retry_after_s = served.serve.retry_after_s
-        self._service = RankingService(
-            served.open, self._encode, self._encode_now, self._history, Rollout.model_validate_json(rollout), told, self._admission.elsewhere
-        )
+        self._service = RankingService(served.open, self._encode, self._encode_now, self._history, Rollout.model_validate_json(rollout), told, self._admission)
         super().__init__(self._service.info, self._service.answer, self.not_ready, self._admission)
         self._teller = Teller(served, self._writer, encoder, self._service, profiler)
         self._root_path = route_prefix.rstrip("/")

@@ -9,8 +9,9 @@ from typing import Any
 
 import grpc
 
+from actors import metrics
 from longtail import __version__
-from serve_apps.admission import SURPLUS, Admission
+from serve_apps.admission import Admission, surplus
 from serve_apps.inference_protocol import Tensor, from_raw, infer, refusal, served_model, to_raw
 from serve_apps.inference_routes import ServerMetadata, metadata
 from serve_apps.open_inference_pb2 import (
@@ -65,7 +66,7 @@ class InferenceService:
                 raise refusal(f"the call has more than {self._info().max_body_bytes:,} bytes.", "Split it, or raise serve.max_body_mb.")
             wanted = [one.name for one in request.outputs]
             if not self._gate.admit():
-                raise RequestProblemError(503, "overloaded", SURPLUS.title, SURPLUS.detail, SURPLUS.remedy)
+                raise surplus()
             try:
                 model, outputs = await infer(self._info(), self._answer, request.model_name, request.model_version, tensors_of(request), wanted)
             finally:
@@ -107,6 +108,7 @@ def refusals(context: Any) -> Iterator[None]:
     try:
         yield
     except RequestProblemError as error:
+        metrics.REFUSALS.add(1, status=str(error.problem.status))
         said = f"{error.problem.detail} {error.problem.remedy}"
         context.set_code(_CODES.get(error.problem.status, grpc.StatusCode.INTERNAL))
         context.set_details(said)

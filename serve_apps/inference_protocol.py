@@ -9,18 +9,18 @@ tensors and back; neither knows what they mean.
     <head>   FP32  [rows]             probabilities, in the rows' order
 """
 
-import asyncio
 import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import numpy as np
 
 from longtail.questions import Question, StatedItem
 from serve_apps.problems import RequestProblemError
-from serve_apps.rank_routes import Answer, answered
+from serve_apps.rank_routes import Answer, a_few_at_a_time, answered
 from serve_apps.schemas import EARLIEST, LATEST
 from serve_apps.service_info import ModelInfo, ServiceInfo
 
@@ -96,7 +96,8 @@ async def infer(info: ServiceInfo, answer: Answer, name: str, version: str, inpu
             raise refusal(f"{len(candidates)} candidates of one user, and at most {info.max_items} are taken.", "Send several calls, or raise serve.max_items.")
         questions.append(Question(user, candidates, name, heads=asked, now=now, release=model.release if version else None))
     scores = np.zeros((len(items), len(asked)), np.float32)
-    for ranking, rows in zip(await asyncio.gather(*(answered(question, answer) for question in questions)), rows_of_user.values(), strict=True):
+    rankings = await a_few_at_a_time([partial(answered, question, answer) for question in questions])
+    for ranking, rows in zip(rankings, rows_of_user.values(), strict=True):
         by_item = {item.item_id: item.scores for item in ranking.items}
         for row in rows:
             scores[row] = by_item[items[row]]

@@ -22,7 +22,7 @@ PROXIES = {
         # Serve runs an application in a thread beside its own. Ranking is Python for the most part, so the two would wait for one another's lock, 5 ms
         # at a time: on one thread the median at half load is 12 ms instead of 28. Behind Serve's own proxy it is slower, 13.5 ms a request for 11.8.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        # A line of every request for HAProxy's manager to read, which takes a fortieth of a request's time; actors.metrics counts what is asked and refused.
+        # A line of every request for HAProxy's manager to read would take a fortieth of a request's time; actors.metrics has what replicas answer and refuse.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # a thread passes on far more than a replica ranks
         # A replica that goes stays reachable until HAProxy knows; it takes well below a second, and Serve's 30 s are for load balancers outside.

@@ -9,8 +9,9 @@ import logging
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Body, Response
 from pydantic_core import to_json
@@ -31,8 +32,10 @@ from serve_apps.service_info import GetInfo, ServiceInfo
 
 logger = logging.getLogger(__name__)
 
+FEW = 4
 KNOWN = ("catalogue", "added")  # bases of items that the run knows, or was told of
 
+T = TypeVar("T")
 Answer = Callable[[Question], Awaitable[Ranking]]
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -76,9 +79,20 @@ def rank_routes(info: GetInfo, answer: Answer) -> APIRouter:
         if len(batch.requests) > most:
             detail = f"{len(batch.requests)} requests, and at most {most} are taken at once."
             raise RequestProblemError(422, "too-many-requests-in-one", "Too many requests in one", detail, "Send several batches, or raise serve.max_batch.")
-        return as_json({"answers": await asyncio.gather(*map(settled, batch.requests))})
+        return as_json({"answers": await a_few_at_a_time([partial(settled, request) for request in batch.requests])})
 
     return routes
+
+
+async def a_few_at_a_time(work: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """All results, in order; FEW are under way, so that a batch has no more than that in line before others' requests."""
+    room = asyncio.Semaphore(FEW)
+
+    async def one(part: Callable[[], Awaitable[T]]) -> T:
+        async with room:
+            return await part()
+
+    return await asyncio.gather(*map(one, work))
 
 
 def as_json(answer: dict[str, Any]) -> Response:

@@ -119,20 +119,20 @@ def bound(deployment: Deployment, *arguments: Any) -> Application:
     """The deployment with its arguments; where these and the code are those of the last deploy, its replicas go on.
 
     serve.run would start all of them anew, encoder and console too, and the replicas that have to change would share the cores with them. Serve compares
-    versions to find out what has changed, and gives a new one to whatever comes without (Ray 2.60).
+    versions to find out what has changed, and gives a new one to whatever comes without (Ray 2.60). Serve's config files have versions of their own.
     """
-    told = [one.text() if isinstance(one, Served) else repr(one) for one in arguments if not isinstance(one, Application)]
+    told = [one.text() if isinstance(one, Served | Access) else repr(one) for one in arguments if not isinstance(one, Application)]
     deployment._version = hashlib.blake2b(f"{code_digest()} {told}".encode(), digest_size=8).hexdigest()
     return deployment.bind(*arguments)
 
 
 @cache
 def code_digest() -> str:
-    """Of all that a replica may import of the project."""
+    """Of all that a replica may import or show of the project; installed packages are another cluster's business."""
     digest = hashlib.blake2b(digest_size=8)
     for folder in ("platform", "actors", "pipelines", "serve_apps"):
         for path in sorted((ROOT / folder).rglob("*")):
-            if path.is_file() and path.suffix != ".pyc":
+            if path.suffix in (".py", ".html", ".css", ".js", ".svg"):
                 digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 

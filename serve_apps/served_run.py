@@ -125,7 +125,7 @@ class Served:
 
     def behind(self) -> "Served":
         """What the parts behind the rankers are given: the same as long as nothing of theirs changes."""
-        theirs = {name: getattr(self.serve, name) for name in ("num_threads", "num_encoder_gpus", "num_profiler_gpus")}
+        theirs = {name: getattr(self.serve, name) for name in ("num_threads", "num_encoder_gpus")}
         return replace(self, serve=ServeSettings(**theirs), deployed_us=0)
 
     def text(self) -> str:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from longtail.questions import Encoded, Question, Ranking, StatedItem, StatedUse
 from longtail.ranking import RequestRanker
 from longtail.rollouts import ReleaseStats, Rollout, ShadowStats
 from longtail.times import from_us
+from serve_apps.admission import Admission
 from serve_apps.background import in_background
 from serve_apps.served_run import ServedRun
 from serve_apps.service_info import ServiceInfo
@@ -34,7 +34,7 @@ AnyEntry = ItemEntry | UserEntry | EventsEntry | RolloutEntry
 
 #: Rounds of the event loop that the next in turn leaves to the others: between two rankings they come as far as their place in the queue, or are turned away;
 #: if every round of theirs took a ranking of another's, a request would wait for as many rankings as it has steps.
-STEPS = 5
+ROUNDS_BETWEEN = 5
 MOST_SHADOWED = 4  # requests that wait for a shadow's answer; more are not compared
 
 
@@ -60,7 +60,7 @@ class RankingService:
         encode_now: the same, for the thread that applies.
         history: what was told up to an entry's number, for a release that is loaded later.
         rollout: as it stands after `told` entries.
-        elsewhere: entered while a question waits for its encoding.
+        admission: is told what a question takes, and which wait for their encoding.
     """
 
     def __init__(
@@ -71,20 +71,21 @@ class RankingService:
         history: Callable[[int], Iterable[AnyEntry]],
         rollout: Rollout,
         told: int = 0,
-        elsewhere: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        admission: Admission | None = None,
     ) -> None:
-        self._open_run, self._encode, self._encode_now, self._history, self._elsewhere = open_run, encode, encode_now, history, elsewhere
+        self._open_run, self._encode, self._encode_now, self._history = open_run, encode, encode_now, history
+        self._admission = admission or Admission(None)
         self.applied = told
-        self._turn = asyncio.Lock()  # one is ranked at a time, in the order in which they came
+        self._turn = asyncio.Lock()  # one is ranked at a time, in the order in which they came; shadows beside them
         self.failures: dict[str, str] = {}  # releases that could not be loaded, and why
         self._loaded: dict[str, Loaded] = {}
-        self._info: ServiceInfo | None = None  # as it was told since the rollout's last change
         self._seen: dict[str, ReleaseStats] = {}
         self._shadow = ShadowStats()
         self._shadowing: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()  # of what is seen, which another thread takes away
         self._rollout_number = told
         self.rollout = rollout.model_copy(update={"stable": self._first(rollout)})
+        self._info = self._told()
         self._roll(told, rollout)
 
     def _first(self, rollout: Rollout) -> str:
@@ -105,8 +106,6 @@ class RankingService:
 
     def info(self) -> ServiceInfo:
         """What is serving: the stable release, and the models of the others that are loaded for the rollout."""
-        if self._info is None:
-            self._info = self._told()
         return self._info
 
     def _told(self) -> ServiceInfo:
@@ -166,13 +165,15 @@ class RankingService:
         unknowns = ranker.unknowns(question, found)
         encoded: Encoded | None = None
         if unknowns:
-            with timed(question.ranker, "encode"), self._elsewhere():
+            with timed(question.ranker, "encode"), self._admission.elsewhere():
                 encoded = await self._encode(loaded.run.release.key, unknowns)
         async with self._turn:
-            for _ in range(STEPS):
+            began = time.perf_counter()
+            for _ in range(ROUNDS_BETWEEN):
                 await asyncio.sleep(0)
             with timed(question.ranker, "rank"), torch.inference_mode():  # a tenth faster than no_grad alone
                 ranking = ranker.rank(question, encoded, found)
+            self._admission.took(time.perf_counter() - began)
         count(question, ranking)
         return ranking
 
@@ -242,7 +243,7 @@ class RankingService:
         kept = {*rollout.releases, rollout.previous}
         for key in [key for key in self._loaded if key not in kept]:
             del self._loaded[key]
-        self._info = None
+        self._info = self._told()
 
     def _begin(self, rollout: Rollout) -> None:
         """Statistics are of one rollout."""

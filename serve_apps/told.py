@@ -63,6 +63,7 @@ class Writer:
         self._rollouts: list[tuple[int, Rollout, int]] = []  # the entry's number, what it says, and when it was told
         self._event_ids: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._replicas: dict[str, Replica] = {}
+        self._left: list[Mapping[str, Any]] = []  # reports of replicas that have ended
         self._writing, self._news = asyncio.Lock(), asyncio.Condition()
         for number, line in log.read(0):
             self._remember(number, line)
@@ -124,8 +125,12 @@ class Writer:
         return lines
 
     async def leave(self, replica: str) -> None:
-        """A replica ends."""
-        self._replicas.pop(replica, None)
+        """A replica ends; nobody waits for it, and what it saw counts on."""
+        mine = self._replicas.pop(replica, None)
+        if mine is not None:
+            self._left = [*self._current(self._left), mine.report]
+        async with self._news:
+            self._news.notify_all()
 
     async def append(self, lines: Sequence[str], wait_s: float) -> dict[str, int]:
         """Write entries, and wait until every replica has taken them in: the last one's number, how many replicas there are, and how many have it."""
@@ -190,8 +195,11 @@ class Writer:
 
     def _reports(self) -> list[Mapping[str, Any]]:
         """What the replicas that know the last rollout have said."""
+        return self._current([*(replica.report for replica in self._replicas.values()), *self._left])
+
+    def _current(self, reports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         current = self._rollouts[-1][0] if self._rollouts else 0
-        return [replica.report for replica in self._replicas.values() if replica.report.get("rollout", -1) >= current]
+        return [report for report in reports if report.get("rollout", -1) >= current]
 
     def _drift(self, releases: Mapping[str, ReleaseStats]) -> float | None:
         """PSI of the canary's scores; None before both have some."""

@@ -51,14 +51,13 @@ def web_app(
 ) -> FastAPI:
     """The FastAPI application over a run's releases; without a teller it only ranks. `console` answers what comes for /console.
 
-    What `admission` does not let in is told to come back after `retry_after_s`; without one everybody is let in.
+    What `admission` does not let in is told to come back after `retry_after_s`.
     """
     info = get_info()
     # FastAPI's own /docs takes Swagger UI from a CDN and is blank where that cannot be reached; this one brings it along.
     app = FastAPIOffline(title="Longtail", version=__version__, description=DESCRIPTION, root_path=root_path)
     app.add_middleware(BodyLimit, max_bytes=info.max_body_bytes)
-    if admission is not None:
-        app.add_middleware(AdmissionGate, admission=admission, retry_after_s=retry_after_s)  # outermost of both: the surplus is to cost little
+    app.add_middleware(AdmissionGate, admission=admission or Admission(None), retry_after_s=retry_after_s)  # the outer of both: the surplus is to cost little
     add_problem_handlers(app)
 
     @app.exception_handler(NotTakenError)

@@ -1,5 +1,6 @@
 """Admission: bursts wait, a standing queue does not, nobody is turned away at half the load, and what is turned away is told when to come back."""
 
+import asyncio
 import heapq
 from dataclasses import dataclass, field
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
-from serve_apps.admission import INTERVAL_S, SEEN, Admission, AdmissionGate
+from serve_apps.admission import INTERVAL_S, SEEN, SLOW_BODY_S, Admission, AdmissionGate
 
 SERVICE_S = 0.008
 
@@ -31,6 +33,7 @@ class Replica:
         for arrival in arrivals:
             while self.ends and self.ends[0] <= arrival:
                 self.now = heapq.heappop(self.ends)
+                self.admission.took(SERVICE_S)
                 self.admission.leave()
             self.now = arrival
             if not self.admission.admit():
@@ -112,13 +115,10 @@ def test_who_waits_for_the_encoder_keeps_nobody_out() -> None:
             assert admission.admit()
             if number >= 2:
                 admission.leave()
-        assert admission._waiting() == 0
+        assert admission.waiting == 0
     for _ in range(SEEN):
-        admission.admit()
-        now[0] += 0.01
-        admission.leave()
+        admission.took(0.01)
     for _ in range(2):
-        now[0] += 0.01
         admission.leave()
     now[0] += 1
     assert [admission.admit() for _ in range(9)] == [True] * 7 + [False] * 2, "what waits here is counted: 75 ms for 10 ms each"
@@ -133,7 +133,7 @@ def test_the_gate_turns_rankings_away_and_nothing_else() -> None:
 
     @app.post("/v1/rank")
     def rank() -> dict[str, bool]:
-        inside.append(admission._waiting())
+        inside.append(admission.waiting)
         return {"ranked": True}
 
     @app.post("/v2/models/base/infer")
@@ -147,12 +147,11 @@ def test_the_gate_turns_rankings_away_and_nothing_else() -> None:
     client = TestClient(app, root_path="/shop")
     assert client.post("/shop/v1/rank").json() == {"ranked": True}
     assert inside == [1]
-    assert admission._waiting() == 0, "it left"
-    for _ in range(SEEN + 4):
+    assert admission.waiting == 0, "it left"
+    for _ in range(SEEN):
+        admission.took(0.02)
+    for _ in range(3):
         admission.admit()
-    for _ in range(SEEN + 1):
-        now[0] += 0.02
-        admission.leave()
     now[0] += 2 * INTERVAL_S
     refused = client.post("/shop/v1/rank", json={})
     assert refused.status_code == 503
@@ -165,3 +164,34 @@ def test_the_gate_turns_rankings_away_and_nothing_else() -> None:
     for _ in range(2):
         admission.leave()
     assert client.post("/shop/v1/rank").status_code == 200, "there is room again"
+
+
+def test_a_body_that_is_slow_to_come_keeps_nobody_waiting() -> None:
+    admission = Admission(0.025, 0.075)
+    seen: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        seen.append(admission.waiting)
+        while message["more_body"]:
+            message = await receive()
+        seen.append(admission.waiting)
+
+    async def ask(pause_s: float) -> None:
+        left = iter((True, False))
+
+        async def receive() -> Message:
+            await asyncio.sleep(pause_s)
+            return {"type": "http.request", "body": b"", "more_body": next(left)}
+
+        async def send(message: Message) -> None:
+            raise AssertionError(message)
+
+        await AdmissionGate(app, admission, 1)({"type": "http", "method": "POST", "path": "/v1/rank"}, receive, send)
+
+    asyncio.run(ask(1.2 * SLOW_BODY_S))
+    assert seen == [0, 1], "not while it comes, and then it is ranked"
+    asyncio.run(ask(0.0))
+    assert seen[2:] == [1, 1]
+    assert admission.waiting == 0
+    assert admission._elsewhere == 0

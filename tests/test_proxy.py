@@ -71,7 +71,7 @@ def test_what_haproxy_cannot_do_is_refused_before_anything_starts(tmp_path: Path
     proxy.check_haproxy()
 
 
-def test_work_in_the_background_has_a_core_while_nobody_else_wants_it_and_leaves_others_as_they_are() -> None:
+def test_work_in_the_background_has_a_core_while_nobody_else_wants_it_and_leaves_others_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def policy() -> int:
         return os.sched_getscheduler(threading.get_native_id())
 
@@ -80,6 +80,12 @@ def test_work_in_the_background_has_a_core_while_nobody_else_wants_it_and_leaves
     assert policy() == before
     with pytest.raises(ZeroDivisionError):
         in_background(lambda: 1 // 0)
+
+    def forbidden(*_: object) -> None:
+        raise OSError("not in this sandbox")
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+    assert in_background(policy) == before, "work is done where the priority cannot be lowered"
 
 
 @pytest.mark.ray

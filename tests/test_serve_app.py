@@ -32,6 +32,7 @@ from longtail.serving import AutoscalingSettings
 from pipelines.cluster import ROOT
 from pipelines.stage import find
 from pipelines.train import RANKER_STAGES
+from serve_apps.access import Access
 from serve_apps.client import RankClient
 from serve_apps.deployments import Encoder
 from serve_apps.ranking import app_builder, application, deployed, free_port, served_run
@@ -116,6 +117,27 @@ def test_an_application_without_the_console_leads_to_its_docs(config: Any) -> No
     plain = config.model_copy(update={"serve": config.serve.model_copy(update={"console": False})})
     names = [application(served_run(one, Store.open(config.run.uri))) for one in (config, plain)]
     assert [len(_deployments(one)) for one in names] == [3, 2]
+
+
+def test_a_deploy_leaves_alone_what_has_not_changed(config: Any) -> None:
+    run = served_run(config, Store.open(config.run.uri))
+
+    def changed(serve: dict[str, Any], token: str = "one", **more: Any) -> set[str]:
+        """Which deployments of another version a later deploy has."""
+        later = replace(run, serve=run.serve.model_copy(update=serve), deployed_us=run.deployed_us + 1, **more)
+        versions = [_versions(application(one, Access(of, False))) for one, of in ((run, "one"), (later, token))]
+        return {name for name in versions[0] if versions[0][name] is None or versions[0][name] != versions[1][name]}
+
+    assert changed({}) == changed({"max_items": 7}) == {"Rankers"}
+    assert changed({}, token="two") == {"Rankers", "Console"}, "the console has the token, and an old one must not open it"
+    assert changed({"num_threads": 2}) == changed({}, release="another") == {"Rankers", "Console", "Encoder"}
+
+
+def _versions(bound: Any) -> dict[str, str | None]:
+    """What Serve compares, by deployment; None: always another."""
+    deployment = bound._bound_deployment
+    parts = [_versions(one) for one in deployment.init_args if hasattr(one, "_bound_deployment")]
+    return {deployment.name: deployment._version} | {name: version for part in parts for name, version in part.items()}
 
 
 def _deployments(bound: Any) -> set[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.fs as pafs
 import pytest
 
@@ -119,6 +120,28 @@ def test_an_entry_is_told_once_all_replicas_have_it(tmp_path: Path) -> None:
         assert len(await following) == len(await other) == 1
         await writer.leave("two")
         assert (await writer.state())["replicas"].keys() == {"one"}
+
+    asyncio.run(story())
+
+
+def test_what_a_replica_saw_counts_after_its_end_until_the_rollout_changes(tmp_path: Path) -> None:
+    async def story() -> None:
+        writer = Writer(file_log(tmp_path), GuardSettings(min_requests=1000))
+        await writer.begin("r1", 1)
+        canary = RolloutChange(action="canary", release="r2", weight=0.5).model_dump_json()
+        await writer.change(canary, 0.0)
+        seen = ReleaseStats()
+        for _ in range(3):
+            seen.see(5.0, np.zeros(2))
+        for name in ("one", "two"):
+            await writer.follow(name, 0, report(2, r1=seen, r2=seen))
+        await writer.leave("two")
+        assert (await writer.state())["releases"]["r2"]["requests"] == 6
+        appended = await asyncio.wait_for(writer.append([user("a")], 30.0), 10)
+        assert appended["replicas"] == 1, "nobody waits for who has ended"
+        await writer.change(RolloutChange(action="canary", release="r2", weight=0.6).model_dump_json(), 0.0)
+        await writer.leave("nobody")
+        assert (await writer.state())["releases"].get("r2", {"requests": 0})["requests"] == 0
 
     asyncio.run(story())
 

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from starlette.testclient import TestClient
 
 from longtail.questions import Encoded, Knowledge, Question, Ranking
 from serve_apps.problems import PROBLEM_MEDIA_TYPE
+from serve_apps.rank_routes import FEW, a_few_at_a_time
 from serve_apps.schemas import BatchResponse, RankResponse
 from serve_apps.service_info import ModelInfo, ServiceInfo
 from serve_apps.web import web_app
@@ -292,3 +294,20 @@ def test_text_that_utf_8_cannot_write_is_refused_wherever_it_stands(client: Test
     for body in bodies:
         response = client.post("/v1/rank", content=(body % lone).encode(), headers={"content-type": "application/json"})
         assert (response.status_code, response.headers["content-type"]) == (422, PROBLEM_MEDIA_TYPE), body
+
+
+def test_a_batch_has_a_few_in_line_and_no_more() -> None:
+    under_way, most, order = 0, 0, []
+
+    async def one(number: int) -> int:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.001)
+        order.append(number)
+        under_way -= 1
+        return number
+
+    assert asyncio.run(a_few_at_a_time([partial(one, number) for number in range(20)])) == list(range(20))
+    assert most == FEW
+    assert order == list(range(20))

@@ -18,7 +18,9 @@ class AutoscalingSettings(Settings):
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(4, ge=1)
     target_ongoing_requests: float = Field(
-        1.5, gt=0, description="per replica, running or waiting; more of them call for another replica. Under standing_wait_ms there are 2 where more come"
+        1.5,
+        gt=0,
+        description="per replica, running or waiting; more of them call for another replica. Keep it below what standing_wait_ms lets in under load: 2 or 3",
     )
     upscale_delay_s: float = Field(10.0, ge=0)
     downscale_delay_s: float = Field(300.0, ge=0)
@@ -66,9 +68,12 @@ class ServeSettings(Settings):
         16, ge=-1, le=1_000_000, description="waiting at one replica (python: at one proxy); the surplus gets 503 with Retry-After. -1: no limit"
     )
     standing_wait_ms: float | None = Field(
-        20.0, gt=0, description="until a request is ranked, at a replica whose queue has stood for a tenth of a second; the surplus gets 503. None: no limit"
+        20.0,
+        gt=0,
+        description="until a request is ranked, at a replica whose queue has stood for a tenth of a second; one may wait in any case, the surplus gets 503. "
+        "None: no limit",
     )
-    burst_wait_ms: float = Field(60.0, gt=0, description="the same in a burst, which ends sooner; read with standing_wait_ms")
+    burst_wait_ms: float = Field(60.0, gt=0, description="the same before the queue has stood for so long; at least standing_wait_ms")
     retry_after_s: int = Field(1, ge=0, le=86_400, description="the header Retry-After of such an answer")
     request_timeout_s: float | None = Field(30.0, gt=0, description="408 after that; None: never")
     max_surge_percent: int = Field(100, ge=0, le=1000, description="replicas over their number while new ones take over; 0: the old one goes first")
@@ -76,6 +81,13 @@ class ServeSettings(Settings):
     max_batch: int = Field(64, ge=1, le=10_000, description="requests in one POST /v1/rank:batch")
     max_items: int = Field(1000, ge=1, le=100_000, description="candidates in one request")
     max_body_mb: float = Field(16.0, ge=0.01, le=1024, description="of a request's body in MiB; a larger one gets 413")
+
+    @model_validator(mode="after")
+    def _waits(self) -> Self:
+        if self.standing_wait_ms is not None and self.burst_wait_ms < self.standing_wait_ms:
+            told = f"burst_wait_ms = {self.burst_wait_ms:g} is below standing_wait_ms = {self.standing_wait_ms:g}"
+            raise ValueError(f"{told}: a burst may wait longer than a queue that stands. Raise the one or lower the other")
+        return self
 
     @model_validator(mode="after")
     def _two_ports(self) -> Self:
