@@ -339,7 +339,7 @@ def count(question: Question, ranking: Ranking) -> None:
     ranker = question.ranker
     metrics.REQUESTS.add(1, ranker=ranker, group_basis=ranking.group_basis)
     metrics.REQUEST_ITEMS.observe(len(ranking.items), ranker=ranker)
-    for basis, number in Counter(item.basis for item in ranking.items).items():
+    for basis, number in Counter([item.basis for item in ranking.items]).items():
         metrics.CANDIDATES.add(number, ranker=ranker, basis=basis)
     if ranking.alpha_fusion is not None:
         metrics.SERVED_ALPHA.observe(ranking.alpha_fusion, ranker=ranker, activity=metrics.activity_level(ranking.num_purchases))
