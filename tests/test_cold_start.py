@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -46,7 +46,11 @@ def examples(logs: Logs) -> Counter[Row]:
 def test_a_cold_item_keeps_some_events_of_before_validation_and_as_many_train_labels(
     is_shop: bool, seed: int, items_frac: float, keep: list[tuple[int, int]]
 ) -> None:
-    whole, logs = both(busy_shop() if is_shop else sessions(), {"items_frac": items_frac, "min_events": 8, "keep": keep}, seed)
+    try:
+        whole, logs = both(busy_shop() if is_shop else sessions(), {"items_frac": items_frac, "min_events": 8, "keep": keep}, seed)
+    except ValueError as refusal:  # nearly all items lost nearly all that was known of them
+        assume(items_frac < 0.9 or "the train window has" not in str(refusal))
+        raise
     cold = dict(encoded(logs.tables["cold_items"], "item_id", "num_events"))
     assert 1 <= len(cold) == logs.info.num_cold
     assert all(any(low <= number <= high for low, high in keep) for number in cold.values())

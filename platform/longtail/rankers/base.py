@@ -47,12 +47,11 @@ class IndividualSide(nn.Module):
         self.collaborative = Normaliser(len(spec.collaborative_stats)) if settings.collaborative_stats and spec.collaborative_stats else None
         self.peer_stats = Normaliser(len(spec.peer_stats)) if settings.peer_stats and spec.peer_stats else None
         self.own_counts = settings.own_counts
-        cross_places = [place for place, name in enumerate(spec.cross_stats) if settings.match_counts != "none" or not _is_match(name)]
-        self.cross_places = cross_places if len(cross_places) < len(spec.cross_stats) else None  # None: all of them
+        self.cross_places = [place for place, name in enumerate(spec.cross_stats) if settings.match_counts != "none" or not _is_match(name)]
         counts_codes = self.own_counts and settings.match_counts == "codes" and spec.match_stats
         self.match_stats = Normaliser(len(spec.match_stats)) if counts_codes else None
         self.out_dim = settings.id_dim + self.attributes.dim + len(spec.user_stats) + 2 * self.items.dim
-        self.out_dim += len(cross_places) + len(spec.item_stats) if self.own_counts else 0
+        self.out_dim += len(self.cross_places) + len(spec.item_stats) if self.own_counts else 0
         self.out_dim += len(spec.match_stats) if self.match_stats is not None else 0
         self.out_dim += len(spec.collaborative_stats) if self.collaborative is not None else 0
         self.out_dim += len(spec.peer_stats) if self.peer_stats is not None else 0
@@ -114,7 +113,7 @@ class IndividualSide(nn.Module):
     def _cross(self, batch: Batch) -> torch.Tensor:
         """User-by-item statistics that are read, normalised."""
         cross_BX: torch.Tensor = self.cross_stats(batch.cross_stats_BX)
-        return cross_BX if self.cross_places is None else cross_BX[:, self.cross_places]
+        return cross_BX if len(self.cross_places) == cross_BX.shape[1] else cross_BX[:, self.cross_places]
 
 
 def _is_match(name: str) -> bool:
