@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors import metrics
-from serve_apps.problems import RequestProblemError, problem_response
+from serve_apps.problems import RequestProblemError, problem_response, route_of
 
 INTERVAL_S = 0.1  # a queue that has stood for that long is no burst
 FEWEST = 2  # one that is ranked and one that waits: with fewer the replica would be idle between them
@@ -100,7 +100,7 @@ class AdmissionGate:
         self._refusals: dict[bool, JSONResponse] = {}  # by whether it is /v2 that is asked: most of what costs time is made once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or not is_ranking(scope["path"].removeprefix(scope.get("root_path", ""))):
+        if scope["type"] != "http" or scope["method"] != "POST" or not is_ranking(route_of(scope)):
             await self._app(scope, receive, send)
             return
         if not self._admission.admit():
@@ -122,7 +122,7 @@ class AdmissionGate:
             self._admission.leave()
 
     def _refusal(self, scope: Scope) -> JSONResponse:
-        protocol = "/v2/" in scope["path"]
+        protocol = route_of(scope).startswith("/v2")
         if protocol in self._refusals:
             metrics.REFUSALS.add(1, status="503")
         else:

@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from actors import metrics
 from serve_apps.body_limit import BodyTooLargeError
@@ -111,11 +112,17 @@ def add_problem_handlers(app: FastAPI) -> None:
         return problem_response(internal(error), request=request)
 
 
+def route_of(scope: Scope) -> str:
+    """The path of a request below the application's own prefix."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def problem_response(problem: Problem, retry_after_s: int | None = None, request: Request | None = None) -> JSONResponse:
     """The problem over HTTP; under /v2, with the member `error` that clients of the Open Inference Protocol read."""
     metrics.REFUSALS.add(1, status=str(problem.status))
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     told = problem.model_dump()
-    if request is not None and request.url.path.removeprefix(request.scope.get("root_path", "")).startswith("/v2"):
+    if request is not None and route_of(request.scope).startswith("/v2"):
         told["error"] = f"{problem.detail} {problem.remedy}"
     return JSONResponse(told, status_code=problem.status, media_type=PROBLEM_MEDIA_TYPE, headers=headers)

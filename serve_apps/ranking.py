@@ -4,7 +4,6 @@ Reads the release of a finished run (pipelines.publish), which is made here wher
 Run: python -m serve_apps.up --config …, or with Serve's own tools: serve run serve_apps/config.yaml (or serve deploy, on a cluster).
 """
 
-import hashlib
 import logging
 import socket
 import tempfile
@@ -25,6 +24,7 @@ from ray.serve.schema import LoggingConfig
 
 from longtail.artifacts import Store
 from longtail.config import Config, load
+from longtail.hashing import digest
 from longtail.serving import ServeSettings
 from longtail.settings import Settings
 from longtail.storage import without_secrets
@@ -122,19 +122,15 @@ def bound(deployment: Deployment, *arguments: Any) -> Application:
     versions to find out what has changed, and gives a new one to whatever comes without (Ray 2.60). Serve's config files have versions of their own.
     """
     told = [one.text() if isinstance(one, Served | Access) else repr(one) for one in arguments if not isinstance(one, Application)]
-    deployment._version = hashlib.blake2b(f"{code_digest()} {told}".encode(), digest_size=8).hexdigest()
+    deployment._version = digest([code_digest(), *told])
     return deployment.bind(*arguments)
 
 
 @cache
 def code_digest() -> str:
     """Of all that a replica may import or show of the project; installed packages are another cluster's business."""
-    digest = hashlib.blake2b(digest_size=8)
-    for folder in ("platform", "actors", "pipelines", "serve_apps"):
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in (".py", ".html", ".css", ".js", ".svg"):
-                digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
+    files = [path for folder in ("platform", "actors", "pipelines", "serve_apps") for path in sorted((ROOT / folder).rglob("*"))]
+    return digest([[path.relative_to(ROOT).as_posix(), path.read_text()] for path in files if path.suffix in (".py", ".html", ".css", ".js", ".svg")])
 
 
 def build_app(config: Config, store: Store | None = None) -> Application:

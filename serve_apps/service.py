@@ -85,7 +85,6 @@ class RankingService:
         self._lock = threading.Lock()  # of what is seen, which another thread takes away
         self._rollout_number = told
         self.rollout = rollout.model_copy(update={"stable": self._first(rollout)})
-        self._info = self._told()
         self._roll(told, rollout)
 
     def _first(self, rollout: Rollout) -> str:
