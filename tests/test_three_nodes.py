@@ -16,15 +16,11 @@ from pyarrow.fs import FileSelector, FileType
 from longtail.artifacts import Store
 from pipelines.cluster import ROOT
 from tests.s3_server import BUCKET, CREDENTIALS, s3_server
-from tests.three_nodes import HOST, NODES, TOKEN, missing, three_nodes
+from tests.three_nodes import HOST, NODES, TOKEN, flags, missing, three_nodes
 
 SETTINGS = ("profiles.generator=deterministic", "tracking.backend=none", 'train.rankers=["base", "choirrec"]', "train.compute.num_actors=3")
 #: Stages whose result neither the number of nodes nor the order of their work may change.
 DETERMINISTIC = ("logs", "profiles", "item_texts", "item_codes", "user_codes", "groups", "samples", "matches", "lent")
-
-
-def flags(uri: str, *more: str) -> list[str]:
-    return ["--config", "pipelines/configs/test.toml", "--out", uri, *(word for one in (*SETTINGS, *more) for word in ("--set", one))]
 
 
 def manifests(store: Store) -> dict[str, Any]:
@@ -58,7 +54,7 @@ def test_the_whole_line_runs_across_three_nodes_with_nothing_of_the_project_on_t
         with three_nodes(Path(short), **CREDENTIALS, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false") as cluster:
             alone = subprocess.run([str(cluster.python), "-c", "import ray, longtail"], cwd="/", env=cluster.environment, capture_output=True, text=True)
             assert "No module named 'longtail'" in alone.stderr
-            done = cluster.submit(ROOT, "python", "-m", "pipelines.full", *flags(uri, "cluster.address=auto"), timeout_s=1800)
+            done = cluster.submit(ROOT, "python", "-m", "pipelines.full", *flags(uri, (*SETTINGS, "cluster.address=auto")), timeout_s=1800)
             log = os.environ.get("LONGTAIL_NODES_LOG")
             if log:
                 Path(log).write_text(done.stdout + done.stderr)
@@ -75,7 +71,7 @@ def test_the_whole_line_runs_across_three_nodes_with_nothing_of_the_project_on_t
     assert {task["node"] for task in tasks} == set(NODES.values()), "every node worked"
     assert len({task["node"] for task in tasks if task["name"].startswith("RayTrainWorker")}) == 3, "a ranker has a worker on each node"
     local = tmp_path / "local"
-    single = [sys.executable, "-m", "pipelines.full", *flags(str(local), "cluster.address=local", "cluster.num_cpus=3")]
+    single = [sys.executable, "-m", "pipelines.full", *flags(str(local), (*SETTINGS, "cluster.address=local", "cluster.num_cpus=3"))]
     # Ray gives a submitted driver one thread for its sums, and their rounding depends on it.
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(single, cwd=ROOT, env=environment, capture_output=True, text=True)

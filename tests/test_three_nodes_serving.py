@@ -19,7 +19,7 @@ from pipelines.cluster import ROOT
 from serve_apps.client import RankClient
 from tests import redis_server
 from tests.s3_server import BUCKET, CREDENTIALS, s3_server
-from tests.three_nodes import HOST, NODES, TOKEN, Cluster, missing, three_nodes
+from tests.three_nodes import HOST, NODES, TOKEN, Cluster, flags, missing, three_nodes
 
 PORT = 8123
 SETTINGS = (
@@ -28,16 +28,10 @@ SETTINGS = (
 )
 
 
-def flags(uri: str, redis_url: str) -> list[str]:
-    settings = (*SETTINGS, f"serve.redis_url={redis_url}")
-    return ["--config", "pipelines/configs/test.toml", "--out", uri, *(word for one in settings for word in ("--set", one))]
-
-
 @contextmanager
 def up(cluster: Cluster, words: list[str], log: Path) -> Iterator[RankClient]:
     """The application as a submitted job, for the length of a block; the client has its token."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.dashboard, "--working-dir", "."]
-    command += ["--runtime-env", "platform/runtime_env.yaml", "--submission-id", log.stem, "--", "python", "-m", "serve_apps.up", *words]
+    command = cluster.submission("python", "-m", "serve_apps.up", *words, job=log.stem)
     with log.open("w") as said, subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=said, stderr=said) as job:
         try:
             limit = time.monotonic() + 300
@@ -72,7 +66,7 @@ def test_replicas_on_three_nodes_share_their_features_and_what_they_are_told(tmp
         redis_server.running(tmp_path, "0.0.0.0") as local_redis,
     ):
         uri = f"s3://{BUCKET}/run?{end.replace('0.0.0.0', HOST)}"
-        words = flags(uri, local_redis.replace("127.0.0.1", HOST))
+        words = flags(uri, (*SETTINGS, f"serve.redis_url={local_redis.replace('127.0.0.1', HOST)}"))
         with three_nodes(Path(short), **CREDENTIALS, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false") as cluster:
             done = cluster.submit(ROOT, "python", "-m", "pipelines.publish", "--build", *words, timeout_s=1200)
             assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

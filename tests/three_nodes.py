@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +94,20 @@ class Cluster:
     def dashboard(self) -> str:
         return f"http://{NODES['lt-head']}:8265"
 
-    def submit(self, root: Path, *command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
-        """A job as a user submits it, from outside of the nodes."""
+    def submission(self, *command: str, job: str | None = None) -> list[str]:
+        """The words that submit a job from the project's root, as a user does, from outside of the nodes; `job` is its id."""
         words = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", self.dashboard, "--working-dir", "."]
-        words += ["--runtime-env", "platform/runtime_env.yaml", "--", *command]
-        return subprocess.run(words, cwd=root, env=self.environment, capture_output=True, text=True, timeout=timeout_s)
+        words += ["--runtime-env", "platform/runtime_env.yaml", *(["--submission-id", job] if job is not None else [])]
+        return [*words, "--", *command]
+
+    def submit(self, root: Path, *command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+        """A job to its end."""
+        return subprocess.run(self.submission(*command), cwd=root, env=self.environment, capture_output=True, text=True, timeout=timeout_s)
+
+
+def flags(uri: str, settings: Iterable[str]) -> list[str]:
+    """What a command is given for the smallest run, with its artifacts at `uri`."""
+    return ["--config", "pipelines/configs/test.toml", "--out", uri, *(word for one in settings for word in ("--set", one))]
 
 
 @contextmanager
