@@ -27,7 +27,7 @@ export PYTHONUNBUFFERED ?= 1
 
 config = --config "$(or $(CONFIG),$(1))" $(foreach pair,$(SET),--set "$(pair)")
 
-.PHONY: help setup demo up sweep study test test-all test-browser check protos format lock lock-gpu lock-gpu-check clean
+.PHONY: help setup bench demo up sweep study test test-all test-browser check protos format lock lock-gpu lock-gpu-check clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -39,6 +39,14 @@ setup: $(VENV)/.installed ## .venv with the pinned CPU dependencies
 # Redone when a lock or the project's metadata changes. The stamp is the last thing written, so an interrupted set-up is taken up again.
 $(VENV)/.installed: requirements/dev.lock pyproject.toml scripts/setup.sh
 	@PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" scripts/setup.sh "$(VENV)" requirements/dev.lock
+
+# The bench's lock is the development lock and the peers beside it.
+$(VENV)/.peers: requirements/bench.lock $(VENV)/.installed
+	@$(PY) -m pip --disable-pip-version-check install -qq --no-deps --requirement requirements/bench.lock
+	touch $@
+
+bench: $(VENV)/.peers ## every hot path beside its peers, one after the other (an hour or more): bench/results/<yyyymm>.md
+	@$(PY) -m bench $(BENCH)
 
 demo: setup ## every stage, three rankers, evaluation and serving on a sample of Complete Journey
 	@$(PY) -m serve_apps.demo $(call config,pipelines/configs/demo.toml)

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = {"cpu": ("cpu", "data"), "dev": ("cpu", "data", "dev"), "gpu": ("gpu", "data")}
+EXTRAS = {"cpu": ("cpu", "data"), "dev": ("cpu", "data", "dev"), "bench": ("cpu", "data", "dev", "bench"), "gpu": ("gpu", "data")}
 HEADER = "# Made by scripts/lock.py (make lock) from pyproject.toml, for Python 3.11 on Linux x86_64. Complete: install it with --no-deps.\n"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
