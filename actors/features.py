@@ -9,22 +9,40 @@ import pyarrow.parquet as pq
 from actors import metrics
 from longtail.artifacts import Artifact
 from longtail.config import Config
-from longtail.feature_state import lent_rows, lift_rows, match_rows, own_rows
+from longtail.feature_state import lent_rows, lift_rows, match_rows
 from longtail.features import EXAMPLE_COLUMNS
-from longtail.run_state import load_lent_state, load_match_state, load_own_state, load_peer_lifts
+from longtail.run_state import load_lent_state, load_match_state, load_peer_lifts
+from longtail.sample_shares import SampleShares
 
 
 class OwnFeatureActor:
-    """Computes the sample rows of whole parts of the examples."""
+    """Makes the samples in shares of the users: longtail.sample_shares has the steps, in their order."""
 
-    def __init__(self, inputs: Mapping[str, Artifact], config: Config) -> None:
-        self.fs = inputs["logs"].fs
-        self.state = load_own_state(inputs["logs"], inputs["collaborative"], config)
+    def __init__(self, inputs: Mapping[str, Artifact], config: Config, folder: str, num_shares: int) -> None:
+        self.shares = SampleShares(inputs["logs"], inputs["collaborative"], config, folder, num_shares)
 
-    def write_part(self, source: str, target: str) -> dict[str, int]:
+    def deal(self, number: int, source: str, group: int | None) -> None:
+        """One row group of the events dealt out to the shares, or where there is no group, one part of the examples."""
+        if group is None:
+            self.shares.deal_examples(number, source)
+        else:
+            self.shares.deal_events(number, (source, group))
+
+    def sort_share(self, share: int) -> None:
+        """One share's events sorted."""
+        self.shares.sort_share(share)
+
+    def totals(self) -> list[float]:
+        """What is to be known of all shares; returns the price sum in front of each."""
+        return self.shares.totals()
+
+    def make_rows(self, share: int, price_before: float) -> None:
+        """One share's rows."""
+        self.shares.make_rows(share, price_before)
+
+    def write_part(self, number: int, source: str, target: str) -> dict[str, int]:
         """Samples of the examples in `source`, written to `target`; returns the rows by split."""
-        samples = own_rows(self.state, pq.read_table(source, filesystem=self.fs))
-        pq.write_table(samples, target, filesystem=self.fs, compression="zstd")
+        samples = self.shares.write_part(number, source, target)
         by_split = dict(Counter(samples.column("split").to_pylist()))
         for split, rows in by_split.items():
             metrics.SAMPLES.add(rows, split=split)

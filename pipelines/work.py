@@ -48,6 +48,10 @@ def tasks(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list
     return list(ray.get([task.remote(*job) for job in jobs]))
 
 
+#: Runs one method of the pool's actors for each job, and returns what it said, in any order.
+Order = Callable[[str, Sequence[tuple[Any, ...]]], list[Any]]
+
+
 def pool(
     actor: Callable[..., Any],
     arguments: tuple[Any, ...],
@@ -57,16 +61,28 @@ def pool(
     cluster: ClusterSettings,
 ) -> list[Any]:
     """What `method` returns for each job, in any order, in a pool of actors made with `arguments`; `compute` is the pool's, by its config section."""
+    with staff(actor, arguments, compute, cluster, most=len(jobs)) as order:
+        return order(method, jobs)
+
+
+@contextlib.contextmanager
+def staff(actor: Callable[..., Any], arguments: tuple[Any, ...], compute: Mapping[str, Compute], cluster: ClusterSettings, *, most: int) -> Iterator[Order]:
+    """For the length of a block a pool of actors, at most `most` of them, that does one kind of job after another."""
     if is_in_place():
         alone = actor(*arguments)
-        return [getattr(alone, method)(*job) for job in jobs]
+        yield lambda method, jobs: [getattr(alone, method)(*job) for job in jobs]
+        return
     blocks.check_room(compute, cluster)
     ((name, settings),) = compute.items()
     remote = ray.remote(**blocks.options(settings), max_restarts=2, max_task_retries=2)(actor)
-    actors: list[Any] = [remote.remote(*arguments) for _ in range(min(settings.num_actors, len(jobs)))]
-    try:
+    actors: list[Any] = [remote.remote(*arguments) for _ in range(min(settings.num_actors, most))]
+
+    def order(method: str, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
         done = ActorPool(actors).map_unordered(lambda one, job: getattr(one, method).remote(*job), list(jobs))
         return list(tqdm(done, total=len(jobs), desc=name, unit="job", mininterval=1, delay=5))
+
+    try:
+        yield order
     finally:
         for one in actors:
             ray.kill(one)

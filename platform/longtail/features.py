@@ -2,7 +2,7 @@
 longtail.online.features.
 
 What groups and peers lend beside them is in longtail.lent.
-Letters: B rows, L history length, A attributes, U user, X user-by-item and I item statistics.
+Letters: B rows, E events, L history length, A attributes, U user, X user-by-item and I item statistics.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.lib.stride_tricks import sliding_window_view
 
-from longtail.behaviour import Behaviour, CountIndex
+from longtail.behaviour import Behaviour
 from longtail.collaborative import CollaborativeIndex
 from longtail.entities import UNKNOWN_TIME, Entities
+from longtail.item_counts import ItemCounts, Tally, boundaries
 from longtail.samples import SamplesSettings
 from longtail.times import DAY_US
+from longtail.user_events import KeyEvents, UserEvents
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -73,45 +76,56 @@ class Rows:
 class ActivityIndex:
     """What a user has done by a time; groups average the same statistics over their members."""
 
-    by_user: CountIndex
-    by_user_purchase: CountIndex
-    by_user_click: CountIndex
-    by_user_day: CountIndex
-    price_sum: npt.NDArray[np.float64]  # running sums over by_user's order, with a leading 0
+    by_user: UserEvents
+    purchases: Ints  # how many of the first events, in by_user's order, are purchases: with a leading 0, as the other running sums
+    days: Ints  # how many of them are the first of a user's day
+    price_sum: npt.NDArray[np.float64]
     price_num: Ints
 
     @staticmethod
-    def build(behaviour: Behaviour) -> "ActivityIndex":
-        user, time, purchase = behaviour.user_row_E, behaviour.time_E, behaviour.is_strongest
-        day = np.unique(np.stack([user, time // DAY_US]), axis=1)
-        by_user = CountIndex.build(user, time)
-        price = behaviour.log_price_E[by_user.order_E]
+    def build(behaviour: Behaviour, price_before: float = 0.0) -> "ActivityIndex":
+        """From events that are in time order within every user.
+
+        Args:
+            price_before: sum of log prices of all users in front of these, where they are a part of the users: sums round alike however users are parted.
+        """
+        by_user = UserEvents.build(behaviour.user_row_E, behaviour.time_E)
+        order, user, day = by_user.order_E, behaviour.user_row_E[by_user.order_E], by_user.time_E // DAY_US
+        first_of_day = (np.diff(user, prepend=-1) != 0) | (np.diff(day, prepend=0) != 0)
+        price = behaviour.log_price_E[order]
         return ActivityIndex(
             by_user=by_user,
-            by_user_purchase=CountIndex.build(user[purchase], time[purchase]),
-            by_user_click=CountIndex.build(user[~purchase], time[~purchase]),
-            by_user_day=CountIndex.build(day[0], day[1] * DAY_US),
-            price_sum=np.concatenate([[0.0], np.cumsum(np.nan_to_num(price))]),
-            price_num=np.concatenate([[0], np.cumsum(~np.isnan(price))]),
+            purchases=_running(behaviour.is_strongest[order]),
+            days=_running(first_of_day),
+            price_sum=np.cumsum(np.concatenate([[price_before], np.nan_to_num(price)])),
+            price_num=_running(~np.isnan(price)),
         )
 
     def statistics(self, user_B: Ints, time_B: Ints) -> tuple[Floats, Floats]:
         """USER_STATS [B, U], and raw purchases, clicks and active days [B, 3]."""
-        purchases = self.by_user_purchase.count(user_B, time_B)
-        clicks = self.by_user_click.count(user_B, time_B)
+        return self.statistics_of(*self.by_user.span(user_B, time_B), time_B)
+
+    def statistics_of(self, start_B: Ints, end_B: Ints, time_B: Ints) -> tuple[Floats, Floats]:
+        """The same from the spans of the users' events before each time."""
+        purchases = self.purchases[end_B] - self.purchases[start_B]
+        clicks = end_B - start_B - purchases
         # A day counts once it is over: the day of the row itself is not known yet.
-        days = self.by_user_day.count(user_B, time_B // DAY_US * DAY_US)
-        recent = self.by_user.count(user_B, time_B, time_B - 28 * DAY_US)
-        since = np.nan_to_num(self.by_user.days_since_last(user_B, time_B), nan=NEVER_DAYS)
-        stats = np.stack([np.log1p(purchases), np.log1p(clicks), np.log1p(days), np.log1p(recent), np.log1p(since), self.mean_log_price(user_B, time_B)], 1)
+        days = self.days[self.by_user.before(start_B, end_B, time_B // DAY_US * DAY_US)] - self.days[start_B]
+        recent = end_B - self.by_user.before(start_B, end_B, time_B - 28 * DAY_US)
+        since = np.nan_to_num(self.by_user.days_since(end_B, end_B > start_B, time_B), nan=NEVER_DAYS)
+        counts = np.log1p(np.stack([purchases, clicks, days, recent], 1))
+        stats = np.concatenate([counts, np.log1p(since)[:, None], self.mean_log_price(start_B, end_B)[:, None]], 1)
         return stats.astype(np.float32), np.stack([purchases, clicks, days], 1).astype(np.float32)
 
-    def mean_log_price(self, user_B: Ints, time_B: Ints) -> npt.NDArray[np.float64]:
-        """Mean log1p price over the user's events; 0 where none has a price."""
-        start, end = self.by_user.span(user_B, time_B)
-        number = self.price_num[end] - self.price_num[start]
-        mean: npt.NDArray[np.float64] = (self.price_sum[end] - self.price_sum[start]) / np.maximum(number, 1)
+    def mean_log_price(self, start_B: Ints, end_B: Ints) -> npt.NDArray[np.float64]:
+        """Mean log1p price over the events of each span; 0 where none has a price."""
+        number = self.price_num[end_B] - self.price_num[start_B]
+        mean: npt.NDArray[np.float64] = (self.price_sum[end_B] - self.price_sum[start_B]) / np.maximum(number, 1)
         return mean
+
+
+def _running(flags_E: npt.NDArray[np.bool_]) -> Ints:
+    return np.concatenate([[0], np.cumsum(flags_E)])
 
 
 def snapshot_us(time_B: Ints, start_us: int, settings: SamplesSettings) -> Ints:
@@ -133,32 +147,20 @@ def item_facts(item_row_B: Ints, entities: Entities, cluster_N: Ints | None = No
 
 
 @dataclass(frozen=True)
-class ItemCounts:
-    """Events of items and of their leaf categories before a snapshot."""
-
-    by_item: CountIndex
-    by_leaf: CountIndex
-
-    def of(self, item_B: Ints, leaf_B: Ints, snapshot_B: Ints) -> tuple[Ints, Ints]:
-        """Of each item in 7 days, in 28 days and in all [B, 3], and of its leaf in 28 days [B]."""
-        total = self.by_item.count(item_B, snapshot_B)
-        recent = [self.by_item.count(item_B, snapshot_B, snapshot_B - days * DAY_US) for days in (7, 28)]
-        return np.stack([*recent, total], 1), self.by_leaf.count(leaf_B, snapshot_B, snapshot_B - 28 * DAY_US)
-
-
-@dataclass(frozen=True)
 class OwnState:
-    """What a user's and an item's own features are computed from; built once per process from the artifacts of one run."""
+    """What a user's and an item's own features are computed from: all users' events, or those of a part of the users and the item counts of all."""
 
     entities: Entities
     behaviour: Behaviour
     settings: SamplesSettings
     start_us: int
     activity: ActivityIndex
-    by_user_item: CountIndex
-    by_user_leaf: CountIndex
-    by_user_root: CountIndex
-    by_user_brand: CountIndex
+    item_E: Ints  # of each event, latest event first, in the reversed order of activity.by_user and with a history of zeros at the end
+    time_E: Ints  # likewise
+    by_item: KeyEvents
+    by_leaf: KeyEvents
+    by_root: KeyEvents
+    by_brand: KeyEvents
     item_counts: ItemCounts
     collaborative: CollaborativeIndex | None
 
@@ -169,21 +171,29 @@ class OwnState:
         settings: SamplesSettings,
         start_us: int,
         collaborative: CollaborativeIndex | None = None,
+        item_counts: ItemCounts | None = None,
+        price_before: float = 0.0,
     ) -> "OwnState":
-        user, item, time = behaviour.user_row_E, behaviour.item_row_E, behaviour.time_E
-        leaf, root, brand = entities.leaf_codes_N[item], entities.root_codes[item], entities.brand_codes_N[item]
-        counts = ItemCounts(CountIndex.build(item, time), CountIndex.build(leaf.astype(np.int64), time))
+        """From events that are in time order within every user; `item_counts` and `price_before` are given where they are those of some of the users."""
+        activity = ActivityIndex.build(behaviour, price_before)
+        by_user = activity.by_user
+        user, item = behaviour.user_row_E[by_user.order_E], behaviour.item_row_E[by_user.order_E]
+        codes = {"item": np.arange(len(entities.items) + 1), "leaf": entities.leaf_codes_N, "root": entities.root_codes, "brand": entities.brand_codes_N}
+        by_key = {name: KeyEvents.build(by_user, user, code_N[item], int(code_N.max()) + 1) for name, code_N in codes.items()}
+        padding = np.zeros(settings.history_length, np.int64)
         return OwnState(
             entities=entities,
             behaviour=behaviour,
             settings=settings,
             start_us=start_us,
-            activity=ActivityIndex.build(behaviour),
-            by_user_item=CountIndex.build(pair_keys(user, item), time),
-            by_user_leaf=CountIndex.build(pair_keys(user, leaf), time),
-            by_user_root=CountIndex.build(pair_keys(user, root), time),
-            by_user_brand=CountIndex.build(pair_keys(user, brand), time),
-            item_counts=counts,
+            activity=activity,
+            item_E=np.concatenate([item[::-1], padding]),
+            time_E=np.concatenate([by_user.time_E[::-1], padding]),
+            by_item=by_key["item"],
+            by_leaf=by_key["leaf"],
+            by_root=by_key["root"],
+            by_brand=by_key["brand"],
+            item_counts=item_counts if item_counts is not None else all_item_counts(entities, behaviour, settings, start_us),
             collaborative=collaborative,
         )
 
@@ -191,8 +201,9 @@ class OwnState:
         """The rows' own features; `own_BA` are their users' attribute codes."""
         user, item, time = rows.user_row_B, rows.item_row_B, rows.time_B
         snapshot = snapshot_us(time, self.start_us, self.settings)
-        user_stats, activity = self.activity.statistics(user, time)
-        history, history_days = self._history(user, time)
+        start, end = self.activity.by_user.span(user, time)
+        user_stats, activity = self.activity.statistics_of(start, end, time)
+        history, history_days = self._history(start, end, time)
         facts = item_facts(item, self.entities)
         counts, leaf_events = self.item_counts.of(item, facts.leaf_B, snapshot)
         item_events = counts[:, 2]
@@ -205,7 +216,7 @@ class OwnState:
             "history_days": history_days,
             "attributes": own_BA,
             "user_stats": user_stats,
-            "cross_stats": self._cross(rows, facts),
+            "cross_stats": self._cross(rows, facts, start, end),
             "item_stats": item_columns(counts, leaf_events, facts, ages),
             "collaborative_stats": collaborative,
             "activity": activity,
@@ -214,29 +225,29 @@ class OwnState:
             "item_age_days": ages.astype(np.float32),
         }
 
-    def _history(self, user_B: Ints, time_B: Ints) -> tuple[Ints, Floats]:
+    def _history(self, start_B: Ints, end_B: Ints, time_B: Ints) -> tuple[Ints, Floats]:
         """The last L items before each time, most recent first, and how many days ago."""
-        start, end = self.activity.by_user.span(user_B, time_B)
-        place = end[:, None] - 1 - np.arange(self.settings.history_length)[None]
-        there = place >= start[:, None]
-        safe = np.where(there, place, 0)
-        if len(self.activity.by_user.times_E) == 0:
-            return np.zeros(place.shape, np.int64), np.zeros(place.shape, np.float32)
-        items = np.where(there, self.behaviour.item_row_E[self.activity.by_user.order_E[safe]], 0)
-        days = np.where(there, (time_B[:, None] - self.activity.by_user.times_E[safe]) / DAY_US, 0)
-        return items, days.astype(np.float32)
+        length = self.settings.history_length
+        latest = len(self.time_E) - length - end_B  # of the span, in the reversed order
+        items = sliding_window_view(self.item_E, length)[latest]
+        days = ((time_B[:, None] - sliding_window_view(self.time_E, length)[latest]) / DAY_US).astype(np.float32)
+        short = np.flatnonzero(end_B - start_B < length)
+        absent = np.arange(length)[None] >= (end_B - start_B)[short, None]
+        items[short] = np.where(absent, 0, items[short])
+        days[short] = np.where(absent, 0, days[short])
+        return items, days
 
-    def _cross(self, rows: Rows, facts: ItemFacts) -> Floats:
+    def _cross(self, rows: Rows, facts: ItemFacts, start_B: Ints, end_B: Ints) -> Floats:
         """CROSS_STATS [B, X]: what this user did with the item, its categories and its brand."""
-        user_B, time_B = rows.user_row_B, rows.time_B
+        by_user, time_B = self.activity.by_user, rows.time_B
         leaf, root, brand, price = facts.leaf_B, facts.root_B, facts.brand_B, facts.log_price_B
-        same_item, since_item = self.by_user_item.count_and_days(pair_keys(user_B, rows.item_row_B), time_B)
-        same_leaf, since_leaf = self.by_user_leaf.count_and_days(pair_keys(user_B, leaf), time_B)
+        same_item, last_item = self.by_item.count_and_last(rows.user_row_B, rows.item_row_B, start_B, end_B)
+        same_leaf, last_leaf = self.by_leaf.count_and_last(rows.user_row_B, leaf, start_B, end_B)
         same_leaf = np.where(leaf > 0, same_leaf, 0)
-        same_root = np.where(root > 0, self.by_user_root.count(pair_keys(user_B, root), time_B), 0)
-        same_brand = np.where(brand > 0, self.by_user_brand.count(pair_keys(user_B, brand), time_B), 0)
-        total = self.activity.by_user.count(user_B, time_B)
-        gap = np.where((total > 0) & ~np.isnan(price), np.nan_to_num(price) - self.activity.mean_log_price(user_B, time_B), 0.0)
+        same_root = np.where(root > 0, self.by_root.count_and_last(rows.user_row_B, root, start_B, end_B)[0], 0)
+        same_brand = np.where(brand > 0, self.by_brand.count_and_last(rows.user_row_B, brand, start_B, end_B)[0], 0)
+        total = end_B - start_B
+        gap = np.where((total > 0) & ~np.isnan(price), np.nan_to_num(price) - self.activity.mean_log_price(start_B, end_B), 0.0)
         return np.stack(
             [
                 np.log1p(same_item),
@@ -244,12 +255,19 @@ class OwnState:
                 np.log1p(same_root),
                 np.log1p(same_brand),
                 same_leaf / np.maximum(total, 1),
-                recency(since_item),
-                np.where(leaf > 0, recency(since_leaf), 0.0),
+                recency(by_user.days_since(last_item, last_item > 0, time_B)),
+                np.where(leaf > 0, recency(by_user.days_since(last_leaf, last_leaf > 0, time_B)), 0.0),
                 gap,
             ],
             1,
         ).astype(np.float32)
+
+
+def all_item_counts(entities: Entities, behaviour: Behaviour, settings: SamplesSettings, start_us: int) -> ItemCounts:
+    """Counts of all items at every snapshot that these events reach."""
+    times = behaviour.time_E
+    grid = boundaries(int(times.min(initial=start_us)), int(times.max(initial=start_us)), start_us, settings.snapshot_days)
+    return ItemCounts.build(Tally.of(behaviour.item_row_E, times, grid), entities.leaf_codes_N, grid)
 
 
 def item_columns(counts_B3: Ints, leaf_events_B: Ints, facts: ItemFacts, age_days_B: npt.NDArray[np.float64]) -> Floats:

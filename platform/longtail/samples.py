@@ -4,6 +4,8 @@ Reads logs and collaborative scores; writes samples.parquet/part-*.parquet, one 
 other columns. Run: python -m pipelines.samples --config …
 """
 
+from typing import Any
+
 from pydantic import Field
 
 from longtail.settings import Compute, Settings
@@ -17,7 +19,12 @@ class SamplesSettings(Settings):
     numeric_bins: int = Field(8, ge=2, description="quantile bins of numeric user attributes")
     cluster_depth: int = Field(2, ge=1, description="items are of one cluster where so many of their semantic codes are the same")
     rows_per_file: int = Field(65_536, ge=1_024, description="training reads one such file at a time")
+    memory_mb: int = Field(1536, ge=1, description="what an actor's events and rows may take, beside the run's users and items: a share of the users at a time")
     compute: Compute = Compute(num_actors=2, num_cpus=0.5)
+
+    def key_fields(self) -> dict[str, Any]:
+        """The values that decide the stage's result: memory decides none."""
+        return {name: value for name, value in super().key_fields().items() if name != "memory_mb"}
 
 
 class FeatureSpec(Settings):
