@@ -18,14 +18,13 @@ import pyarrow.fs as pafs
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from actors import metrics as ray_metrics
 from longtail.artifacts import Artifact, Draft
 from longtail.checkpoint import plain, save_vocabulary
 from longtail.config import Config
 from longtail.entities import Entities
+from longtail.gradients import distributed
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.factory import RANKERS, build_ranker
 from longtail.rankers.heads import resolve_heads
@@ -202,10 +201,6 @@ def _train(job: TrainJob, workers: Workers, device: torch.device, started_from: 
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL's gather of validation scores goes through the current device
 
-    def wrap(ranker: Ranker) -> nn.Module:
-        devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(ranker, device_ids=devices, forward_sync_buffers=False) if workers.size > 1 else ranker
-
     tags = {"run": job.config.run.name, "ranker": job.name}
     rows_per_step = sum(job.files.labelled["train"]) / max(job.files.steps_per_epoch(settings.batch_size), 1)  # files end with a short step
 
@@ -238,7 +233,7 @@ def _train(job: TrainJob, workers: Workers, device: torch.device, started_from: 
         seed=job.seed,
         workers=workers,
         device=device,
-        wrap=wrap,
+        wrap=partial(distributed, device=device) if workers.size > 1 else None,
         validate=Validation(job.files, job.config.evaluate, workers, device),
         on_epoch=on_epoch,
         on_step=on_step if workers.rank == 0 else None,

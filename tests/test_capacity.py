@@ -148,9 +148,9 @@ def test_a_shard_answers_with_the_bytes_that_the_plan_counts() -> None:
 def test_gradients_of_id_tables_are_dense_as_the_plan_says() -> None:
     import torch
 
-    from longtail.rankers.layers import embedding_table
+    from longtail.rankers.layers import IdTable
 
-    table = embedding_table(1000, 4)
+    table = IdTable(1000, 4)
     table(torch.tensor([3, 5])).sum().backward()
     assert table.weight.grad is not None
     assert not table.weight.grad.is_sparse

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from longtail.rankers.factory import build_ranker
 from longtail.rankers.kernels import CENTRES, WIDTH, SimilarityKernels
-from longtail.rankers.layers import DistinctRows
 from longtail.rankers.ranker import predict_rows
 from longtail.rankers.saviorrec import SaviorRec
+from longtail.rankers.sequences import DistinctRows
 from longtail.rankers.settings import DuetSettings, RankersSettings, SaviorRecSettings
 from tests.ranker_data import World, spec_of
 
@@ -79,7 +79,7 @@ def test_cosines_are_those_of_vectors_of_length_one_and_0_without_a_vector() -> 
         ranker.catalogue.vector_ND[5] = 0
         ranker.catalogue.codes_NS[5] = 0
     batch.history_BL[0, 0] = 5
-    space = ranker.semantics.space(ranker.catalogue, DistinctRows.of(len(ranker.catalogue.item_id_N), [batch.history_BL]), batch)
+    space = ranker.semantics.space(ranker.catalogue, DistinctRows.of([batch.history_BL]), batch)
     found = space.cosines(batch.history_BL, space.dots(batch.history_BL))
     vectors, target = (ranker.semantics.aligned(ranker.catalogue, rows) for rows in (batch.history_BL.reshape(-1), batch.item_row_B))
     slow = functional.normalize(vectors.reshape(*batch.history_BL.shape, -1), dim=2) @ functional.normalize(target, dim=1).unsqueeze(2)

@@ -18,9 +18,10 @@ from longtail.rankers.catalogue import OOV, Catalogue
 from longtail.rankers.choirrec import ChoirRec, GroupIdFusion, ReliabilityTrunk, hard_gate
 from longtail.rankers.factory import build_ranker
 from longtail.rankers.heads import head_labels, head_losses, resolve_heads
-from longtail.rankers.layers import DAYS_SCALE, DistinctRows, Normaliser, TargetAttention, masked_softmax, target_id_index
+from longtail.rankers.layers import DAYS_SCALE, Normaliser, TargetAttention, masked_softmax, target_id_index
 from longtail.rankers.ranker import Ranker, RankerOutput, predict_rows
 from longtail.rankers.saviorrec import SaviorRec
+from longtail.rankers.sequences import DistinctRows, ItemSequence
 from longtail.rankers.settings import RankersSettings
 from tests.ranker_data import World, fixed, spec_of
 
@@ -41,13 +42,21 @@ def loss_of(ranker: Ranker, batch: Batch) -> torch.Tensor:
     return ranker.loss(batch, ranker(batch))[0]
 
 
+def sequence_of(values_BLW: torch.Tensor, mask_BL: torch.Tensor) -> ItemSequence:
+    """Items of which each stands in one place."""
+    rows_BL = (torch.arange(mask_BL.numel()).view(mask_BL.shape) + 1) * mask_BL
+    distinct = DistinctRows.of([rows_BL])
+    values_RW = torch.cat([torch.zeros(1, values_BLW.shape[2]), values_BLW[mask_BL]])
+    return ItemSequence(distinct, values_RW, rows_BL)
+
+
 def test_target_attention_equals_the_mlp_on_concatenated_inputs() -> None:
     torch.manual_seed(0)
     layer = TargetAttention(5, (7, 3))
     target, history, days = torch.randn(4, 5), torch.randn(4, 6, 5), torch.rand(4, 6) * 100
     mask = torch.rand(4, 6) < 0.6
     mask[0] = False
-    pooled, weights = layer(target, history, mask, days_BL=days)
+    pooled, weights = layer(target, sequence_of(history, mask), days_BL=days)
     repeated = target.unsqueeze(1).expand_as(history)
     inputs = torch.cat([history, repeated, history * repeated, torch.log1p(days).unsqueeze(2) * DAYS_SCALE], dim=2)
     first = torch.cat([layer.history_DK, layer.target_DK, layer.product_DK, layer.recency_K.unsqueeze(0)])  # type: ignore[union-attr]
@@ -70,9 +79,9 @@ def test_prior_multiplies_the_softmax() -> None:
 def test_distinct_rows_spread_equals_direct_lookup_with_gradient() -> None:
     table = nn.Embedding(20, 3, padding_idx=0)
     rows = torch.tensor([[3, 3, 0, 7], [7, 19, 3, 0]])
-    distinct = DistinctRows.of(20, [rows])
+    distinct = DistinctRows.of([rows])
     assert distinct.rows_R.tolist() == [0, 3, 7, 19]
-    spread = distinct.spread(table(distinct.rows_R), rows)
+    spread = ItemSequence(distinct, table(distinct.rows_R), rows).spread_BLW
     torch.testing.assert_close(spread, table(rows))
     weight = torch.randn_like(spread)
     by_distinct = torch.autograd.grad((spread * weight).sum(), table.weight)[0]
@@ -80,18 +89,29 @@ def test_distinct_rows_spread_equals_direct_lookup_with_gradient() -> None:
     torch.testing.assert_close(by_distinct, direct)
 
 
+def test_distinct_rows_of_sequences_side_by_side() -> None:
+    """One without padding, one with an item of its own, one that was not among those that they were made of."""
+    one, two = torch.tensor([[5, 2], [9, 5]]), torch.tensor([[0, 9, 4], [4, 0, 0]])
+    distinct = DistinctRows.of([one, two])
+    assert distinct.rows_R.tolist() == [0, 2, 4, 5, 9]
+    values = torch.arange(5.0).unsqueeze(1)
+    for rows in (one, two, torch.tensor([[2, 9], [0, 4]])):
+        assert torch.equal(distinct.rows_R[ItemSequence(distinct, values, rows).spread_BLW.squeeze(2).long()], rows)
+
+
 def test_products_and_pooled_sums_are_those_of_rows_written_down_with_their_gradients() -> None:
     """Padding, an item that comes twice in a sequence, a table row that nobody names."""
     torch.manual_seed(3)
     rows = torch.tensor([[3, 3, 0, 7], [7, 19, 3, 0], [0, 0, 0, 0]])
-    distinct = DistinctRows.of(20, [rows, torch.tensor([11])])
+    distinct = DistinctRows.of([rows, torch.tensor([11])])
     table = torch.randn(len(distinct.rows_R), 6, dtype=torch.float64, requires_grad=True)
     target = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     weights = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
-    written = table[distinct.place_N[rows]]
+    written = table[distinct.place(rows)]
+    sequence = ItemSequence(distinct, table, rows)
     pairs = [
-        (distinct.dots(table, rows, target), torch.bmm(written, target.unsqueeze(2)).squeeze(2), (table, target)),
-        (distinct.pooled(table, rows, weights), torch.bmm(weights.unsqueeze(1), written).squeeze(1), (table, weights)),
+        (sequence.dots(target), torch.bmm(written, target.unsqueeze(2)).squeeze(2), (table, target)),
+        (sequence.pooled(weights), torch.bmm(weights.unsqueeze(1), written).squeeze(1), (table, weights)),
     ]
     for found, slow, inputs in pairs:
         torch.testing.assert_close(found, slow)
@@ -100,7 +120,7 @@ def test_products_and_pooled_sums_are_those_of_rows_written_down_with_their_grad
         for one, other in zip(by_bags, by_rows, strict=True):
             torch.testing.assert_close(one, other)
     with torch.no_grad():
-        torch.testing.assert_close(distinct.dots(table, rows, target), pairs[0][1])
+        torch.testing.assert_close(sequence.dots(target), pairs[0][1])
 
 
 def test_normaliser_is_fixed_clips_and_takes_unknown_as_the_mean() -> None:
@@ -428,6 +448,6 @@ def test_one_owner_s_features_seen_in_every_row_score_like_copies_of_them(name: 
 
 def test_distinct_rows_of_one_owner_cost_nothing_of_the_catalogue_s_size() -> None:
     sequence = torch.tensor([[3, 9, 9, 0]]).expand(5, 4)
-    distinct = DistinctRows.of(10**15, [sequence])
+    distinct = DistinctRows.of([sequence])
     assert distinct.rows_R.tolist() == [0, 3, 9]
     assert distinct.place(sequence[0]).tolist() == [1, 2, 2, 0]

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from longtail.checkpoint import save_ranker, save_tensors
+from longtail.gradients import by_row, clip, collect
+from longtail.optimizers import optimizer_of
 from longtail.rankers.ranker import Ranker, RankerOutput
 from longtail.sample_files import ALONE, GlobalBatch, Purpose, SampleFiles, Workers, generator
 from longtail.training import FEW_STEPS, TrainSettings, learning_rate
@@ -35,7 +37,7 @@ class NonFiniteLossError(ValueError):
 
 Metrics = dict[str, Any]
 Validate = Callable[[Ranker], Metrics]
-Wrap = Callable[[Ranker], nn.Module]
+Wrap = Callable[[Ranker, Iterable[str]], nn.Module]
 
 
 @dataclass
@@ -109,7 +111,7 @@ def train_ranker(
         seed: of the order of rows and of what ID dropout hides.
         workers: this process among those that train together; more than one need a torch.distributed process group.
         device: where to train.
-        wrap: distribution, DDP in the pipeline; None for one worker.
+        wrap: distribution, DDP in the pipeline, but for the parameters named, which the loop brings together itself; None for one worker.
         validate: metrics of the ranker on the validation split, the same on every worker.
         resume: folder of a saved state.
         fitted: the ranker was trained before and its normalisers stay as they are.
@@ -120,13 +122,14 @@ def train_ranker(
         NonFiniteLossError: before the update of the step whose loss or gradient is not finite; on every worker.
     """
     ranker.to(device)
-    state = TrainState(ranker, _optimizer(ranker, settings))
+    state = TrainState(ranker, optimizer_of(list(ranker.parameters()), settings))
     if resume is not None:
         state.restore(resume)
         ranker.to(device)
     elif not fitted:
         ranker.fit_statistics(files.first_batch().to(device))
-    module = ranker if wrap is None else wrap(ranker)
+    rows = by_row(ranker, settings)
+    module = ranker if wrap is None else wrap(ranker, rows)
     num_steps = settings.epochs * files.steps_per_epoch(settings.batch_size)
     if num_steps < FEW_STEPS and workers.rank == 0:
         logger.warning(
@@ -138,7 +141,7 @@ def train_ranker(
             settings.epochs,
         )
     while state.epoch < settings.epochs:
-        train = _train_epoch(module, state, files, settings, seed, workers, device, num_steps, on_step)
+        train = _train_epoch(module, list(rows.values()), state, files, settings, seed, workers, device, num_steps, on_step)
         state.epoch += 1
         metrics: Metrics = {"epoch": state.epoch, "step": state.step, **train}
         if validate is not None:
@@ -153,6 +156,7 @@ def train_ranker(
 
 def _train_epoch(
     module: nn.Module,
+    parameters_by_row: Sequence[torch.Tensor],
     state: TrainState,
     files: SampleFiles,
     settings: TrainSettings,
@@ -177,7 +181,8 @@ def _train_epoch(
         state.optimizer.zero_grad(set_to_none=True)
         # DDP averages the workers' gradients: times their number, over the rows of the global batch, it is one worker's mean.
         (loss * (workers.size / share.num_rows)).backward()  # type: ignore[no-untyped-call]
-        norm = float(nn.utils.clip_grad_norm_(ranker.parameters(), settings.max_grad_norm))
+        collect(parameters_by_row, workers)
+        norm = clip(ranker.parameters(), settings.max_grad_norm)
         totals = _sum_over_workers({"loss": loss.detach(), **parts}, workers)
         if not (math.isfinite(totals["loss"]) and math.isfinite(norm)):
             raise NonFiniteLossError(
@@ -212,12 +217,6 @@ def _sum_over_workers(values: Mapping[str, torch.Tensor], workers: Workers) -> d
     if workers.size > 1:
         dist.all_reduce(stacked)
     return dict(zip(values, stacked.tolist()))
-
-
-def _optimizer(ranker: Ranker, settings: TrainSettings) -> torch.optim.Optimizer:
-    if settings.optimizer == "adagrad":
-        return torch.optim.Adagrad(ranker.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.Adam(ranker.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)  # one kernel for each parameter
 
 
 def _in_words(metrics: Mapping[str, Any]) -> str:

@@ -12,8 +12,9 @@ from torch import nn
 
 from longtail.rankers.batch import Batch, concatenated, once
 from longtail.rankers.catalogue import Catalogue
-from longtail.rankers.layers import AttributeEmbedding, DistinctRows, ItemEmbedding, Normaliser, TargetAttention, Tower, embedding_table, target_id_index
+from longtail.rankers.layers import AttributeEmbedding, IdTable, ItemEmbedding, Normaliser, TargetAttention, Tower, target_id_index
 from longtail.rankers.ranker import Ranker, RankerOutput
+from longtail.rankers.sequences import DistinctRows, ItemSequence
 from longtail.rankers.settings import BaseSettings, TowerSettings
 from longtail.samples import FeatureSpec
 
@@ -25,8 +26,7 @@ class IndividualView:
     x_BF: torch.Tensor
     target_BD: torch.Tensor
     item_stats_BI: torch.Tensor  # normalised
-    history_BLD: torch.Tensor
-    history_mask_BL: torch.Tensor
+    history: ItemSequence
     attention_BL: torch.Tensor
     distinct: DistinctRows
     items_RD: torch.Tensor  # vectors of the distinct rows
@@ -37,7 +37,7 @@ class IndividualSide(nn.Module):
 
     def __init__(self, spec: FeatureSpec, catalogue: Catalogue, settings: TowerSettings) -> None:
         super().__init__()
-        self.users = embedding_table(catalogue.sizes.user_ids, settings.id_dim)
+        self.users = IdTable(catalogue.sizes.user_ids, settings.id_dim)
         self.items = ItemEmbedding(catalogue, settings.id_dim, settings.attribute_dim)
         self.attributes = AttributeEmbedding(spec.attribute_sizes, settings.attribute_dim)
         self.user_stats = Normaliser(len(spec.user_stats))
@@ -88,14 +88,13 @@ class IndividualSide(nn.Module):
         user_index_B = target_id_index(catalogue.user_id_M[user_row_B], None if hidden_B2 is None else hidden_B2[:, 0])
         item_index_B = target_id_index(catalogue.item_id_N[batch.item_row_B], None if hidden_B2 is None else hidden_B2[:, 1])
         target_BD = self.items(catalogue, batch.item_row_B, item_index_B)
-        distinct = DistinctRows.of(len(catalogue.item_id_N), [batch.history_BL, *sequences])
+        distinct = DistinctRows.of([batch.history_BL, *sequences])
         items_RD = self.items(catalogue, distinct.rows_R)
         if mix is not None:
             target_BD = mix(target_BD, batch.item_row_B, None if hidden_B2 is None else hidden_B2[:, 1])
             items_RD = mix(items_RD, distinct.rows_R, None)
-        history_BLD = distinct.sequence(items_RD, batch.history_BL)
-        mask_BL, days_BL = batch.history_BL[: len(history_BLD)] > 0, batch.history_days_BL[: len(history_BLD)]
-        pooled_BD, attention_BL = self.attention(target_BD, history_BLD, mask_BL, days_BL=days_BL)
+        history = ItemSequence(distinct, items_RD, batch.history_BL)
+        pooled_BD, attention_BL = self.attention(target_BD, history, days_BL=batch.history_days_BL)
         item_stats_BI = self.item_stats(batch.item_stats_BI)
         parts = [
             self.users(user_index_B),
@@ -108,7 +107,7 @@ class IndividualSide(nn.Module):
             *([self.collaborative(batch.collaborative_stats_BF)] if self.collaborative is not None else []),
             *([self.peer_stats(batch.peer_stats_BP)] if self.peer_stats is not None else []),
         ]
-        return IndividualView(concatenated(parts, len(batch)), target_BD, item_stats_BI, history_BLD, mask_BL, attention_BL, distinct, items_RD)
+        return IndividualView(concatenated(parts, len(batch)), target_BD, item_stats_BI, history, attention_BL, distinct, items_RD)
 
     def _cross(self, batch: Batch) -> torch.Tensor:
         """User-by-item statistics that are read, normalised."""

@@ -48,7 +48,9 @@ class Batch:
 
     def rows(self, index: torch.Tensor | slice) -> "Batch":
         """The rows that `index` picks."""
-        return Batch(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        if isinstance(index, slice):
+            return Batch(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return Batch(**{f.name: getattr(self, f.name).index_select(0, index) for f in fields(self)})
 
     @property
     def one_owner(self) -> bool:

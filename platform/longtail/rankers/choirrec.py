@@ -18,6 +18,7 @@ from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.heads import head_labels, head_losses
 from longtail.rankers.layers import EMBEDDING_STD, AttributeEmbedding, Normaliser, TargetAttention, Tower
 from longtail.rankers.ranker import Ranker, RankerOutput
+from longtail.rankers.sequences import ItemSequence, SmallTable
 from longtail.rankers.settings import ChoirRecSettings
 from longtail.samples import FeatureSpec
 
@@ -85,9 +86,8 @@ class GroupSide(nn.Module):
             parts.append(self.peer_stats(batch.peer_stats_BP))
         attention_BG = None
         if self.attention is not None:
-            sequence_BGD = view.distinct.sequence(view.items_RD, batch.group_history_BG)
-            some = slice(0, len(sequence_BGD))
-            pooled_BD, attention_BG = self.attention(view.target_BD, sequence_BGD, batch.group_history_BG[some] > 0, prior_BL=batch.group_weight_BG[some])
+            sequence = ItemSequence(view.distinct, view.items_RD, batch.group_history_BG)
+            pooled_BD, attention_BG = self.attention(view.target_BD, sequence, prior_BL=batch.group_weight_BG)
             parts.append(pooled_BD)
         return concatenated(parts, len(batch)), attention_BG
 
@@ -245,9 +245,9 @@ def hard_gate(own_BH: torch.Tensor, purchases_B: torch.Tensor, min_purchases: fl
     return (active_B1 & ((own_BH.detach() - 0.5).abs() > min_confidence)).float()
 
 
-def _code_table(size: int, dim: int) -> nn.Embedding:
+def _code_table(size: int, dim: int) -> SmallTable:
     """Embeddings of codes plus one; row 0 (no group) starts at zero and is trained."""
-    table = nn.Embedding(size + 1, dim)
+    table = SmallTable(size + 1, dim)
     with torch.no_grad():
         table.weight.normal_(std=EMBEDDING_STD)
         table.weight[0] = 0

@@ -16,9 +16,9 @@ from torch import nn
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.choirrec import Channels, ChoirRec
-from longtail.rankers.layers import DistinctRows
 from longtail.rankers.ranker import RankerOutput
 from longtail.rankers.semantics import Semantics, SemanticSpace, similarity_layer
+from longtail.rankers.sequences import DistinctRows
 from longtail.rankers.settings import DuetSettings
 from longtail.samples import FeatureSpec
 
@@ -43,7 +43,7 @@ class Duet(ChoirRec):
         super().fit_statistics(batch)
         self.semantics.fit_statistics(self.catalogue, batch)
         if self.group_similarity is not None:
-            distinct = DistinctRows.of(len(self.catalogue.item_id_N), [batch.group_history_BG])
+            distinct = DistinctRows.of([batch.group_history_BG])
             self.group_similarity.fit(*self._near_group(self.semantics.space(self.catalogue, distinct, batch), batch))
 
     def channels(self, batch: Batch, hidden_B2: torch.Tensor | None) -> Channels:

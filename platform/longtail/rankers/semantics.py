@@ -16,7 +16,8 @@ from longtail.rankers.base import IndividualView
 from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.kernels import SimilarityKernels
-from longtail.rankers.layers import DistinctRows, ItemEmbedding, Normaliser, masked_softmax, products, weighted_sum
+from longtail.rankers.layers import ItemEmbedding, Normaliser, masked_softmax
+from longtail.rankers.sequences import DistinctRows, ItemSequence
 from longtail.rankers.settings import SemanticSettings
 
 TIER_QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995)  # of the similarities between training targets and their histories
@@ -145,21 +146,26 @@ class SemanticSpace:
     vector_RD: torch.Tensor
     target_BD: torch.Tensor
 
+    def sequence(self, sequence_BL: torch.Tensor) -> ItemSequence:
+        """z~ of a sequence's items."""
+        return ItemSequence(self.distinct, self.vector_RD, sequence_BL)
+
     def dots(self, sequence_BL: torch.Tensor) -> torch.Tensor:
         """z~_target . z~ of each item of a sequence, [B, L]."""
-        return self.distinct.dots(self.vector_RD, sequence_BL, self.target_BD)
+        return self.sequence(sequence_BL).dots(self.target_BD)
 
     def cosines(self, sequence_BL: torch.Tensor, dots_BL: torch.Tensor) -> torch.Tensor:
         """The same of vectors of length one; 0 where there is no vector."""
         length_R1 = torch.linalg.vector_norm(self.vector_RD, dim=1, keepdim=True)
         length_B1 = torch.linalg.vector_norm(self.target_BD, dim=1, keepdim=True)
-        cosines_BL: torch.Tensor = dots_BL / (length_B1 * self.distinct.sequence(length_R1, sequence_BL).squeeze(2)).clamp(min=1e-12)
+        length_BL = ItemSequence(self.distinct, length_R1, sequence_BL).spread_BLW.squeeze(2)
+        cosines_BL: torch.Tensor = dots_BL / (length_B1 * length_BL).clamp(min=1e-12)
         return cosines_BL
 
     def frozen_dots(self, sequence_BL: torch.Tensor) -> torch.Tensor:
         """`dots` of z, as nothing has moved it."""
         frozen_ND = self.catalogue.vector_ND
-        return self.distinct.dots(frozen_ND[self.distinct.rows_R], sequence_BL, frozen_ND[self.item_row_B])
+        return ItemSequence(self.distinct, frozen_ND[self.distinct.rows_R], sequence_BL).dots(frozen_ND[self.item_row_B])
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,7 @@ class Semantics(nn.Module):
     @torch.no_grad()
     def fit_statistics(self, catalogue: Catalogue, batch: Batch) -> None:
         if self.similarity is not None:
-            space = self.space(catalogue, DistinctRows.of(len(catalogue.item_id_N), [batch.history_BL]), batch)
+            space = self.space(catalogue, DistinctRows.of([batch.history_BL]), batch)
             self.similarity.fit(*self.near(space, batch.history_BL, recency(batch)))
 
     def space(self, catalogue: Catalogue, distinct: DistinctRows, batch: Batch) -> SemanticSpace:
@@ -238,7 +244,7 @@ class Semantics(nn.Module):
     def forward(self, space: SemanticSpace, view: IndividualView, batch: Batch) -> SemanticView:
         """Features beside those of the individual side; `space` is the batch's."""
         parts = []
-        mask_BL, semantic_BL, behaviour_BL = view.history_mask_BL, None, None
+        mask_BL, semantic_BL, behaviour_BL = view.history.mask_BL, None, None
         needs_dots = self.semantic_to_behaviour is not None or self.settings.similarity == "kernels"
         dots_BL = space.dots(batch.history_BL) if needs_dots else None
         if self.similarity is not None:
@@ -248,16 +254,15 @@ class Semantics(nn.Module):
         if self.semantic_to_behaviour is not None:
             assert dots_BL is not None
             semantic_BL = self.semantic_to_behaviour(dots_BL, mask_BL)
-            items_BLI = view.history_BLD.detach() if self.settings.detached_pooling else view.history_BLD
-            parts.append(weighted_sum(semantic_BL, items_BLI)[:, : self.id_dim])
+            ids = view.history.first(self.id_dim)
+            parts.append((ids.detached() if self.settings.detached_pooling else ids).pooled(semantic_BL))
         if self.behaviour_to_semantic is not None:
             assert self.project is not None
-            # The ID part of an item's vector comes first. Padding the target with zeros instead of slicing the history keeps [B, L, ..] in one piece.
-            target_id_BI = functional.pad(view.target_BD[:, : self.id_dim], (0, view.target_BD.shape[1] - self.id_dim))
-            behaviour_BL = self.behaviour_to_semantic(products(view.history_BLD, target_id_BI), mask_BL)
+            target_id_BI = view.target_BD[:, : self.id_dim].contiguous()  # the ID part of an item's vector comes first
+            behaviour_BL = self.behaviour_to_semantic(view.history.first(self.id_dim).dots(target_id_BI), mask_BL)
             # Pooling and projecting are linear: projected first, each item once, what is pooled is narrow.
             projected_RW = functional.linear(space.vector_RD, self.project.weight)
-            parts.append(space.distinct.pooled(projected_RW, batch.history_BL, behaviour_BL) + self.project.bias)
+            parts.append(ItemSequence(space.distinct, projected_RW, batch.history_BL).pooled(behaviour_BL) + self.project.bias)
         x_BF = torch.cat(parts, dim=1) if parts else view.x_BF[:, :0]
         return SemanticView(x_BF, semantic_BL, behaviour_BL)
 
