@@ -20,8 +20,9 @@ from longtail import schema
 from longtail.artifacts import Artifact, Draft, Store
 from longtail.code_collisions import Places, resolve
 from longtail.code_match import check_shape, kept, match, renumbered
-from longtail.codes import Fit, Floats, ItemCodebookSettings
+from longtail.codes import Fit, ItemCodebookSettings
 from longtail.config import Config
+from longtail.kmeans import Floats
 from longtail.storage import above
 from pipelines import stage
 

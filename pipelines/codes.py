@@ -7,7 +7,6 @@ Run: python -m pipelines.codes --config …
 """
 
 import logging
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -22,9 +21,7 @@ from actors.kmeans import KMeansShard
 from longtail import schema
 from longtail.artifacts import Draft
 from longtail.codes import (
-    BlockSums,
     CodebookSettings,
-    Floats,
     ItemCodebookSettings,
     block_ranges,
     check_rows,
@@ -36,6 +33,7 @@ from longtail.codes import (
     gather_rows,
     quality,
 )
+from longtail.kmeans import Assignment, FarRows, Floats, Space, Sums
 from longtail.settings import own_seed
 from longtail.vectors import VectorTable, fingerprints, to_numpy
 from pipelines import blocks, code_continuity, work
@@ -51,22 +49,38 @@ class RayShards:
 
     def __init__(self, table: VectorTable, rows_N: NDArray[np.int64], settings: CodebookSettings) -> None:
         compute = settings.compute
+        device = "cuda" if compute.num_gpus > 0 else "cpu"
         parts = block_ranges(len(rows_N), settings.block_rows, compute.num_actors)
         remote = ray.remote(KMeansShard).options(**blocks.options(compute), max_restarts=3, max_task_retries=3)
-        self.actors: list[Any] = [remote.remote(table, [(start, rows_N[start:stop]) for start, stop in part]) for part in parts]
+        self.actors: list[Any] = [remote.remote(table, [(start, rows_N[start:stop]) for start, stop in part], device) for part in parts]
         self._owners = np.array([number for number, part in enumerate(parts) for _ in part])
         self._block_rows = settings.block_rows
 
-    def step(self, fixed_SKD: Floats, centroids_KD: Floats) -> Iterator[BlockSums]:
-        fixed, centroids = ray.put(fixed_SKD), ray.put(centroids_KD)
-        for pending in [actor.step.remote(fixed, centroids) for actor in self.actors]:
-            yield from ray.get(pending)
+    def extents(self) -> list[float]:
+        return self._ask("extent")
 
-    def residuals(self, fixed_SKD: Floats, rows_R: NDArray[np.int64]) -> Floats:
-        fixed = ray.put(fixed_SKD)
+    def rows_by_bucket(self, space: Space) -> list[NDArray[np.int64]]:
+        return self._ask("rows_by_bucket", space)
+
+    def step(self, space: Space, centroids_KD: Floats) -> list[Sums]:
+        return self._ask("step", space, centroids_KD)
+
+    def assign(self, space: Space, centroids_KD: Floats) -> list[Assignment]:
+        return self._ask("assign", space, centroids_KD)
+
+    def farthest(self, space: Space, centroids_KD: Floats, num: int) -> list[FarRows]:
+        return self._ask("farthest", space, centroids_KD, num)
+
+    def residuals(self, space: Space, rows_R: NDArray[np.int64]) -> Floats:
+        told = ray.put(space)
         owner_R = self._owners[rows_R // self._block_rows]
-        pending = {int(owner): self.actors[owner].residuals.remote(fixed, rows_R[owner_R == owner]) for owner in np.unique(owner_R)}
+        pending = {int(owner): self.actors[owner].residuals.remote(told, rows_R[owner_R == owner]) for owner in np.unique(owner_R)}
         return gather_rows(rows_R, owner_R, lambda owner, rows: ray.get(pending[owner]))
+
+    def _ask(self, question: str, *told: Any) -> list[Any]:
+        """Every shard's answer, in row order; what they are told is put into the object store once."""
+        references = [ray.put(one) if isinstance(one, (Space, np.ndarray)) else one for one in told]
+        return list(ray.get([getattr(actor, question).remote(*references) for actor in self.actors]))
 
     def encode(self, num_rows: int, codebook_SKD: Floats) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
         """Codes and fingerprints of all rows of the table, in its order, each actor its share."""
@@ -150,7 +164,7 @@ def codes_stage(section: str, upstream: Stage, table: str, key: pa.Schema) -> St
     """The codes of one kind of entity: `section` of [codes] is fitted on `table` of `upstream`, whose rows `key` names."""
     return Stage(
         name=f"{section}_codes",
-        version=2,
+        version=3,
         inputs=(upstream,),
         settings=lambda config: {name: value for name, value in getattr(config.codes, section).key_fields().items() if name != "shuffled" or value},
         build=partial(build, upstream=upstream.name, table=table, key=key, section=section),

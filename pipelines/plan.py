@@ -53,7 +53,7 @@ def shape_of(config: Config, given: Mapping[str, float]) -> Shape:
         "workers": train.compute.num_actors,
     }
     for side, section in (("user", codes.user), ("item", codes.item)):
-        found |= {f"{side}_codes": (section.num_stages, section.codebook_size), f"{side}_block_rows": section.block_rows}
+        found |= {f"{side}_codes": (section.num_stages, section.codebook_size)}
         found |= {f"{side}_iterations": section.iterations, f"{side}_shards": section.compute.num_actors}
     if profiles.generator == "llm" and not {"prompt_tokens", "shared_prompt_tokens"} <= set(given):
         try:

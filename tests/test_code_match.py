@@ -98,7 +98,7 @@ def test_a_refit_goes_on_from_an_earlier_artifact(tmp_path: Path) -> None:
         cold = item_codes(world.open_store(tmp_path, "cold"), vectors, seed=99)
     before = codes_of(first)
     shares, cold_shares = kept(before, codes_of(second)[:400]), kept(before, codes_of(cold)[:400])
-    assert shares[0] > 0.85
+    assert shares[0] > 0.75
     assert shares[0] > cold_shares[0] + 0.4
     assert second.info["previous"] == {"key": first.key, "same_vectors": False, "items": 400, "kept": pytest.approx(shares)}
     assert second.manifest["inputs"]["previous"]["content_hash"] == first.content_hash

@@ -20,17 +20,16 @@ from longtail.codes import (
     CodebookSettings,
     Fit,
     LocalShards,
-    VectorShard,
     check_rows,
     codebook_bytes,
     collisions,
     encode,
     fit_codebook,
     gini,
-    kmeans_plus_plus,
     load_codebook,
     quality,
 )
+from longtail.kmeans import Space, VectorShard, grid_of, kmeans_plus_plus
 from longtail.vectors import VectorTable, fingerprints, to_arrow
 from pipelines import work
 from pipelines.codes import ITEM_CODES, USER_CODES, RayShards, fit_order
@@ -101,13 +100,18 @@ def test_mse_and_counts_are_those_of_encode() -> None:
     assert result.variance == pytest.approx(float(vectors.var(axis=0).sum()), rel=1e-4)
 
 
-def test_equal_to_faiss_from_the_same_start() -> None:
-    vectors, _ = planted(2000, num_clusters=12)
-    initial = vectors[np.random.default_rng(3).choice(len(vectors), 12, replace=False)]
+@pytest.mark.parametrize("noise", [0.25, 1.0])
+def test_as_good_as_faiss_from_the_same_start(noise: float) -> None:
+    """Where clusters stand apart the same centroids; where they overlap, rows about as near to two are compared as int8 and the way may part from faiss's."""
+    vectors, truth = planted(2000, num_clusters=12, noise=noise)
+    initial = np.stack([vectors[truth == number][0] for number in range(12)])
     reference = faiss.Kmeans(vectors.shape[1], 12, niter=25, nredo=1, max_points_per_centroid=10**6)
     reference.train(vectors, init_centroids=initial)
     ours = fit(vectors, num_stages=1, codebook_size=12, iterations=25, initial=initial[None])
-    np.testing.assert_allclose(ours.codebook_SKD[0], reference.centroids, atol=1e-4)
+    if noise < 0.5:
+        np.testing.assert_allclose(ours.codebook_SKD[0], reference.centroids, atol=1e-4)
+    theirs = float(reference.index.search(vectors, 1)[0].mean())
+    assert ours.mse_S[0] <= 1.002 * theirs
 
 
 def test_as_good_as_stacked_faiss() -> None:
@@ -164,13 +168,17 @@ def test_a_shard_made_anew_goes_on_where_the_lost_one_was() -> None:
     vectors, _ = planted(300)
     blocks = [(0, vectors[:100]), (100, vectors[100:200])]
     codebook = fit(vectors, num_stages=3, codebook_size=8).codebook_SKD
+    spaces = [Space(grid_of(1.0), codebook[:stage], step=0.01) for stage in range(3)]
     old = VectorShard(blocks)
-    old.step(codebook[:0], codebook[0])
-    old.step(codebook[:1], codebook[1])
-    for ours, theirs in zip(old.step(codebook[:2], codebook[2]), VectorShard(blocks).step(codebook[:2], codebook[2]), strict=True):
-        np.testing.assert_array_equal(ours.sums_KD, theirs.sums_KD)
+    for space, centroids in zip(spaces, codebook, strict=True):
+        old.step(space, centroids[::-1].copy())
+        old.step(space, centroids)
+        old.assign(space, centroids)
+    ours, theirs = old.step(spaces[2], codebook[2]), VectorShard(blocks).step(spaces[2], codebook[2])
+    np.testing.assert_array_equal(ours.sums_KD, theirs.sums_KD)
+    np.testing.assert_array_equal(ours.counts_K, theirs.counts_K)
     rows = np.array([150, 3, 99, 100])
-    np.testing.assert_array_equal(old.residuals(codebook[:2], rows), VectorShard(blocks).residuals(codebook[:2], rows))
+    np.testing.assert_array_equal(old.residuals(spaces[2], rows), VectorShard(blocks).residuals(spaces[2], rows))
 
 
 def test_too_few_rows_are_refused_with_a_size_that_passes() -> None:
@@ -277,7 +285,7 @@ def test_actors_give_the_bits_of_one_process_even_when_one_dies(ray_cluster: Non
         shards = RayShards(table, shuffled, chosen)
         try:
             if kill:
-                ray.get(shards.actors[1].step.remote(alone.codebook_SKD[:0], alone.codebook_SKD[0]))
+                ray.get(shards.actors[1].step.remote(Space(grid_of(1.0), alone.codebook_SKD[:0], 0.01), alone.codebook_SKD[0]))
                 ray.kill(shards.actors[1], no_restart=False)
             result = fit_codebook(shards, len(vectors), 16, chosen, 7)
             codes, prints = shards.encode(len(vectors), result.codebook_SKD)

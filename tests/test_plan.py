@@ -48,7 +48,7 @@ def test_held_bytes_counts_each_array_once() -> None:
 
 def test_parts_alone_count_the_operations_of_the_plan() -> None:
     small, large = kmeans(1000, 8, 4, stages=2, iterations=2), kmeans(2000, 8, 4, stages=2, iterations=2)
-    assert large.units == 2 * small.units == 2.0 * 2000 * 4 * 8 * (2 * 3 + 1)
+    assert large.units == 2 * small.units == 2.0 * 2000 * 4 * 8 * (2 * 3)
     assert neighbours(100, 8).units == 2.0 * 100 * 100 * 8
     assert table_bytes_per_s(load(None).train, rows=10_000) > 0
 
@@ -79,8 +79,8 @@ def test_rates_that_are_none_are_refused(tmp_path: Path, text: str, message: str
 
 def test_the_shape_follows_the_config() -> None:
     overrides = ["profiles.generator=deterministic", "rankers.choirrec.id_dim=24", "train.optimizer=adam", "train.compute.num_actors=8"]
-    shape = shape_of(load(None, [*overrides, "peers.form=groups", "codes.item.block_rows=512", "codes.user.compute.num_actors=5"]), {})
-    assert (shape.id_dim, shape.optimizer_copies, shape.workers, shape.peers, shape.item_block_rows, shape.user_shards) == (24, 2, 8, "groups", 512, 5)
+    shape = shape_of(load(None, [*overrides, "peers.form=groups", "codes.user.compute.num_actors=5"]), {})
+    assert (shape.id_dim, shape.optimizer_copies, shape.workers, shape.peers, shape.user_shards) == (24, 2, 8, "groups", 5)
     assert (shape.user_dim, shape.profile_dim) == (384 + 384 + 64, 384)
     assert not shape.language_model
     with pytest.raises(ValueError, match=r"--shape depth = 3"):

@@ -73,8 +73,6 @@ class Shape(Settings):
     item_dim: int = Field(ge=1, description="d of z, the vector that rankers read")
     user_codes: tuple[int, int] = Field(description="S, k")
     item_codes: tuple[int, int]
-    user_block_rows: int = Field(ge=1, description="codes.user.block_rows: a shard answers block by block")
-    item_block_rows: int = Field(ge=1)
     user_shards: int = Field(1, ge=1, description="codes.user.compute.num_actors")
     item_shards: int = Field(1, ge=1)
     user_iterations: int = Field(ge=1)

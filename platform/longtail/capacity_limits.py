@@ -10,7 +10,6 @@ from longtail.capacity import GIB, TIB, Line, Prices, Room, Shape, Workload, n
 from longtail.capacity_plan import repeated_hours
 
 DAYS_A_MONTH = 30
-MOST_SCORES = 2**30  # bytes of a block's distances to all centroids: rows x k x 4
 
 
 def limits(work: Workload, shape: Shape, lines: Sequence[Line], room: Room) -> list[str]:
@@ -21,7 +20,7 @@ def limits(work: Workload, shape: Shape, lines: Sequence[Line], room: Room) -> l
         *_tables(one, shape, found, room),
         *_training(one, shape, found),
         *_peers(one, shape, found),
-        *_codes(one, shape, found, room),
+        *_codes(shape, found, room),
     ]
 
 
@@ -91,12 +90,12 @@ def _peers(work: Workload, shape: Shape, found: dict[str, float]) -> Iterator[st
         )
 
 
-def _codes(work: Workload, shape: Shape, found: dict[str, float], room: Room) -> Iterator[str]:
+def _codes(shape: Shape, found: dict[str, float], room: Room) -> Iterator[str]:
     sides = (
-        ("user", work.users, shape.user_dim, shape.user_codes[1], shape.user_block_rows, shape.user_shards),
-        ("item", work.items, shape.item_dim, shape.item_codes[1], shape.item_block_rows, shape.item_shards),
+        ("user", shape.user_dim, shape.user_codes[1], shape.user_shards),
+        ("item", shape.item_dim, shape.item_codes[1], shape.item_shards),
     )
-    for side, rows, dim, size, block_rows, shards in sides:
+    for side, dim, size, shards in sides:
         shard = found[f"memory: a k-means shard of the {side}s"]
         if shard > room.node_gib:
             yield (
@@ -105,12 +104,9 @@ def _codes(work: Workload, shape: Shape, found: dict[str, float], room: Room) ->
             )
         answers, store = found[f"codes: {side}s, fit: answers to one pass, in the object store"], room.object_store_gib * room.nodes
         if answers > store:
-            wanted = math.ceil(block_rows * answers / store)
-            scores = wanted * size * 4
-            beside = f", where a block's distances take {n(scores / GIB)} GiB" if scores > MOST_SCORES else ""
             yield (
-                f"the {side}s' k-means shards answer each pass block by block, {n(answers)} GiB in all ({n(max(1.0, rows / block_rows))} blocks of "
-                f"{size} x {dim} sums), and the object stores hold {n(store)} GiB: set codes.{side}.block_rows = {wanted} or more{beside}."
+                f"the {side}s' k-means shards answer each pass with {n(answers)} GiB in all ({shards} shards of {size} x {dim} sums), and the object stores "
+                f"hold {n(store)} GiB: set codes.{side}.compute.num_actors = {math.floor(shards * store / answers)} or fewer."
             )
 
 

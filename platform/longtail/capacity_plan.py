@@ -2,9 +2,9 @@
 
     profiles      users x (new prompt tokens / prefill rate + answer tokens / decode rate)
     embedding     distinct texts / text rate
-    codes         a pass finds each row's nearest of k centroids: 2 x k x d operations a row. A fit makes S x (iterations + 1) passes and S - 1 more that
-                  take the residuals; encoding makes S. A shard answers each of the first kind with sums (k x d x 8 bytes) and counts (k x 8) of every
-                  block of rows, whatever the number of shards: that makes one seed give one codebook, and it is what goes through the driver
+    codes         a pass finds each row's nearest of k centroids: 2 x k x d operations a row. A fit makes S x (iterations + 1) passes, as int8
+                  but for the last of each stage; encoding makes S. A shard answers a pass of a fit with sums (k x d x 8 bytes) and counts (k x 8) of its
+                  rows: that is what goes through the driver
     peers         exact search: 2 x users x users x d operations a snapshot (neighbours), users x leaf groups x d (leaves)
     samples       rows / row rate
     training      rows x epochs / row rate + steps x bytes that a step moves in the ID tables / memory rate. Gradients of the tables are dense: a step writes
@@ -55,7 +55,7 @@ def plan(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
 
 def passes(stages: int, iterations: int) -> int:
     """Passes over all rows that a fit makes at most: it stops where the centroids stay."""
-    return stages * (iterations + 1) + stages - 1
+    return stages * (iterations + 1)
 
 
 def _hours(part: str, what: str, seconds: float, formula: str, deadline_h: float, cpu: bool = False) -> list[Line]:
@@ -97,22 +97,21 @@ def _vectors(work: Workload, rates: Rates) -> list[Line]:
 
 def _codes(work: Workload, shape: Shape, rates: Rates) -> list[Line]:
     lines: list[Line] = []
-    sides: Sequence[tuple[str, float, int, tuple[int, int], int, int, int, RateName]] = (
-        ("users", work.users, shape.user_dim, shape.user_codes, shape.user_iterations, shape.user_block_rows, shape.user_shards, "user_kmeans_flop_per_s"),
-        ("items", work.items, shape.item_dim, shape.item_codes, shape.item_iterations, shape.item_block_rows, shape.item_shards, "item_kmeans_flop_per_s"),
+    sides: Sequence[tuple[str, float, int, tuple[int, int], int, int, RateName]] = (
+        ("users", work.users, shape.user_dim, shape.user_codes, shape.user_iterations, shape.user_shards, "user_kmeans_flop_per_s"),
+        ("items", work.items, shape.item_dim, shape.item_codes, shape.item_iterations, shape.item_shards, "item_kmeans_flop_per_s"),
     )
-    for side, rows, dim, (stages, size), iterations, block_rows, shards, name in sides:
-        flops, all_passes, answers = needed(rates, name), passes(stages, iterations), stages * (iterations + 1)
+    for side, rows, dim, (stages, size), iterations, shards, name in sides:
+        flops, all_passes = needed(rates, name), passes(stages, iterations)
         a_pass = f"2 x {n(rows)} x {size} x {dim}"
         lines += _hours("codes", f"{side}, fit", 2.0 * rows * size * dim * all_passes / flops, f"{a_pass} x {all_passes} / {n(flops)}", work.deadline_h, True)
         lines += _hours("codes", f"{side}, encode", 2.0 * rows * size * dim * stages / flops, f"{a_pass} x {stages} / {n(flops)}", work.deadline_h, True)
-        blocks, answer = max(1.0, rows / block_rows), size * dim * _NUMBER + size * _NUMBER
-        down = answers * shards * size * dim * 4
-        at_once = f"{n(blocks)} x ({size} x {dim} x {_NUMBER} + {size} x {_NUMBER})"
-        total = answers * blocks * answer + down
-        formula = f"({answers} x {at_once} + {answers} x {shards} x {size} x {dim} x 4) / 2**30"
+        at_once = shards * (size * dim * _NUMBER + size * _NUMBER)
+        told = f"{shards} x ({size} x {dim} x {_NUMBER} + {size} x {_NUMBER})"
+        total = all_passes * (at_once + shards * size * dim * 4)
+        formula = f"({all_passes} x {told} + {all_passes} x {shards} x {size} x {dim} x 4) / 2**30"
         lines.append(Line("codes", f"{side}, fit: through the driver", formula, total / GIB, "GiB"))
-        lines.append(Line("codes", f"{side}, fit: answers to one pass, in the object store", f"{at_once} / 2**30", blocks * answer / GIB, "GiB"))
+        lines.append(Line("codes", f"{side}, fit: answers to one pass, in the object store", f"{told} / 2**30", at_once / GIB, "GiB"))
         lines += _network("codes", f"{side}, fit", total, rates)
     return lines
 

@@ -22,7 +22,8 @@ from pydantic import Field, model_validator
 
 from longtail.code_collisions import Places, resolve
 from longtail.code_match import kept, match, renumbered
-from longtail.codes import CodebookSettings, Fit, Floats, collisions, encode, fit_here
+from longtail.codes import CodebookSettings, Fit, collisions, encode, fit_here
+from longtail.kmeans import Floats
 from longtail.settings import Settings
 from longtail.vectors import fingerprints
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from longtail.codes import Floats
+from longtail.kmeans import Floats
 
 Codes = NDArray[np.int32]
 Ints = NDArray[np.int64]

@@ -1,31 +1,31 @@
 """RQ-KMeans: vectors become code tuples; each stage clusters the residuals that the last one left (ChoirRec, semantic group generation, step 3).
 
-The rows lie in shards. A shard owns whole blocks of `block_rows` rows and answers with a block's sums and counts; the driver adds block by block in block
-order. Float sums depend on how they are grouped, so this, not the shards, decides them: one seed gives one codebook, bit for bit, for any number of shards.
+The rows lie in shards (longtail.kmeans), which answer a pass with exact sums: one seed gives one codebook, bit for bit, for any number of shards.
 Reads vectors, writes nothing; python -m pipelines.codes runs it.
-Letters: N rows, B rows of a block, R rows asked for, K centroids, D vector width, S stages.
+Letters: N rows, R rows asked for, K centroids, D vector width, S stages.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import safetensors.numpy
+import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy import sparse
 
+from longtail.kmeans import Assignment, FarRows, Floats, Space, Sums, VectorShard, grid_of, int8_step, kmeans_plus_plus
+from longtail.nearest import NearestCentroid
 from longtail.settings import Compute, Settings
 from longtail.storage import Place
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.float32]
-_FARTHEST = 8  # rows that a block offers as new places for dead centroids
+_FAR_ROWS = 8  # that are looked at for each dead centroid, since some may be equal
 _ENCODE_ROWS = 4096
 
 
@@ -96,62 +96,20 @@ def check_rows(settings: CodebookSettings, num_rows: int, section: str, source: 
         )
 
 
-@dataclass(frozen=True)
-class BlockSums:
-    """What a block tells the driver about one assignment of its rows."""
-
-    sums_KD: NDArray[np.float64]
-    counts_K: NDArray[np.int64]
-    objective: float  # sum of squared distances to the nearest centroid
-    far_rows: NDArray[np.int64]  # the block's rows that lie farthest from their centroid, farthest first
-    far_distances: NDArray[np.float64]
-
-
 class Shards(Protocol):
-    """All rows, wherever they lie."""
+    """All rows, wherever they lie; lists have one entry a shard, in row order. longtail.kmeans.VectorShard says what each answers."""
 
-    def step(self, fixed_SKD: Floats, centroids_KD: Floats) -> Iterator[BlockSums]:
-        """Assign the residuals that `fixed_SKD` leaves to `centroids_KD`; one answer per block, in block order."""
-        ...
+    def extents(self) -> list[float]: ...
 
-    def residuals(self, fixed_SKD: Floats, rows_R: NDArray[np.int64]) -> Floats:
-        """The residuals [R, D] of some rows, in the order asked for."""
-        ...
+    def rows_by_bucket(self, space: Space) -> list[NDArray[np.int64]]: ...
 
+    def step(self, space: Space, centroids_KD: Floats) -> list[Sums]: ...
 
-class VectorShard:
-    """Whole blocks of rows in memory, as residuals after the stages that are already fixed.
+    def assign(self, space: Space, centroids_KD: Floats) -> list[Assignment]: ...
 
-    `blocks` are (number of the first row, float32 [B, D]). A shard that was lost and made anew derives its residuals again from the codebook in the call.
-    """
+    def farthest(self, space: Space, centroids_KD: Floats, num: int) -> list[FarRows]: ...
 
-    def __init__(self, blocks: Sequence[tuple[int, Floats]]) -> None:
-        self._blocks = [(first, np.array(rows, dtype=np.float32)) for first, rows in blocks]
-        self._num_fixed = 0
-
-    def step(self, fixed_SKD: Floats, centroids_KD: Floats) -> list[BlockSums]:
-        """One BlockSums per block, in block order."""
-        self._subtract(fixed_SKD)
-        return [_block_sums(first, rows, centroids_KD) for first, rows in self._blocks]
-
-    def residuals(self, fixed_SKD: Floats, rows_R: NDArray[np.int64]) -> Floats:
-        """float32 [R, D]; every row must lie in this shard."""
-        self._subtract(fixed_SKD)
-        starts = np.array([first for first, _ in self._blocks])
-        block_R = np.searchsorted(starts, rows_R, side="right") - 1
-        out = np.empty((len(rows_R), self._blocks[0][1].shape[1]), np.float32)
-        for number in np.unique(block_R):
-            mine = block_R == number
-            first, rows = self._blocks[number]
-            out[mine] = rows[rows_R[mine] - first]
-        return out
-
-    def _subtract(self, fixed_SKD: Floats) -> None:
-        assert len(fixed_SKD) >= self._num_fixed, "a shard serves one fit"
-        for centroids_KD in fixed_SKD[self._num_fixed :]:
-            for _, rows in self._blocks:
-                rows -= centroids_KD[nearest(rows, centroids_KD)]
-        self._num_fixed = len(fixed_SKD)
+    def residuals(self, space: Space, rows_R: NDArray[np.int64]) -> Floats: ...
 
 
 class LocalShards:
@@ -167,12 +125,23 @@ class LocalShards:
         shards = [VectorShard([(start, vectors_ND[start:stop]) for start, stop in part]) for part in parts]
         return LocalShards(shards, [number for number, part in enumerate(parts) for _ in part], block_rows)
 
-    def step(self, fixed_SKD: Floats, centroids_KD: Floats) -> Iterator[BlockSums]:
-        for shard in self._shards:
-            yield from shard.step(fixed_SKD, centroids_KD)
+    def extents(self) -> list[float]:
+        return [shard.extent() for shard in self._shards]
 
-    def residuals(self, fixed_SKD: Floats, rows_R: NDArray[np.int64]) -> Floats:
-        return gather_rows(rows_R, self._owners[rows_R // self._block_rows], lambda owner, rows: self._shards[owner].residuals(fixed_SKD, rows))
+    def rows_by_bucket(self, space: Space) -> list[NDArray[np.int64]]:
+        return [shard.rows_by_bucket(space) for shard in self._shards]
+
+    def step(self, space: Space, centroids_KD: Floats) -> list[Sums]:
+        return [shard.step(space, centroids_KD) for shard in self._shards]
+
+    def assign(self, space: Space, centroids_KD: Floats) -> list[Assignment]:
+        return [shard.assign(space, centroids_KD) for shard in self._shards]
+
+    def farthest(self, space: Space, centroids_KD: Floats, num: int) -> list[FarRows]:
+        return [shard.farthest(space, centroids_KD, num) for shard in self._shards]
+
+    def residuals(self, space: Space, rows_R: NDArray[np.int64]) -> Floats:
+        return gather_rows(rows_R, self._owners[rows_R // self._block_rows], lambda owner, rows: self._shards[owner].residuals(space, rows))
 
 
 def gather_rows(rows_R: NDArray[np.int64], owner_R: NDArray[np.int64], ask: Any) -> Floats:
@@ -194,15 +163,6 @@ def block_ranges(num_rows: int, block_rows: int, num_shards: int) -> list[list[t
     return [blocks[low:high] for low, high in pairwise(cuts)]
 
 
-def nearest(rows_BD: Floats, centroids_KD: Floats) -> NDArray[np.int64]:
-    """The number of each row's nearest centroid, the lowest where several are as near."""
-    scores_BK = rows_BD @ centroids_KD.T
-    scores_BK *= -2.0
-    scores_BK += np.einsum("kd,kd->k", centroids_KD, centroids_KD)
-    codes: NDArray[np.int64] = scores_BK.argmin(axis=1)
-    return codes
-
-
 def encode(vectors_ND: Floats, codebook_SKD: Floats) -> NDArray[np.int32]:
     """Code tuples int32 [N, S] of vectors: the nearest centroid, then the nearest to what it leaves, and so on.
 
@@ -213,13 +173,14 @@ def encode(vectors_ND: Floats, codebook_SKD: Floats) -> NDArray[np.int32]:
         raise ValueError(
             f"vectors of shape {vectors_ND.shape} do not fit a codebook of width {codebook_SKD.shape[2]}. Encode with the model that it was fitted on."
         )
+    stages = [NearestCentroid(torch.from_numpy(centroids_KD)) for centroids_KD in np.asarray(codebook_SKD, np.float32)]
     codes_NS = np.empty((len(vectors_ND), len(codebook_SKD)), np.int32)
     for start in range(0, len(vectors_ND), _ENCODE_ROWS):
-        rows = np.array(vectors_ND[start : start + _ENCODE_ROWS], dtype=np.float32)
-        for stage, centroids_KD in enumerate(codebook_SKD):
-            codes = nearest(rows, centroids_KD)
-            codes_NS[start : start + len(rows), stage] = codes
-            rows -= centroids_KD[codes]
+        rows = torch.tensor(vectors_ND[start : start + _ENCODE_ROWS], dtype=torch.float32)
+        for stage, nearest in enumerate(stages):
+            codes_B = nearest(rows)
+            codes_NS[start : start + len(rows), stage] = codes_B.numpy()
+            rows -= nearest.centroids_KD.index_select(0, codes_B)
     return codes_NS
 
 
@@ -241,65 +202,63 @@ def fit_codebook(shards: Shards, num_rows: int, dim: int, settings: CodebookSett
     The mean squared residual never grows from stage to stage: a stage's centroids are the means of their rows, or lie nearer than those.
     """
     rng = np.random.default_rng([seed, settings.num_stages, settings.codebook_size])
-    size = settings.codebook_size
-    fixed = np.zeros((0, size, dim), np.float32)
-    counts, mse, iterations, reseeded = [], [], [], 0
-    whole = _merge(shards.step(fixed, np.zeros((1, dim), np.float32)))
-    mean_D = whole.sums_KD[0] / num_rows
-    variance = whole.objective / num_rows - float(mean_D @ mean_D)
-    for stage in range(settings.num_stages):
+    space = Space(grid_of(max(shards.extents())), np.zeros((0, settings.codebook_size, dim), np.float32))
+    whole = shards.assign(space, np.zeros((1, dim), np.float32))
+    stages: list[_StageFit] = []
+    for number in range(settings.num_stages):
+        space = replace(space, step=int8_step(np.sum(shards.rows_by_bucket(space), axis=0)))
         if initial_SKD is not None:
-            centroids = np.array(initial_SKD[stage], np.float32)
+            centroids = np.array(initial_SKD[number], np.float32)
         else:
             sample = np.sort(rng.choice(num_rows, size=min(num_rows, settings.init_rows), replace=False))
-            centroids = kmeans_plus_plus(shards.residuals(fixed, sample), size, rng)
-        for num_iterations in range(1, settings.iterations + 1):  # noqa: B007  # read after the loop
-            merged = _merge(shards.step(fixed, centroids))
-            moved, num_dead = _move(shards, fixed, centroids, merged)
-            reseeded += num_dead
-            settled = np.array_equal(moved, centroids)
-            centroids = moved
-            if settled:
-                break
-        iterations.append(num_iterations)
-        final = _merge(shards.step(fixed, centroids))
-        counts.append(final.counts_K)
-        mse.append(final.objective / num_rows)
-        fixed = np.concatenate([fixed, centroids[None]])
-        logger.info("stage %d of %d: %d iterations, mean squared residual %.5f", stage + 1, settings.num_stages, num_iterations, mse[-1])
-    return Fit(fixed, np.stack(counts), np.array(mse), max(variance, 0.0), iterations, reseeded)
+            centroids = kmeans_plus_plus(shards.residuals(space, sample), settings.codebook_size, rng)
+        stages.append(_fit_stage(shards, space, centroids, settings.iterations, num_rows))
+        space = replace(space, fixed_SKD=np.concatenate([space.fixed_SKD, stages[-1].centroids_KD[None]]))
+        logger.info("stage %d of %d: %d iterations, mean squared residual %.5f", number + 1, settings.num_stages, stages[-1].iterations, stages[-1].mse)
+    mean_D = stages[0].sum_D / num_rows
+    return Fit(
+        codebook_SKD=space.fixed_SKD,
+        counts_SK=np.stack([stage.counts_K for stage in stages]),
+        mse_S=np.array([stage.mse for stage in stages]),
+        variance=max(_objective(whole) / num_rows - float(mean_D @ mean_D), 0.0),
+        iterations_S=[stage.iterations for stage in stages],
+        num_reseeded=sum(stage.num_reseeded for stage in stages),
+    )
+
+
+@dataclass(frozen=True)
+class _StageFit:
+    centroids_KD: Floats
+    counts_K: NDArray[np.int64]
+    mse: float
+    iterations: int
+    num_reseeded: int
+    sum_D: NDArray[np.float64]  # of all rows
+
+
+def _fit_stage(shards: Shards, space: Space, centroids_KD: Floats, iterations: int, num_rows: int) -> _StageFit:
+    reseeded = 0
+    for num_iterations in range(1, iterations + 1):  # noqa: B007  # read after the loop
+        sums = sum(shards.step(space, centroids_KD), start=Sums(np.zeros(centroids_KD.shape), np.zeros(len(centroids_KD), np.int64)))
+        moved_KD, num_dead = _move(shards, space, centroids_KD, sums)
+        reseeded += num_dead
+        settled = np.array_equal(moved_KD, centroids_KD)
+        centroids_KD = moved_KD
+        if settled:
+            break
+    final = shards.assign(space, centroids_KD)
+    counts_K = np.sum([one.counts_K for one in final], axis=0)
+    return _StageFit(centroids_KD, counts_K, _objective(final) / num_rows, num_iterations, reseeded, sums.sums_KD.sum(axis=0))
+
+
+def _objective(assignments: Sequence[Assignment]) -> float:
+    """The sum over all blocks, in row order: a float sum hangs on how it is grouped, and blocks are the same for any number of shards."""
+    return float(np.concatenate([one.objective_B for one in assignments]).sum())
 
 
 def fit_here(vectors_ND: Floats, settings: CodebookSettings, seed: int, initial_SKD: Floats | None = None) -> Fit:
     """`fit_codebook` on vectors in this process."""
     return fit_codebook(LocalShards.split(vectors_ND, settings.block_rows), len(vectors_ND), vectors_ND.shape[1], settings, seed, initial_SKD)
-
-
-def kmeans_plus_plus(rows_ND: Floats, size: int, rng: np.random.Generator) -> Floats:
-    """`size` rows [K, D], each drawn with chance proportional to its squared distance from those before, the best of a few draws.
-
-    Where there are fewer distinct rows than `size`, the first row fills the rest; those centroids stay dead.
-    """
-    rows = rows_ND.astype(np.float64)
-    norms = np.einsum("nd,nd->n", rows, rows)
-    floor = 1e-12 * max(float(norms.max()), 1e-30)  # what rounding leaves of a zero distance
-    tries = 2 + int(np.log(size))
-
-    def distances(chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-        d = norms[:, None] - 2.0 * (rows @ rows[chosen].T) + norms[chosen]
-        return np.where(d > floor, d, 0.0)
-
-    picked = [int(rng.integers(len(rows)))]
-    closest = distances(np.array(picked))[:, 0]
-    while len(picked) < size and closest.sum() > 0:
-        cumulative = np.cumsum(closest)
-        draws = np.minimum(np.searchsorted(cumulative, rng.random(tries) * cumulative[-1], side="right"), len(rows) - 1)
-        left = np.minimum(closest[:, None], distances(draws))
-        best = int(left.sum(axis=0).argmin())
-        picked.append(int(draws[best]))
-        closest = left[:, best]
-    picked += [picked[0]] * (size - len(picked))
-    return rows_ND[picked].astype(np.float32)
 
 
 def quality(fit: Fit, codes_NS: NDArray[np.int32], fingerprint_N: NDArray[np.uint64]) -> dict[str, Any]:
@@ -381,40 +340,20 @@ def load_codebook(path: Path) -> Floats:
     return codebook
 
 
-def _block_sums(first: int, rows_BD: Floats, centroids_KD: Floats) -> BlockSums:
-    codes = nearest(rows_BD, centroids_KD)
-    gaps = rows_BD - centroids_KD[codes]
-    distances = np.einsum("bd,bd->b", gaps, gaps, dtype=np.float64)
-    members = sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(len(centroids_KD), len(codes)))
-    far = np.argsort(-distances, kind="stable")[:_FARTHEST]
-    counts = np.bincount(codes, minlength=len(centroids_KD))
-    return BlockSums(members @ rows_BD.astype(np.float64), counts, float(distances.sum()), first + far, distances[far])
-
-
-def _merge(blocks: Iterator[BlockSums]) -> BlockSums:
-    total = next(blocks)
-    sums, counts, objective = total.sums_KD.copy(), total.counts_K.copy(), total.objective
-    rows, distances = [total.far_rows], [total.far_distances]
-    for block in blocks:
-        sums += block.sums_KD
-        counts += block.counts_K
-        objective += block.objective
-        rows.append(block.far_rows)
-        distances.append(block.far_distances)
-    all_rows, all_distances = np.concatenate(rows), np.concatenate(distances)
-    order = np.lexsort((all_rows, -all_distances))
-    return BlockSums(sums, counts, objective, all_rows[order], all_distances[order])
-
-
-def _move(shards: Shards, fixed_SKD: Floats, centroids_KD: Floats, merged: BlockSums) -> tuple[Floats, int]:
-    """The means of the centroids' rows; centroids without rows go to the farthest rows, each to another vector, as far as there are any."""
-    moved = centroids_KD.copy()
-    live = merged.counts_K > 0
-    moved[live] = (merged.sums_KD[live] / merged.counts_K[live, None]).astype(np.float32)
+def _move(shards: Shards, space: Space, centroids_KD: Floats, sums: Sums) -> tuple[Floats, int]:
+    """The means of the centroids' rows, on the grid; centroids without rows go to the farthest rows, each to another vector, as far as there are any."""
+    moved_KD = centroids_KD.copy()
+    live = sums.counts_K > 0
+    means_KD = sums.sums_KD[live] / sums.counts_K[live, None]
+    moved_KD[live] = (np.rint(means_KD / space.grid) * space.grid).astype(np.float32)
     dead = np.flatnonzero(~live)
-    far = merged.far_rows[merged.far_distances > 1e-12 * max(merged.objective, 1e-30)][: 4 * len(dead)]
-    if not len(dead) or not len(far):
-        return moved, 0
-    places = list({row.tobytes(): row for row in shards.residuals(fixed_SKD, far)}.values())[: len(dead)]
-    moved[dead[: len(places)]] = places
-    return moved, len(places)
+    if not len(dead):
+        return moved_KD, 0
+    num = _FAR_ROWS * len(dead)
+    far = FarRows.of(shards.farthest(space, centroids_KD, num), num)
+    rows_R = far.rows_R[far.squared_R > 0]
+    if not len(rows_R):
+        return moved_KD, 0
+    places = list({row.tobytes(): row for row in shards.residuals(space, rows_R)}.values())[: len(dead)]
+    moved_KD[dead[: len(places)]] = places
+    return moved_KD, len(places)

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from longtail import schema
-from longtail.codes import Floats, encode, load_codebook
+from longtail.codes import encode, load_codebook
 from longtail.embeddings import EmbeddingsSettings, EncoderSettings, TextEncoder, item_texts
 from longtail.images import ImageEncoder, encode_images, load_image_encoder
+from longtail.kmeans import Floats
 from longtail.logs import LogsInfo
 from longtail.profile_facts import facts_table
 from longtail.profile_text import fallback

@@ -1,0 +1,106 @@
+"""The nearest centroid: equal to all float64 distances, whatever multiplies, and ties to the lowest number."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longtail.int8_products import INT8_MAX, float_products, padded_rows, products, to_int8
+from longtail.kmeans import CoarseCentroids, Space, VectorShard, grid_of, int8_step
+from longtail.nearest import NearestCentroid
+
+
+def by_all_distances(rows: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    return (rows.double()[:, None] - centroids.double()[None]).square().sum(2).argmin(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(
+    seed=st.integers(0, 2**16),
+    size=st.integers(1, 40),
+    dim=st.integers(1, 50),
+    scale=st.sampled_from([1e-12, 1e-3, 1.0, 1e6]),
+    shift=st.sampled_from([0.0, 30.0]),
+)
+@settings(max_examples=40, deadline=None)
+def test_it_is_that_of_all_distances(dtype: torch.dtype, seed: int, size: int, dim: int, scale: float, shift: float) -> None:
+    """Near ties too: half of the centroids lie within a millionth of another."""
+    draw = torch.Generator().manual_seed(seed)
+    centroids = torch.randn(size, dim, generator=draw) + shift
+    centroids[size // 2 :] = centroids[: size - size // 2] * (1 + 1e-6)
+    rows = centroids[torch.randint(size, (60,), generator=draw)] + 0.3 * torch.randn(60, dim, generator=draw)
+    rows[0] = 0.0
+    rows, centroids = rows * scale, centroids * scale
+    torch.testing.assert_close(NearestCentroid(centroids, dtype)(rows), by_all_distances(rows, centroids), rtol=0, atol=0)
+
+
+def test_ties_go_to_the_lowest_number() -> None:
+    centroids = torch.tensor([[0.0, 2.0], [0.0, -2.0], [0.0, 2.0], [5.0, 0.0]])
+    rows = torch.tensor([[0.0, 0.0], [0.0, 2.0], [1.0, 0.0], [4.9, 0.0]])
+    assert NearestCentroid(centroids)(rows).tolist() == [0, 0, 0, 3]
+
+
+def test_a_row_has_one_code_whatever_stands_beside_it() -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows, centroids = torch.randn(5000, 24, generator=draw), torch.randn(64, 24, generator=draw)
+    whole = NearestCentroid(centroids)(rows)
+    order = torch.randperm(5000, generator=draw)
+    assert torch.equal(NearestCentroid(centroids)(rows[order]), whole[order])
+    assert torch.equal(NearestCentroid(centroids)(rows[4999:]), whole[4999:])
+    assert len(NearestCentroid(centroids)(rows[:0])) == 0
+
+
+@pytest.mark.parametrize("dim", [3, 384, 3000])
+def test_products_are_exact_whatever_multiplies(dim: int) -> None:
+    draw = torch.Generator().manual_seed(dim)
+    rows = to_int8(torch.randint(-INT8_MAX, INT8_MAX + 1, (9, dim), generator=draw).float())
+    others = padded_rows(to_int8(torch.full((5, dim), float(INT8_MAX))))
+    exact = rows.long() @ others.long().t()
+    assert others.shape == (8, -(-dim // 8) * 8)
+    assert torch.equal(products(rows, others).long(), exact)
+    assert torch.equal(float_products(rows, others).long(), exact)
+
+
+def test_int8_holds_all_but_a_hundredth() -> None:
+    rows = np.random.default_rng(0).standard_normal((1000, 16)).astype(np.float32)
+    rows[:5] *= 1000.0
+    rows[-200:] = 0.0
+    shard = VectorShard([(0, rows)])
+    space = Space(grid_of(shard.extent()), np.zeros((0, 4, 16), np.float32))
+    step = int8_step(shard.rows_by_bucket(space))
+    wide = np.abs(rows).max(1) > step * INT8_MAX
+    assert 5 <= wide.sum() <= 8
+    assert step * INT8_MAX < 1.3 * np.abs(rows[5:-200]).max()
+    assert int8_step(VectorShard([(0, np.zeros((3, 16), np.float32))]).rows_by_bucket(space)) == 1.0
+
+
+def test_rows_beyond_int8_find_their_centroids() -> None:
+    """A few rows a thousand times as long as the others, and centroids among them: a step as wide as theirs would leave nothing of the rest."""
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((2000, 16)).astype(np.float32)
+    rows[:10] *= 1000.0
+    centroids = np.concatenate([rows[:2], rows[10:40]])
+    shard = VectorShard([(0, rows)])
+    space = Space(grid_of(shard.extent()), np.zeros((0, 32, 16), np.float32))
+    space = Space(space.grid, space.fixed_SKD, int8_step(shard.rows_by_bucket(space)))
+    exact = shard.assign(space, centroids).counts_K
+    assert np.abs(shard.step(space, centroids).counts_K - exact).sum() < 0.06 * len(rows)
+    assert (shard.step(space, centroids).counts_K[:2] == exact[:2]).all()
+
+
+def test_sums_are_exact_after_many_moves() -> None:
+    """Rows are added and taken away pass by pass; a shard that begins with the last pass says the same bits."""
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((3000, 12)).astype(np.float32)
+    shard, space = VectorShard([(0, rows[:1000]), (1000, rows[1000:])]), Space(grid_of(6.0), np.zeros((0, 20, 12), np.float32), 0.04)
+    for _ in range(6):
+        centroids = rows[rng.choice(3000, 20, replace=False)]
+        told = shard.step(space, centroids)
+    fresh = VectorShard([(0, rows)]).step(space, centroids)
+    assert told.sums_KD.tobytes() == fresh.sums_KD.tobytes()
+    assert told.counts_K.tolist() == fresh.counts_K.tolist()
+    on_grid = np.rint(rows / space.grid) * space.grid
+    codes = CoarseCentroids(centroids, space.step, torch.device("cpu")).nearest(to_int8(torch.tensor(on_grid / space.step)))
+    for number in range(20):
+        np.testing.assert_array_equal(told.sums_KD[number], on_grid[codes.numpy() == number].astype(np.float64).sum(0))
