@@ -1,6 +1,5 @@
 """Shells around the feature states: each is built once per actor, then asked for parts of the examples."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -22,28 +21,24 @@ class OwnFeatureActor:
         self.shares = SampleShares(inputs["logs"], inputs["collaborative"], config, folder, num_shares)
 
     def deal(self, number: int, source: str, group: int | None) -> None:
-        """One row group of the events dealt out to the shares, or where there is no group, one part of the examples."""
-        if group is None:
-            self.shares.deal_examples(number, source)
-        else:
-            self.shares.deal_events(number, (source, group))
+        """Step 1, of one row group of the events, or of one part of the examples."""
+        self.shares.deal(number, source, group)
 
     def sort_share(self, share: int) -> None:
-        """One share's events sorted."""
+        """Step 2, of one share."""
         self.shares.sort_share(share)
 
     def totals(self) -> list[float]:
-        """What is to be known of all shares; returns the price sum in front of each."""
+        """Step 3."""
         return self.shares.totals()
 
     def make_rows(self, share: int, price_before: float) -> None:
-        """One share's rows."""
+        """Step 4, of one share."""
         self.shares.make_rows(share, price_before)
 
     def write_part(self, number: int, source: str, target: str) -> dict[str, int]:
-        """Samples of the examples in `source`, written to `target`; returns the rows by split."""
-        samples = self.shares.write_part(number, source, target)
-        by_split = dict(Counter(samples.column("split").to_pylist()))
+        """Step 5, of one part; returns its rows by split."""
+        by_split = self.shares.write_part(number, source, target)
         for split, rows in by_split.items():
             metrics.SAMPLES.add(rows, split=split)
         return by_split

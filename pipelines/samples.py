@@ -12,7 +12,7 @@ from actors.features import OwnFeatureActor
 from longtail.artifacts import Draft, parquet_files
 from longtail.config import Config
 from longtail.run_state import logs_info
-from longtail.sample_shares import num_shares, row_groups
+from longtail.sample_shares import num_shares, run_steps
 from pipelines import blocks, work
 from pipelines.collaborative import COLLABORATIVE
 from pipelines.logs import LOGS
@@ -29,15 +29,9 @@ def _build(context: Context, draft: Draft) -> Result:
     parts = targets(draft, parquet_files(logs.fs, logs.path("examples.parquet")), "samples")
     info = logs_info(logs)
     shares = num_shares(info.num_events, sum(info.num_examples.values()), config.samples)
-    groups = row_groups(logs.fs, logs.path("events.parquet"))
-    deals = [*((number, *group) for number, group in enumerate(groups)), *((number, source, None) for number, (source, _) in enumerate(parts))]
     folder = blocks.parts_folder(draft, "shares")
     with work.staff(OwnFeatureActor, (dict(context.inputs), config, folder, shares), {"samples": config.samples.compute}, config.cluster, most=shares) as order:
-        order("deal", deals)
-        order("sort_share", [(share,) for share in range(shares)])
-        (price_before,) = order("totals", [()])
-        order("make_rows", list(enumerate(price_before)))
-        said = order("write_part", [(number, *part) for number, part in enumerate(parts)])
+        said = run_steps(order, logs, parts, shares)
     draft.fs.delete_dir(folder)
     counts: Counter[str] = Counter()
     for by_split in said:

@@ -5,6 +5,7 @@ Letters: N items + 1, T boundaries, K pairs of a key and an interval that had ev
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,11 @@ class Tally:
     keys_K: Ints  # key * (T + 1) + interval, ascending
     count_K: Ints
 
+    @cached_property
+    def running(self) -> Ints:
+        """Events of the first keys, with a leading 0 [K + 1]."""
+        return np.concatenate([[0], np.cumsum(self.count_K)])
+
     @staticmethod
     def of(key_E: npt.NDArray[np.integer], time_E: Ints, boundaries_T: Ints) -> "Tally":
         interval = np.searchsorted(boundaries_T, time_E, side="right")
@@ -52,8 +58,7 @@ class Tally:
     def before(self, lowest_B: Ints, intervals: Sequence[Ints]) -> list[Ints]:
         """Events of each key up to each of the intervals [B], the interval included; `lowest_B` is the key's lowest number."""
         order = np.argsort(lowest_B + intervals[0])  # a sorted search is ten times as fast
-        running = np.concatenate([[0], np.cumsum(self.count_K)])
-        sorted_B = lowest_B[order]
+        running, sorted_B = self.running, lowest_B[order]
         start = running[np.searchsorted(self.keys_K, sorted_B)]
         counts = [np.empty(len(order), np.int64) for _ in intervals]
         for count_B, interval_B in zip(counts, intervals, strict=True):

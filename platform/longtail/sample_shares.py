@@ -8,9 +8,11 @@ Reads a logs artifact; writes parts of the samples table. Letters: E events, B r
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,13 +37,14 @@ Ints = npt.NDArray[np.int64]
 
 EVENT_BYTES = 200  # of one event while a share's state is built, indexes and what sorting takes included
 ROW_BYTES = 600  # of one row beside its history, twice: as it is made and as it is dealt back
+TEXTS = ("user_id", "item_id", "split")
 CHUNK_ROWS = 16_384  # rows made at a time: their intermediate arrays stay in the processor's cache
 
 
 def num_shares(num_events: int, num_examples: int, settings: SamplesSettings) -> int:
-    """As many shares as there are actors, or as keep each within the memory that the settings give; twice the mean is left for busy shares."""
+    """As many shares as there are actors, or as keep each within the memory that the settings give; half as much again is left for busy shares."""
     row_bytes = ROW_BYTES + 16 * settings.history_length
-    needed = 2 * (num_events * EVENT_BYTES + num_examples * row_bytes)
+    needed = 1.5 * (num_events * EVENT_BYTES + num_examples * row_bytes)
     return max(settings.compute.num_actors, math.ceil(needed / (settings.memory_mb * 2**20)))
 
 
@@ -49,6 +52,21 @@ def row_groups(fs: pafs.FileSystem, path: str) -> list[tuple[str, int]]:
     """Each row group of a Parquet file, or of a folder of them in name order."""
     files = parquet_files(fs, path) if fs.get_file_info(path).type == pafs.FileType.Directory else [path]
     return [(file, group) for file in files for group in range(pq.read_metadata(file, filesystem=fs).num_row_groups)]
+
+
+#: Runs one step of SampleShares for each job, and returns what it said, in any order.
+Order = Callable[[str, Sequence[tuple[Any, ...]]], list[Any]]
+
+
+def run_steps(order: Order, logs: Artifact, parts: Sequence[tuple[str, str]], num_shares: int) -> list[dict[str, int]]:
+    """All steps, one after the other; `parts` are the examples' files and the samples' beside them. Returns the rows by split of every part."""
+    groups = row_groups(logs.fs, logs.path("events.parquet"))
+    deals = [(number, *group) for number, group in enumerate(groups)]
+    order("deal", [*deals, *((number, source, None) for number, (source, _) in enumerate(parts))])
+    order("sort_share", [(share,) for share in range(num_shares)])
+    (price_before,) = order("totals", [()])
+    order("make_rows", list(enumerate(price_before)))
+    return order("write_part", [(number, *part) for number, part in enumerate(parts)])
 
 
 @dataclass(frozen=True)
@@ -83,11 +101,18 @@ class SampleShares:
         start_us = to_us(self.info.start)
         return boundaries(start_us, to_us(self.info.end), start_us, self.config.samples.snapshot_days)
 
-    def deal_events(self, number: int, source: tuple[str, int]) -> None:
-        """Step 1: the behaviour events of row group `number`, coded, by share; and how many each item had in each interval."""
-        with self.fs.open_input_file(source[0]) as file:
+    def deal(self, number: int, source: str, group: int | None) -> None:
+        """Step 1: one row group of the events dealt out to the shares, or where there is no group, one part of the examples."""
+        if group is None:
+            self._deal_examples(number, source)
+        else:
+            self._deal_events(number, source, group)
+
+    def _deal_events(self, number: int, source: str, group: int) -> None:
+        """The behaviour events of a row group, coded, by share; and how many each item had in each interval."""
+        with self.fs.open_input_file(source) as file:
             parquet = pq.ParquetFile(file)
-            table = parquet.read_row_group(source[1], columns=[name for name in EVENT_COLUMNS if name in parquet.schema_arrow.names])
+            table = parquet.read_row_group(group, columns=[name for name in EVENT_COLUMNS if name in parquet.schema_arrow.names])
         table = table.filter(pc.is_in(table.column("kind"), value_set=pa.array(self.info.behaviour_kinds)))
         events = Behaviour.build(table, self.entities, self.info.behaviour_kinds)
         tally = Tally.of(events.item_row_E, events.time_E, self.grid)
@@ -101,8 +126,8 @@ class SampleShares:
         }
         self._write(f"events-{number:06d}", _dealt(pa.table(columns), self._share_of(events.user_row_E), self.num_shares))
 
-    def deal_examples(self, number: int, source: str) -> None:
-        """Step 1 too: who, what and when of the examples of part `number`, by share."""
+    def _deal_examples(self, number: int, source: str) -> None:
+        """Who, what and when of the examples of a part, by share."""
         examples = pq.read_table(source, columns=["user_id", "item_id", "ts"], filesystem=self.fs)
         rows = Rows.of(examples, self.entities)
         columns = {
@@ -139,14 +164,15 @@ class SampleShares:
         ends = np.cumsum([len(chunk) for chunk in asked.column("place").chunks]).tolist()
         self._write(f"rows-{share:06d}", [_batch(rows.slice(start, end - start)) for start, end in zip([0, *ends], ends, strict=False)])
 
-    def write_part(self, number: int, source: str, target: str) -> pa.Table:
-        """Step 5: the rows of part `number` in the order of its examples, beside their labels; returns these."""
+    def write_part(self, number: int, source: str, target: str) -> dict[str, int]:
+        """Step 5: the rows of part `number` in the order of its examples, beside their labels; returns the rows by split."""
         examples = pq.read_table(source, columns=list(EXAMPLE_COLUMNS), filesystem=self.fs)
         found = self._read("rows", number)
         own = found.take(pa.array(np.argsort(found.column("place").to_numpy()))).drop_columns(["place"])
         columns = {**dict(zip(examples.column_names, examples.columns, strict=True)), **dict(zip(own.column_names, own.columns, strict=True))}
-        pq.write_table(pa.table(columns), target, filesystem=self.fs, compression="zstd")
-        return examples
+        # A dictionary of the lists' numbers fills up and is given up: it costs a third of the writing and leaves larger files.
+        pq.write_table(pa.table(columns), target, filesystem=self.fs, compression="zstd", use_dictionary=list(TEXTS))
+        return dict(Counter(examples.column("split").to_pylist()))
 
     def _state(self, share: int, price_before: float) -> OwnState:
         events, counts, settings = self._read(f"share-{share:06d}", 0), self._read("totals", 0), self.config.collaborative
