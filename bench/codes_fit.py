@@ -1,8 +1,9 @@
 """Fitting a residual codebook beside what a user would take instead: 500,000 x 384, S = 3, k = 256, 20 iterations, every row in every one.
 
-Peers: faiss.Kmeans stacked on residuals, with all rows (it samples 256 a centroid by default) and as many iterations; faiss.ResidualQuantizer as it comes; scikit-learn's
-KMeans stacked, as the ChoirRec author's demo and most repositories do, on a stated part of the rows, ours on the same. All on the same threads; quality is the mean
-squared residual of all rows, told for every side by the same exact encoder. Ours is the core's function; the stage on Ray is timed beside it.
+Peers: faiss.Kmeans stacked on residuals, with all rows (it samples 256 a centroid by default) and as many iterations; faiss.ResidualQuantizer as it comes;
+scikit-learn's KMeans stacked, as the ChoirRec author's demo and most repositories do, on a stated part of the rows, ours on the same. All on the same
+threads; quality is the mean squared residual of all rows, told for every side by the same exact encoder. Ours is the core's function; the stage on Ray is
+timed beside it.
 Reads and writes nothing. Run: python -m bench.codes_fit [--rows 500000] [--rounds 5]
 Last stdout line: one JSON object (bench.rounds).
 """
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
+from bench.codes_stage import on_ray
 from bench.rounds import OURS, Side, arguments, in_turns, report, rounded, say
 from bench.vectors import planted
 from longtail.codes import CodebookSettings, LocalShards, encode, fit_codebook, fit_here
@@ -35,7 +37,7 @@ def faiss_kmeans(vectors_ND: Floats, settings: CodebookSettings, seed: int) -> F
             vectors_ND.shape[1], settings.codebook_size, niter=settings.iterations, seed=seed + stage, max_points_per_centroid=len(vectors_ND), verbose=False
         )
         fit.train(left_ND)
-        stages.append(fit.centroids.reshape(settings.codebook_size, -1))
+        stages.append(np.asarray(fit.centroids).reshape(settings.codebook_size, -1))
         if stage + 1 < settings.num_stages:
             left_ND -= stages[-1][fit.index.search(left_ND, 1)[1][:, 0]]
     return np.stack(stages)
@@ -138,7 +140,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
                 "ratio": rounded(sklearn_s / part_s),
                 "mse_ours_to_sklearn": rounded(mse(part_ND, part_fit.codebook_SKD) / mse(part_ND, by_sklearn)),
             },
-            "stage_s": args.stage and stage_seconds(vectors_ND, settings),
+            "stage": on_ray(vectors_ND, settings, args.threads) if args.stage else None,
         },
     )
     ratio = line["ratio"]["faiss.Kmeans"]

@@ -4,13 +4,12 @@ Both answer the same requests (one user, 200 candidates, histories of 50 events,
 its share is told. Rounds take turns, so that what else the machine does falls on both; on a machine that does much else, the ratios and the CPU time of each
 request by process (bench.processes) are what can be compared.
 Reads and writes what the run's stages do. Run: python -m bench.serve [--config bench/serve.toml] [--num 2000] [--rounds 5]
-Last stdout line: one JSON object; `ours_s` and `peers` are seconds for --num requests, a list with one value a round.
+Last stdout line: one JSON object (bench.rounds); seconds are those of --num requests.
 """
 
 import argparse
 import json
 import logging
-import os
 import socket
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ import requests
 from ray import serve
 
 from bench.processes import cpu_between, cpu_s, memory_bytes
-from longtail.artifacts import Artifact, source_commit
+from bench.rounds import OURS, Taken, report
+from longtail.artifacts import Artifact
 from longtail.config import Config, load
 from pipelines.cluster import ROOT, ray_session
 from pipelines.logs import LOGS
@@ -201,44 +202,65 @@ def bench(config_path: str, overrides: Sequence[str], num: int, rounds: int) -> 
         with deployed(runs[1], ACCESS) as served, peer(config_path, overrides, config.serve.num_replicas) as peer_url:
             differ = same_scores(served.url, peer_url, asked[:20])
             fast = in_turns(rounds, served.url, peer_url, lambda url: timed(url, path, num))
-            rate, peer_rate = (num / statistics.median(run["seconds"] for run in fast[name]) for name in ("ours", "peer"))
+            rate = num / statistics.median(run["seconds"] for run in fast["ours"])
             half = in_turns(rounds, served.url, peer_url, lambda url: counted(url, path, rate=rate / 2, for_s=PHASE_S))
             switch = switch_under_load(served.url, path, rate, [run.release for run in runs])
             beyond = overload(served.url, path, rate)
             deploy = deploy_under_load(config, served.url, path, rate)
-    ours, peers = fast["ours"], fast["peer"]
-    ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(ours, peers, strict=True)]
-    return {
-        "bench": "serve",
-        "machine": where,
-        "cores": os.cpu_count(),
-        "commit": source_commit(),
-        "num": num,
-        "candidates": CANDIDATES,
-        "replicas": config.serve.num_replicas,
-        "ours_s": [round(run["seconds"], 4) for run in ours],
-        "peers": {"fastapi_uvicorn": [round(run["seconds"], 4) for run in peers]},
-        "quality": {
+    return line_of(config, where, num, differ, Phases(fast, half, switch, beyond, deploy))
+
+
+@dataclass(frozen=True)
+class Phases:
+    """What the phases of the comparison found."""
+
+    fast: dict[str, list[dict[str, Any]]]
+    half: dict[str, list[dict[str, Any]]]
+    switch: dict[str, Any]
+    beyond: dict[str, Any]
+    deploy: dict[str, Any]
+
+
+def line_of(config: Config, where: str, num: int, differ: float, found: Phases) -> dict[str, Any]:
+    """The JSON line: seconds for `num` requests, and the rest under `quality`."""
+    ours, peers = found.fast["ours"], found.fast["peer"]
+    half = {name: spread([run["p99_ms"] for run in runs]) for name, runs in found.half.items()}
+    ratios = [mine["p99_ms"] / theirs["p99_ms"] for mine, theirs in zip(found.half["ours"], found.half["peer"], strict=True)]
+    candidates = {name: spread([num * CANDIDATES / run["seconds"] for run in runs]) for name, runs in found.fast.items()}
+    line = report(
+        "serve",
+        {"requests": num, "candidates": CANDIDATES, "replicas": config.serve.num_replicas, "connections": CONNECTIONS, "machine": where},
+        {OURS: Taken([run["seconds"] for run in ours]), "fastapi_uvicorn": Taken([run["seconds"] for run in peers])},
+        threads=config.serve.num_replicas,
+        quality={
             "greatest_score_difference": differ,
-            "throughput_ratio": spread(ratios),
-            "candidates_per_s": spread([num * CANDIDATES / run["seconds"] for run in ours]),
-            "peer_candidates_per_s": spread([num * CANDIDATES / run["seconds"] for run in peers]),
-            "saturating_requests_per_s": {"ours": round(rate, 1), "peer": round(peer_rate, 1)},
-            "closed_loop_p99_ms": {"ours": spread([run["p99_ms"] for run in ours]), "peer": spread([run["p99_ms"] for run in peers])},
-            "generator_cpu_share": {
-                "ours": spread([run["generator_cpu_share"] for run in ours]),
-                "peer": spread([run["generator_cpu_share"] for run in peers]),
-            },
-            "cpu_ms_per_request": {name: [run["cpu_ms"] for run in runs] for name, runs in fast.items()},
-            "half_of_our_saturating_rate": {
-                "p99_ratio": spread([mine["p99_ms"] / theirs["p99_ms"] for mine, theirs in zip(half["ours"], half["peer"], strict=True)]),
-                **half,
-            },
-            "twice": beyond,
-            "release_switch_under_load": switch,
-            "deploy_under_load": deploy,
+            "candidates_per_s": candidates,
+            "closed_loop_p99_ms": {name: spread([run["p99_ms"] for run in runs]) for name, runs in found.fast.items()},
+            "generator_cpu_share": {name: spread([run["generator_cpu_share"] for run in runs]) for name, runs in found.fast.items()},
+            "cpu_ms_per_request": {name: [run["cpu_ms"] for run in runs] for name, runs in found.fast.items()},
+            "half_of_our_saturating_rate": {"p99_ratio": spread(ratios), **found.half},
+            "twice": found.beyond,
+            "release_switch_under_load": found.switch,
+            "deploy_under_load": found.deploy,
         },
+    )
+    throughput, per_s = line["ratio"]["fastapi_uvicorn"], candidates["ours"][1]
+    grown = found.beyond["memory_after_gib"] - found.beyond["memory_before_gib"]
+    line["quality"]["reach"] = {
+        "throughput_to_the_peers": [0.9, throughput, throughput >= 0.9],
+        "candidates_per_s": [50_000, per_s, per_s >= 50_000],
+        "p99_ms_at_half_rate": [25.0, half["ours"][1], half["ours"][1] <= 25.0],
+        "p99_ms_of_accepted_at_twice": [50.0, found.beyond["p99_ms"], found.beyond["p99_ms"] <= 50.0],
+        "memory_gib_grown_at_twice": [0.05, round(grown, 3), grown <= 0.05],
+        "answered_while_a_release_is_promoted": [1.0, answered(found.switch), answered(found.switch) == 1.0],
+        "answered_while_replicas_are_replaced": [1.0, answered(found.deploy), answered(found.deploy) == 1.0],
     }
+    return line
+
+
+def answered(found: dict[str, Any]) -> float:
+    """The share of a phase's requests that was answered with scores."""
+    return round(int(found["statuses"].get("200", 0)) / max(int(found["num"]), 1), 4)
 
 
 def main() -> None:
