@@ -47,7 +47,7 @@ def sequence_of(values_BLW: torch.Tensor, mask_BL: torch.Tensor) -> ItemSequence
     rows_BL = (torch.arange(mask_BL.numel()).view(mask_BL.shape) + 1) * mask_BL
     distinct = DistinctRows.of([rows_BL])
     values_RW = torch.cat([torch.zeros(1, values_BLW.shape[2]), values_BLW[mask_BL]])
-    return ItemSequence(distinct, values_RW, rows_BL)
+    return ItemSequence.written(distinct, values_RW, rows_BL)
 
 
 def test_target_attention_equals_the_mlp_on_concatenated_inputs() -> None:
@@ -109,10 +109,10 @@ def test_products_and_pooled_sums_are_those_of_rows_written_down_with_their_grad
     weights = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
     written = table[distinct.place(rows)]
     sequence = ItemSequence(distinct, table, rows)
-    pairs = [
-        (sequence.dots(target), torch.bmm(written, target.unsqueeze(2)).squeeze(2), (table, target)),
-        (sequence.pooled(weights), torch.bmm(weights.unsqueeze(1), written).squeeze(1), (table, weights)),
-    ]
+    pairs = []
+    for one in (sequence, ItemSequence.written(distinct, table, rows)):
+        pairs.append((one.dots(target), torch.bmm(written, target.unsqueeze(2)).squeeze(2), (table, target)))
+        pairs.append((one.pooled(weights), torch.bmm(weights.unsqueeze(1), written).squeeze(1), (table, weights)))
     for found, slow, inputs in pairs:
         torch.testing.assert_close(found, slow)
         upstream = torch.randn_like(slow)

@@ -93,7 +93,7 @@ class IndividualSide(nn.Module):
         if mix is not None:
             target_BD = mix(target_BD, batch.item_row_B, None if hidden_B2 is None else hidden_B2[:, 1])
             items_RD = mix(items_RD, distinct.rows_R, None)
-        history = ItemSequence(distinct, items_RD, batch.history_BL)
+        history = ItemSequence.written(distinct, items_RD, batch.history_BL)
         pooled_BD, attention_BL = self.attention(target_BD, history, days_BL=batch.history_days_BL)
         item_stats_BI = self.item_stats(batch.item_stats_BI)
         parts = [

@@ -86,7 +86,7 @@ class GroupSide(nn.Module):
             parts.append(self.peer_stats(batch.peer_stats_BP))
         attention_BG = None
         if self.attention is not None:
-            sequence = ItemSequence(view.distinct, view.items_RD, batch.group_history_BG)
+            sequence = ItemSequence.written(view.distinct, view.items_RD, batch.group_history_BG)
             pooled_BD, attention_BG = self.attention(view.target_BD, sequence, prior_BL=batch.group_weight_BG)
             parts.append(pooled_BD)
         return concatenated(parts, len(batch)), attention_BG

@@ -48,11 +48,11 @@ class ItemEmbedding(nn.Module):
         self.dim = id_dim + attribute_dim * (len(sizes.categories) + 1)
 
     def forward(self, catalogue: Catalogue, rows: torch.Tensor, id_index: torch.Tensor | None = None) -> torch.Tensor:
-        """Vectors [.., D] of item rows [..]; `id_index` replaces the catalogue's ID index (targets hide some IDs)."""
-        parts = [self.ids(catalogue.item_id_N[rows] if id_index is None else id_index)]
-        categories = catalogue.category_NC[rows]
+        """Vectors [R, D] of item rows [R]; `id_index` replaces the catalogue's ID index (targets hide some IDs)."""
+        parts = [self.ids(catalogue.item_id_N.index_select(0, rows) if id_index is None else id_index)]
+        categories = catalogue.category_NC.index_select(0, rows)
         parts += [table(categories[..., level]) for level, table in enumerate(self.categories)]
-        parts.append(self.brands(catalogue.brand_N[rows]))
+        parts.append(self.brands(catalogue.brand_N.index_select(0, rows)))
         return torch.cat(parts, dim=-1)
 
 

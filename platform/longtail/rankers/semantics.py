@@ -17,7 +17,7 @@ from longtail.rankers.batch import Batch
 from longtail.rankers.catalogue import Catalogue
 from longtail.rankers.kernels import SimilarityKernels
 from longtail.rankers.layers import ItemEmbedding, Normaliser, masked_softmax
-from longtail.rankers.sequences import DistinctRows, ItemSequence
+from longtail.rankers.sequences import DistinctRows, ItemSequence, summed
 from longtail.rankers.settings import SemanticSettings
 
 TIER_QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995)  # of the similarities between training targets and their histories
@@ -49,7 +49,7 @@ class Alignment(nn.Module):
     def forward(self, codes_RS: torch.Tensor) -> torch.Tensor:
         """Sum over the stages of A^l[c^l], [R, D], from codes plus one [R, S]; 0 (no code) adds nothing and learns nothing."""
         place_RS = codes_RS + self.offset_S
-        return functional.embedding_bag(place_RS, self._table(), mode="sum", per_sample_weights=self.weight_K[place_RS])
+        return summed(self._table(), place_RS, self.weight_K[place_RS])
 
     def squared(self) -> torch.Tensor:
         """Sum of the squares of what the codes add."""
@@ -226,11 +226,11 @@ class Semantics(nn.Module):
         return space.cosines(sequence_BL, space.dots(sequence_BL) if dots_BL is None else dots_BL), worth_BL, sequence_BL > 0
 
     def aligned(self, catalogue: Catalogue, rows: torch.Tensor) -> torch.Tensor:
-        """z~ = z + sum of A^l[c^l] of item rows, [.., D]; the codes' part alone where the frozen vector is switched off, z where there are no codes either."""
+        """z~ = z + sum of A^l[c^l] of item rows [R], [R, D]; the codes' part alone where the frozen vector is switched off; z where there are no codes."""
         if self.alignment is None:
-            return catalogue.vector_ND[rows]
-        drift: torch.Tensor = self.alignment(catalogue.codes_NS[rows])
-        return catalogue.vector_ND[rows] + drift if self.settings.semantic_vector else drift
+            return catalogue.vector_ND.index_select(0, rows)
+        drift: torch.Tensor = self.alignment(catalogue.codes_NS.index_select(0, rows))
+        return catalogue.vector_ND.index_select(0, rows) + drift if self.settings.semantic_vector else drift
 
     def mixed(self, catalogue: Catalogue, vectors: torch.Tensor, rows: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
         """Items' vectors with their ID part mixed with content, by item rows; where `hidden`, as if they had no training row. As they are without the gate."""

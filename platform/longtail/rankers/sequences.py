@@ -7,7 +7,7 @@ Letters: B rows, L sequence length, P = B * L places, R distinct item rows of a 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,8 +52,15 @@ class Places:
     """A sequence [B, L] by the places of its items among the distinct rows."""
 
     place_BL: torch.Tensor
-    order_P: torch.Tensor  # the places, sorted by distinct row
     num_rows: int  # R
+    known_order_P: torch.Tensor | None = None
+
+    @cached_property
+    def order_P(self) -> torch.Tensor:  # noqa: N802
+        """The places, sorted by distinct row; only a gradient needs it."""
+        if self.known_order_P is not None:
+            return self.known_order_P
+        return torch.sort(self.place_BL.reshape(-1).int(), stable=True).indices  # radix sort: half as wide, twice as fast
 
     @cached_property
     def starts_R(self) -> torch.Tensor:  # noqa: N802
@@ -79,8 +86,10 @@ class Places:
         """Weighted sums [B, W] over each row's places."""
         return functional.embedding_bag(self.place_BL, values_RW, mode="sum", per_sample_weights=weights_BL.contiguous())
 
-    def dots(self, values_RW: torch.Tensor, target_BW: torch.Tensor) -> torch.Tensor:
-        """Products [B, L] of each row's vector with the values at its places, which are never written down: they are a weighted sum's derivative."""
+    def dots(self, values_RW: torch.Tensor, target_BW: torch.Tensor, written_BLW: torch.Tensor | None) -> torch.Tensor:
+        """Products [B, L] of each row's vector with the values at its places; where they are not written down, by a weighted sum's derivative."""
+        if written_BLW is not None:
+            return torch.bmm(written_BLW, target_BW.unsqueeze(2)).squeeze(2)
         with torch.enable_grad():  # not within torch.inference_mode, which would refuse it
             weights_BL = values_RW.new_zeros(self.place_BL.shape).requires_grad_()
             (dots_BL,) = torch.autograd.grad(self.sums(values_RW.detach(), weights_BL), weights_BL, target_BW.detach())
@@ -106,34 +115,34 @@ class SequenceDots(torch.autograd.Function):
     """Products of each row's vector [B, W] with the values [R, W] at its places, [B, L]; [B, L, W] and its gradient would cost many times as much."""
 
     @staticmethod
-    def forward(ctx: Any, values_RW: torch.Tensor, target_BW: torch.Tensor, places: Places) -> torch.Tensor:
+    def forward(ctx: Any, values_RW: torch.Tensor, target_BW: torch.Tensor, written_BLW: torch.Tensor | None, places: Places) -> torch.Tensor:
         ctx.save_for_backward(values_RW, target_BW)
         ctx.places = places
-        return places.dots(values_RW, target_BW)
+        return places.dots(values_RW, target_BW, written_BLW)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         values_RW, target_BW = ctx.saved_tensors
         of_values = ctx.places.back_weighted(target_BW, gradients[0]) if ctx.needs_input_grad[0] else None
         of_target = ctx.places.sums(values_RW, gradients[0]) if ctx.needs_input_grad[1] else None
-        return of_values, of_target, None
+        return of_values, of_target, None, None
 
 
 class SequenceSums(torch.autograd.Function):
     """Sums of the values [R, W] at each row's places, weighted [B, L]: [B, W]."""
 
     @staticmethod
-    def forward(ctx: Any, values_RW: torch.Tensor, weights_BL: torch.Tensor, places: Places) -> torch.Tensor:
-        ctx.save_for_backward(values_RW, weights_BL)
+    def forward(ctx: Any, values_RW: torch.Tensor, weights_BL: torch.Tensor, written_BLW: torch.Tensor | None, places: Places) -> torch.Tensor:
+        ctx.save_for_backward(values_RW, weights_BL, written_BLW)
         ctx.places = places
         return places.sums(values_RW, weights_BL)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        values_RW, weights_BL = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        values_RW, weights_BL, written_BLW = ctx.saved_tensors
         of_values = ctx.places.back_weighted(gradients[0], weights_BL) if ctx.needs_input_grad[0] else None
-        of_weights = ctx.places.dots(values_RW, gradients[0]) if ctx.needs_input_grad[1] else None
-        return of_values, of_weights, None
+        of_weights = ctx.places.dots(values_RW, gradients[0], written_BLW) if ctx.needs_input_grad[1] else None
+        return of_values, of_weights, None, None
 
 
 class SequenceHidden(torch.autograd.Function):
@@ -150,9 +159,9 @@ class SequenceHidden(torch.autograd.Function):
         shift_BK: torch.Tensor,
         recency_K: torch.Tensor | None,
         age_BL: torch.Tensor | None,
+        sequence_BLD: torch.Tensor,
         places: Places,
     ) -> torch.Tensor:
-        sequence_BLD = functional.embedding(places.place_BL, values_RD)
         if recency_K is None or age_BL is None:
             hidden_BLK = torch.baddbmm(shift_BK.unsqueeze(1), sequence_BLD, matrix_BDK)
         else:
@@ -170,7 +179,13 @@ class SequenceHidden(torch.autograd.Function):
         of_values[0] = 0
         of_matrix = torch.bmm(sequence_BLD.transpose(1, 2), sums_BLK)
         of_recency = None if age_BL is None else age_BL.reshape(-1) @ sums_BLK.flatten(0, 1)
-        return of_values, of_matrix, sums_BLK.sum(dim=1), of_recency, None, None
+        return of_values, of_matrix, sums_BLK.sum(dim=1), of_recency, None, None, None
+
+
+def summed(table_RW: torch.Tensor, place_BL: torch.Tensor, weights_BL: torch.Tensor) -> torch.Tensor:
+    """Sums [B, W] of the rows of a table at each row's places, weighted."""
+    sums_BW: torch.Tensor = SequenceSums.apply(table_RW, weights_BL, None, Places(place_BL, len(table_RW)))  # type: ignore[no-untyped-call]
+    return sums_BW
 
 
 @dataclass(frozen=True)
@@ -187,13 +202,13 @@ class DistinctRows:
         padding = torch.zeros(1, dtype=torch.int64, device=sequences[0].device)
         if all(is_shared(rows) for rows in sequences):
             return DistinctRows(torch.unique(torch.cat([padding, *(rows[0] for rows in sequences)])), tuple(sequences), ())
-        orders = [torch.sort(rows.reshape(-1).int(), stable=True) for rows in sequences]  # radix sort: half as wide, twice as fast
+        orders = [torch.sort(rows.reshape(-1).int(), stable=True) for rows in sequences]
         runs = [_runs(found.values) for found in orders]
         together = torch.sort(torch.cat([padding, *(values for values, _ in runs)]), stable=True)
         rows_R, number = _runs(together.values)
         place_of = torch.split(torch.empty_like(number).scatter_(0, together.indices, number)[1:], [len(values) for values, _ in runs])
         places = [
-            Places(torch.empty_like(found.indices).scatter_(0, found.indices, mine[run]).view(rows.shape), found.indices, len(rows_R))
+            Places(torch.empty_like(found.indices).scatter_(0, found.indices, mine[run]).view(rows.shape), len(rows_R), found.indices)
             for rows, found, (_, run), mine in zip(sequences, orders, runs, place_of, strict=True)
         ]
         return DistinctRows(rows_R, tuple(sequences), tuple(places))
@@ -207,8 +222,7 @@ class DistinctRows:
         for sequence, places in zip(self.sequences, self.places):
             if sequence is rows_BL:
                 return places
-        place_BL = self.place(rows_BL)
-        return Places(place_BL, torch.argsort(place_BL.reshape(-1), stable=True), len(self.rows_R))
+        return Places(self.place(rows_BL), len(self.rows_R))
 
 
 @dataclass(frozen=True)
@@ -218,6 +232,14 @@ class ItemSequence:
     distinct: DistinctRows
     values_RW: torch.Tensor
     rows_BL: torch.Tensor
+    written_BLW: torch.Tensor | None = None  # the vectors place by place, where something needs them so; they pass no gradient
+
+    @staticmethod
+    def written(distinct: DistinctRows, values_RW: torch.Tensor, rows_BL: torch.Tensor) -> "ItemSequence":
+        """One whose vectors are written down place by place, as attention's first layer reads them."""
+        if is_shared(rows_BL):
+            return ItemSequence(distinct, values_RW, rows_BL)
+        return ItemSequence(distinct, values_RW, rows_BL, functional.embedding(distinct.places_of(rows_BL).place_BL, values_RW.detach()))
 
     @property
     def shared(self) -> bool:
@@ -248,30 +270,36 @@ class ItemSequence:
 
     def first(self, width: int) -> "ItemSequence":
         """The same sequence with the first `width` numbers of each vector."""
-        return ItemSequence(self.distinct, self.values_RW[:, :width].contiguous(), self.rows_BL)
+        written_BLW = None if self.written_BLW is None else self.written_BLW[..., :width]
+        return ItemSequence(self.distinct, self.values_RW[:, :width].contiguous(), self.rows_BL, written_BLW)
 
     def detached(self) -> "ItemSequence":
         """The same, whose vectors learn nothing."""
-        return ItemSequence(self.distinct, self.values_RW.detach(), self.rows_BL)
+        return replace(self, values_RW=self.values_RW.detach())
 
     def dots(self, target_BW: torch.Tensor) -> torch.Tensor:
         """Products of each row's target with its sequence's vectors, [B, L]."""
         if self.shared:
             return target_BW @ self.one_LW.T
-        dots_BL: torch.Tensor = SequenceDots.apply(self.values_RW, target_BW, self.distinct.places_of(self.rows_BL))  # type: ignore[no-untyped-call]
+        places = self.distinct.places_of(self.rows_BL)
+        dots_BL: torch.Tensor = SequenceDots.apply(self.values_RW, target_BW, self.written_BLW, places)  # type: ignore[no-untyped-call]
         return dots_BL
 
     def pooled(self, weights_BL: torch.Tensor) -> torch.Tensor:
         """Weighted sums of each row's sequence, [B, W]."""
         if self.shared:
             return weights_BL @ self.one_LW
-        sums_BW: torch.Tensor = SequenceSums.apply(self.values_RW, weights_BL, self.distinct.places_of(self.rows_BL))  # type: ignore[no-untyped-call]
+        places = self.distinct.places_of(self.rows_BL)
+        sums_BW: torch.Tensor = SequenceSums.apply(self.values_RW, weights_BL, self.written_BLW, places)  # type: ignore[no-untyped-call]
         return sums_BW
 
     def hidden(self, matrix_BDK: torch.Tensor, shift_BK: torch.Tensor, recency_K: torch.Tensor | None, age_BL: torch.Tensor | None) -> torch.Tensor:
-        """SequenceHidden, [B, L, K]; not of a sequence that all rows have."""
+        """SequenceHidden [B, L, K] of a sequence that is written down."""
+        assert self.written_BLW is not None
         places = self.distinct.places_of(self.rows_BL)
-        hidden_BLK: torch.Tensor = SequenceHidden.apply(self.values_RW, matrix_BDK, shift_BK, recency_K, age_BL, places)  # type: ignore[no-untyped-call]
+        hidden_BLK: torch.Tensor = SequenceHidden.apply(  # type: ignore[no-untyped-call]
+            self.values_RW, matrix_BDK, shift_BK, recency_K, age_BL, self.written_BLW, places
+        )
         return hidden_BLK
 
 
