@@ -27,8 +27,8 @@ FuxiBatch = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor
 
 def build(ranker: Base, seed: int, learning_rate: float, optimizer: str) -> Any:
     """FuxiCTR's DIN with the tables and widths of `ranker`; `optimizer` is torch's class name."""
-    from fuxictr.features import FeatureMap
-    from model_zoo.LongCTR.DIN.DIN import DIN
+    from fuxictr.features import FeatureMap  # type: ignore[import-untyped]
+    from model_zoo.LongCTR.DIN.DIN import DIN  # type: ignore[import-untyped]
 
     settings, sizes, spec = ranker.settings, ranker.catalogue.sizes, ranker.spec
     item_sizes = (sizes.item_ids, *sizes.categories, sizes.brands)

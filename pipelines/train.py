@@ -286,7 +286,7 @@ def _settings(config: Config, *, name: str) -> Mapping[str, Any]:
 RANKER_STAGES: dict[str, Stage] = {
     name: Stage(
         name=name,
-        version=4,
+        version=5,
         inputs=(LOGS, ITEM_Z, ITEM_CODES, SAMPLES, MATCHES, LENT),
         settings=partial(_settings, name=name),
         build=partial(build, name=name),

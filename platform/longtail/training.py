@@ -25,6 +25,7 @@ class TrainSettings(Settings):
     learning_rate: float = Field(0.05, gt=0)
     final_learning_rate: float = Field(0.005, gt=0, description="reached linearly at the last step")
     weight_decay: float = Field(0.0, ge=0)
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of products while training; weights, sums over rows and the loss stay float32")
     max_grad_norm: float = Field(10.0, gt=0)
     id_dropout: float = Field(0.1, ge=0, lt=1, description="share of user and item IDs shown as out-of-vocabulary while training")
     keep: Literal["auc", "gauc", "log_loss", "last"] = Field("auc", description="the epoch that is kept: the best by this, primary head, validation split")

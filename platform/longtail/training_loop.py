@@ -176,7 +176,8 @@ def _train_epoch(
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator(Purpose.DROPOUT, seed, state.step, workers.rank))))
-        output: RankerOutput = module(share.batch, _hidden(share, settings.id_dropout, seed, state.step, device))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+            output: RankerOutput = module(share.batch, _hidden(share, settings.id_dropout, seed, state.step, device))
         loss, parts = ranker.loss(share.batch, output)
         state.optimizer.zero_grad(set_to_none=True)
         # DDP averages the workers' gradients: times their number, over the rows of the global batch, it is one worker's mean.

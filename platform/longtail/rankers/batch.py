@@ -44,7 +44,13 @@ class Batch:
         return len(self.user_row_B)
 
     def to(self, device: torch.device | str) -> "Batch":
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        """On `device`; to a GPU from pinned memory, so that the copy runs beside what the GPU computes."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        if torch.device(device).type == "cuda":
+            columns = {name: column.pin_memory() for name, column in columns.items() if not column.is_cuda} | {
+                name: column for name, column in columns.items() if column.is_cuda
+            }
+        return Batch(**{name: column.to(device, non_blocking=True) for name, column in columns.items()})
 
     def rows(self, index: torch.Tensor | slice) -> "Batch":
         """The rows that `index` picks."""

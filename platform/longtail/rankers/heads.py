@@ -69,5 +69,5 @@ def head_losses(logits_BH: torch.Tensor, batch: Batch, heads: Sequence[Head]) ->
     Sums, not means: the training loop divides by the rows of the global batch, so that the workers' losses add up to one worker's.
     """
     labels_BH, known_BH = head_labels(batch, heads)
-    losses_BH = functional.binary_cross_entropy_with_logits(logits_BH, labels_BH, reduction="none")
+    losses_BH = functional.binary_cross_entropy_with_logits(logits_BH.float(), labels_BH, reduction="none")
     return (losses_BH * known_BH).sum(dim=0)

@@ -175,7 +175,7 @@ class SequenceHidden(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         sequence_BLD, matrix_BDK, hidden_BLK, age_BL = ctx.saved_tensors
         sums_BLK = torch.ops.aten.threshold_backward(gradients[0], hidden_BLK, 0)
-        of_values = ctx.places.back(torch.bmm(sums_BLK, matrix_BDK.transpose(1, 2)).flatten(0, 1))
+        of_values = ctx.places.back(_full(torch.bmm(sums_BLK, matrix_BDK.transpose(1, 2)).flatten(0, 1)))
         of_values[0] = 0
         of_matrix = torch.bmm(sequence_BLD.transpose(1, 2), sums_BLK)
         of_recency = None if age_BL is None else age_BL.reshape(-1) @ sums_BLK.flatten(0, 1)
@@ -282,7 +282,10 @@ class ItemSequence:
         if self.shared:
             return target_BW @ self.one_LW.T
         places = self.distinct.places_of(self.rows_BL)
-        dots_BL: torch.Tensor = SequenceDots.apply(self.values_RW, target_BW, self.written_BLW, places)  # type: ignore[no-untyped-call]
+        with _in_full(target_BW):
+            dots_BL: torch.Tensor = SequenceDots.apply(  # type: ignore[no-untyped-call]
+                _full(self.values_RW), _full(target_BW), None if self.written_BLW is None else _full(self.written_BLW), places
+            )
         return dots_BL
 
     def pooled(self, weights_BL: torch.Tensor) -> torch.Tensor:
@@ -290,17 +293,31 @@ class ItemSequence:
         if self.shared:
             return weights_BL @ self.one_LW
         places = self.distinct.places_of(self.rows_BL)
-        sums_BW: torch.Tensor = SequenceSums.apply(self.values_RW, weights_BL, self.written_BLW, places)  # type: ignore[no-untyped-call]
+        with _in_full(weights_BL):
+            sums_BW: torch.Tensor = SequenceSums.apply(  # type: ignore[no-untyped-call]
+                _full(self.values_RW), _full(weights_BL), None if self.written_BLW is None else _full(self.written_BLW), places
+            )
         return sums_BW
 
     def hidden(self, matrix_BDK: torch.Tensor, shift_BK: torch.Tensor, recency_K: torch.Tensor | None, age_BL: torch.Tensor | None) -> torch.Tensor:
-        """SequenceHidden [B, L, K] of a sequence that is written down."""
+        """SequenceHidden [B, L, K] of a sequence that is written down, in autocast's dtype where that is on."""
         assert self.written_BLW is not None
-        places = self.distinct.places_of(self.rows_BL)
-        hidden_BLK: torch.Tensor = SequenceHidden.apply(  # type: ignore[no-untyped-call]
-            self.values_RW, matrix_BDK, shift_BK, recency_K, age_BL, self.written_BLW, places
-        )
+        device = matrix_BDK.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else matrix_BDK.dtype
+        cast = [None if part is None else part.to(dtype) for part in (matrix_BDK, shift_BK, recency_K, age_BL, self.written_BLW)]
+        with _in_full(matrix_BDK):
+            hidden_BLK: torch.Tensor = SequenceHidden.apply(self.values_RW, *cast, self.distinct.places_of(self.rows_BL))  # type: ignore[no-untyped-call]
         return hidden_BLK
+
+
+def _in_full(beside: torch.Tensor) -> torch.autocast:
+    """Without autocast, for what adds up over places or chooses its dtypes itself."""
+    return torch.autocast(beside.device.type, enabled=False)
+
+
+def _full(values: torch.Tensor) -> torch.Tensor:
+    """At least float32; a product's bfloat16 is widened."""
+    return values.float() if values.dtype == torch.bfloat16 else values
 
 
 def _runs(sorted_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
