@@ -190,15 +190,15 @@ def main() -> None:
     parser.add_argument("--slower", action="store_true", help="run the slower peer once on the whole too")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if pl.thread_pool_size() != args.threads:
-        raise ValueError(
-            f"--threads = {args.threads}: polars has taken {pl.thread_pool_size()}. Set POLARS_MAX_THREADS={args.threads}, or leave --threads out."
-        )
     pa.set_cpu_count(args.threads)
     whole = sizes_from(args)
     if args.child:
         rounds.say(child(world(whole), Path(args.child)))
         return
+    if pl.thread_pool_size() != args.threads:
+        raise ValueError(
+            f"--threads = {args.threads}: polars has taken {pl.thread_pool_size()}. Set POLARS_MAX_THREADS={args.threads}, or leave --threads out."
+        )
     with tempfile.TemporaryDirectory(prefix="bench-samples-") as temporary:
         folder = Path(temporary)
         rounds.say(line(args, whole, folder))
