@@ -26,7 +26,7 @@ from longtail.storage import Place
 logger = logging.getLogger(__name__)
 
 _FAR_ROWS = 8  # that are looked at for each dead centroid, since some may be equal
-_ENCODE_ROWS = 4096
+_ENCODE_ROWS = 2048
 
 
 class CodebookSettings(Settings):
@@ -175,12 +175,16 @@ def encode(vectors_ND: Floats, codebook_SKD: Floats) -> NDArray[np.int32]:
         )
     stages = [NearestCentroid(torch.from_numpy(centroids_KD)) for centroids_KD in np.asarray(codebook_SKD, np.float32)]
     codes_NS = np.empty((len(vectors_ND), len(codebook_SKD)), np.int32)
+    left_BD, explained_BD = torch.empty(
+        2, min(len(vectors_ND), _ENCODE_ROWS), vectors_ND.shape[1]
+    )  # fresh memory for every block would cost more than its products
     for start in range(0, len(vectors_ND), _ENCODE_ROWS):
-        rows = torch.tensor(vectors_ND[start : start + _ENCODE_ROWS], dtype=torch.float32)
+        rows = torch.as_tensor(vectors_ND[start : start + _ENCODE_ROWS])
+        left, explained = left_BD[: len(rows)].copy_(rows), explained_BD[: len(rows)]
         for stage, nearest in enumerate(stages):
-            codes_B = nearest(rows)
+            codes_B = nearest(left)
             codes_NS[start : start + len(rows), stage] = codes_B.numpy()
-            rows -= nearest.centroids_KD.index_select(0, codes_B)
+            left -= torch.index_select(nearest.centroids_KD, 0, codes_B, out=explained)
     return codes_NS
 
 
