@@ -62,7 +62,7 @@ def vectors_stage(section: str, upstream: Stage, build: Callable[[Context, Draft
     """The vectors of one kind of entity, by `section` of [embeddings]."""
     return Stage(
         name=f"{section}_vectors",
-        version=1,
+        version=2,
         inputs=(upstream,),
         settings=lambda config: getattr(config.embeddings, section).key_fields(),
         build=build,

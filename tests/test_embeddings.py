@@ -4,8 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from longtail.embeddings import EncoderSettings, TextEncoder, encoder_key, item_texts
+from longtail import packed_bert, packed_encoder
+from longtail.embeddings import EncoderCompute, EncoderSettings, TextEncoder, encoder_key, item_texts
 from longtail.packaged_models import resolve
+from longtail.packed_bert import PackedBert
 
 TEXTS = ["fluid milk", "soft drinks and a longer text about what a household buys in a week", "milk", "fluid milk", "", "cat food " * 40]
 WHOLE = EncoderSettings(dtype="float32", max_tokens=64)
@@ -33,11 +35,11 @@ def test_vectors_have_norm_one_and_equal_texts_equal_vectors(encoder: TextEncode
     assert encoder.encode([]).shape == (0, encoder.dim)
 
 
-def test_each_distinct_text_is_embedded_once(encoder: TextEncoder) -> None:
+def test_each_distinct_text_is_embedded_once(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    handle = encoder._model[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0]["input_ids"])))
+    forward = PackedBert.__call__
+    monkeypatch.setattr(PackedBert, "__call__", lambda self, pack: seen.append(len(pack.texts)) or forward(self, pack))  # type: ignore[func-returns-value]
     encoder.encode(["a", "b", "a", "a", "b"])
-    handle.remove()
     assert sum(seen) == 2
 
 
@@ -48,9 +50,30 @@ def test_the_cut_is_the_first_numbers_normalised_again(encoder: TextEncoder) -> 
     assert cut.dim == 64
 
 
-def test_half_precision_stays_close(encoder: TextEncoder) -> None:
-    half = TextEncoder(WHOLE.model_copy(update={"dtype": "bfloat16"})).encode(TEXTS)
-    assert (half * encoder.encode(TEXTS)).sum(1).min() > 0.999
+@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.9999), ("int8", 0.99)])
+def test_narrower_products_stay_close(encoder: TextEncoder, dtype: str, least: float) -> None:
+    narrow = TextEncoder(WHOLE.model_copy(update={"dtype": dtype})).encode(TEXTS)
+    assert least <= (narrow * encoder.encode(TEXTS)).sum(1).min() < 0.9999999
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_text_has_one_vector_whatever_stands_beside_it(dtype: str) -> None:
+    narrow = TextEncoder(WHOLE.model_copy(update={"dtype": dtype, "compute": EncoderCompute(forward_tokens=64)}))
+    together = narrow.encode(TEXTS)
+    np.testing.assert_array_equal(together, np.concatenate([narrow.encode([text]) for text in TEXTS]))
+
+
+def test_texts_of_many_windows_keep_their_places(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encoder.encode(TEXTS)
+    monkeypatch.setattr(packed_encoder, "WINDOW", 2)
+    np.testing.assert_array_equal(encoder.encode(TEXTS), whole)
+
+
+def test_another_architecture_runs_as_sentence_transformers_runs_it(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_bert, "is_plain_bert", lambda *told: False)
+    np.testing.assert_allclose(TextEncoder(WHOLE).encode(TEXTS), encoder.encode(TEXTS), atol=2e-6)
+    with pytest.raises(ValueError, match=r"embeddings dtype = 'int8', but .* is no BERT encoder"):
+        TextEncoder(WHOLE.model_copy(update={"dtype": "int8"}))
 
 
 def test_a_cut_wider_than_the_model_is_refused() -> None:
