@@ -65,9 +65,7 @@ def _turned(names: list[str], number: int) -> list[str]:
     return names[place:] + names[:place]
 
 
-def report(
-    bench: str, work: Mapping[str, Any], taken: Mapping[str, Taken], *, threads: int, quality: Mapping[str, Any], ours: str = OURS
-) -> dict[str, Any]:
+def report(bench: str, work: Mapping[str, Any], taken: Mapping[str, Taken], *, threads: int, quality: Mapping[str, Any], ours: str = OURS) -> dict[str, Any]:
     """The JSON line of a bench: medians in seconds, `ratio` = peer's seconds to ours (above 1: ours is faster), with the least and most over the rounds.
 
     Ratios are taken round by round: two runs of one round stood beside the same other work of the machine.
