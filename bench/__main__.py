@@ -162,7 +162,8 @@ def main() -> None:
     lines = read(path)
     print("\n".join(table(lines.values())))
     print("\n".join(reached(lines.values())))
-    print(f"written: {path.relative_to(ROOT)}")
+    if len(failed) < len(args.names or BENCHES):
+        print(f"written: {path.relative_to(ROOT)}")
     if failed:
         raise SystemExit(f"bench: {', '.join(failed)} failed")
 
