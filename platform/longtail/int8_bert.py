@@ -43,15 +43,16 @@ class Int8Dense:
     weight_step_O: Tensor
     bias_O: Tensor
     zeros_O: Tensor
+    gives: torch.dtype
 
     def quantised(self, x_TI: Tensor) -> Tensor:
         return torch.addcmul(torch.tensor(MIDDLE + 0.5), x_TI, self.per_step_I).clamp_(0, 255).to(torch.uint8)
 
-    def __call__(self, x_TI: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self._product(self.quantised(x_TI), self.step, MIDDLE, 1.0, 0, dtype, "none")
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        return self.of_integers(self.quantised(x_TI), self.step, MIDDLE)
 
     def of_integers(self, x_TI: Tensor, step: float, zero: int) -> Tensor:
-        return self._product(x_TI, step, zero, 1.0, 0, torch.float32, "none")
+        return self._product(x_TI, step, zero, 1.0, 0, self.gives, "none")
 
     def gelu(self, x_TI: Tensor, step: float, zero: int) -> Tensor:
         """GELU of the product, as integers of the given step and zero."""
@@ -79,8 +80,8 @@ class Int8Layer:
     norm: Norm
     num_heads: int
 
-    def __call__(self, x_TD: Tensor, runs: Sequence[Run], guarded: bool) -> Tensor:
-        context_TD = attend(self.qkv(x_TD, torch.bfloat16), runs, self.num_heads, guarded, torch.float32)
+    def __call__(self, x_TD: Tensor, qkv_TE: Tensor, runs: Sequence[Run], guarded: bool) -> Tensor:
+        context_TD = attend(qkv_TE, runs, self.num_heads, guarded, torch.float32)
         x_TD = self.attention_norm(x_TD.add_(self.out(context_TD)))
         inner_TF = self.up.gelu(x_TD, self.inner_step, self.inner_zero)
         far_TF = functional.gelu(functional.linear(x_TD, self.far_up.weight_OI, self.far_up.bias_O))
@@ -129,7 +130,7 @@ def int8_layer(layer: Layer, ranges: Ranges) -> Int8Layer:
     down_OI[:, far] = 0
     flat = torch.ones_like(ranges.down_F)
     return Int8Layer(
-        qkv=int8_dense(layer.qkv, ranges.qkv_D),
+        qkv=int8_dense(layer.qkv, ranges.qkv_D, gives=torch.bfloat16),
         out=int8_dense(layer.out, ranges.out_D),
         attention_norm=layer.attention_norm,
         up=int8_dense(layer.up, ranges.up_D),
@@ -143,7 +144,7 @@ def int8_layer(layer: Layer, ranges: Ranges) -> Int8Layer:
     )
 
 
-def int8_dense(dense: Dense, most_I: Tensor, even: bool = True) -> Int8Dense:
+def int8_dense(dense: Dense, most_I: Tensor, even: bool = True, gives: torch.dtype = torch.float32) -> Int8Dense:
     """A matrix in integers, one step a row of it; `most_I` are the largest magnitudes of its inputs."""
     tiny = 1e-5
     share_I = torch.ones_like(most_I)
@@ -154,7 +155,8 @@ def int8_dense(dense: Dense, most_I: Tensor, even: bool = True) -> Int8Dense:
     weight_step_O = weight_OI.abs().amax(1).clamp_min(tiny) / 127
     integers_OI = torch.round(weight_OI / weight_step_O[:, None]).to(torch.int8)
     zeros_O = torch.zeros(len(integers_OI), dtype=torch.int64)
-    return Int8Dense(1 / (share_I * step), step, torch.ops.onednn.qlinear_prepack(integers_OI, None), weight_step_O, dense.bias_O, zeros_O)
+    ordered = torch.ops.onednn.qlinear_prepack(integers_OI, None)
+    return Int8Dense(1 / (share_I * step), step, ordered, weight_step_O, dense.bias_O, zeros_O, gives)
 
 
 def vocabulary_texts(vocabulary: Sequence[str], num_texts: int = 96, seed: int = 0) -> list[str]:

@@ -1,10 +1,11 @@
 """A BERT encoder's forward pass over packs of texts, for sentence encoders of that architecture: no padding, weights held in the type of the products.
 
 The stream between the layers, layer norms and pooling stay in float32; what the matrices multiply is in `dtype`. Letters: T tokens of a pack, N texts of a run,
-L its length, D width, H heads, F inner width.
+L its length, U distinct pairs of a
+token and its position, D width, E three times that, H heads, F inner width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,16 +64,19 @@ class Layer:
     norm: Norm
     num_heads: int
 
-    def __call__(self, x_TD: Tensor, runs: Sequence[Run], guarded: bool) -> Tensor:
-        context_TD = attend(self.qkv(x_TD), runs, self.num_heads, guarded)
+    def __call__(self, x_TD: Tensor, qkv_TE: Tensor, runs: Sequence[Run], guarded: bool) -> Tensor:
+        context_TD = attend(qkv_TE, runs, self.num_heads, guarded)
         x_TD = self.attention_norm(x_TD.add_(self.out(context_TD)))
         return self.norm(x_TD.add_(self.down(self.up(x_TD, gelu=True))))
 
 
 class StreamLayer(Protocol):
-    """What stands in a PackedBert's line: a function of the stream, which it may write over, and of the runs in it."""
+    """What stands in a PackedBert's line: a function of the stream, which it may write over, of what its own `qkv` makes of it, and of the runs in it."""
 
-    def __call__(self, x_TD: Tensor, runs: Sequence[Run], guarded: bool) -> Tensor: ...
+    @property
+    def qkv(self) -> Callable[[Tensor], Tensor]: ...
+
+    def __call__(self, x_TD: Tensor, qkv_TE: Tensor, runs: Sequence[Run], guarded: bool) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -87,19 +91,20 @@ class PackedBert:
 
     def __call__(self, pack: Pack) -> Tensor:
         """Pooled float32 vectors [texts of the pack, D], in the pack's order, on the encoder's device."""
-        tokens_T, positions_T = (placed(torch.from_numpy(ids), self.word_VD.device) for ids in (pack.tokens_T, pack.positions_T))
         guarded = self.word_VD.device.type != "cpu"
-        vectors_ND = self._pooled(tokens_T, positions_T, pack.runs, guarded)
+        vectors_ND = self._pooled(pack, guarded)
         if not guarded and not vectors_ND.isfinite().all():
-            vectors_ND = self._pooled(tokens_T, positions_T, pack.runs, guarded=True)
+            vectors_ND = self._pooled(pack, guarded=True)
         return vectors_ND
 
-    def _pooled(self, tokens_T: Tensor, positions_T: Tensor, runs: Sequence[Run], guarded: bool) -> Tensor:
-        x_TD = self.embedding_norm(self.word_VD[tokens_T] + self.position_PD[positions_T])
-        for layer in self.layers:
-            x_TD = layer(x_TD, runs, guarded)
+    def _pooled(self, pack: Pack, guarded: bool) -> Tensor:
+        tokens_U, positions_U, pairs_T = (placed(torch.from_numpy(ids), self.word_VD.device) for ids in (pack.tokens_U, pack.positions_U, pack.pairs_T))
+        x_UD = self.embedding_norm(self.word_VD[tokens_U] + self.position_PD[positions_U])
+        x_TD, qkv_TE = x_UD.index_select(0, pairs_T), self.layers[0].qkv(x_UD).index_select(0, pairs_T)
+        for number, layer in enumerate(self.layers):
+            x_TD = layer(x_TD, layer.qkv(x_TD) if number else qkv_TE, pack.runs, guarded)
         pooled = []
-        for run in runs:
+        for run in pack.runs:
             x_NLD = x_TD[run.start : run.stop].view(run.num_texts, run.length, -1)
             pooled.append(x_NLD.mean(1) if self.pooling == "mean" else x_NLD[:, 0])
         return torch.cat(pooled)

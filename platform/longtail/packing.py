@@ -1,6 +1,7 @@
 """Packing: texts of many lengths as one row of tokens without padding, so that a text encoder's dense layers multiply nothing in vain.
 
-Texts of one length stand together in a pack: attention is then a plain batched product for each run of them.
+Texts of one length stand together in a pack: attention is then a plain batched product for each run of them. What an encoder does to a token before it looks
+at its neighbours depends on the token and its position alone; a catalogue's texts are alike, so that each such pair is listed once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-#: Rows of a pack are filled up to a multiple of this: a matrix product of a size that it never met costs a library about a millisecond to prepare.
+#: Places and pairs of a pack are filled up to a multiple of this: a matrix product of a size that it never met costs a library about a millisecond to prepare.
 GRAIN = 64
 
 
@@ -33,8 +34,9 @@ class Pack:
     """Texts for one forward pass; behind the last run's end stand fillers that belong to none."""
 
     texts: Ints  # which of the given texts, in the pack's order
-    tokens_T: Ints
-    positions_T: Ints
+    tokens_U: Ints  # the distinct pairs of a token and its position; the last ones may be fillers
+    positions_U: Ints
+    pairs_T: Ints  # which pair stands at each place
     runs: tuple[Run, ...]
 
 
@@ -54,12 +56,18 @@ def packs(token_ids: Sequence[Sequence[int]], most_tokens: int) -> Iterator[Pack
 
 def pack(token_ids: Sequence[Sequence[int]], lengths: Ints, texts: Ints) -> Pack:
     """One pack of `texts`, which are in the order of their lengths."""
-    total = int(lengths[texts].sum())
-    tokens_T, positions_T = (np.zeros(-(-total // GRAIN) * GRAIN, np.int64) for _ in range(2))
-    tokens_T[:total] = np.concatenate([token_ids[text] for text in texts])
-    runs, start = [], 0
+    tokens_T = np.concatenate([token_ids[text] for text in texts])
+    positions_T, runs, start = np.empty_like(tokens_T), [], 0
     for length, num_texts in zip(*np.unique(lengths[texts], return_counts=True), strict=True):
         runs.append(Run(start, int(num_texts), int(length)))
         positions_T[start : runs[-1].stop] = np.tile(np.arange(length), num_texts)
         start = runs[-1].stop
-    return Pack(texts, tokens_T, positions_T, tuple(runs))
+    base = int(lengths[texts].max())
+    distinct, pairs_T = np.unique(tokens_T * base + positions_T, return_inverse=True)
+    distinct = filled(distinct)
+    return Pack(texts, distinct // base, distinct % base, filled(pairs_T), tuple(runs))
+
+
+def filled(values: Ints) -> Ints:
+    """The values with zeros behind them, up to the next multiple of GRAIN."""
+    return np.pad(values, (0, -len(values) % GRAIN))
