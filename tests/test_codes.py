@@ -269,6 +269,25 @@ def test_rows_are_fitted_in_key_order_and_from_the_first_snapshot() -> None:
     np.testing.assert_array_equal(fit_order(pa.table({"item_id": ["c", "a", "b"]})), [1, 2, 0])
 
 
+@pytest.mark.parametrize(("num_gpus", "device"), [(0.0, "cpu"), (0.5, "cuda")])
+def test_the_config_says_where_shards_multiply(monkeypatch: pytest.MonkeyPatch, num_gpus: float, device: str) -> None:
+    """Ray's part is taken down as asked for: no GPU is needed to see what an actor would be given."""
+    asked: list[tuple[dict[str, object], tuple[object, ...]]] = []
+
+    class Remote:
+        def options(self, **options: object) -> "Remote":
+            self._options = options
+            return self
+
+        def remote(self, *arguments: object) -> None:
+            asked.append((self._options, arguments))
+
+    monkeypatch.setattr("pipelines.codes.ray.remote", lambda actor: Remote())
+    settings = CodebookSettings.model_validate({"block_rows": 10, "compute": {"num_actors": 2, "num_cpus": 1.0, "num_gpus": num_gpus}})
+    RayShards(VectorTable(pafs.LocalFileSystem(), "nowhere"), np.arange(40), settings)
+    assert [(options["num_gpus"], arguments[2]) for options, arguments in asked] == [(num_gpus, device)] * 2
+
+
 @pytest.mark.ray
 def test_actors_give_the_bits_of_one_process_even_when_one_dies(ray_cluster: None, tmp_path: Path) -> None:
     vectors, _ = planted(900)

@@ -12,7 +12,7 @@ import torch
 
 INT8_MAX = 127
 _MULTIPLE = 8  # what the kernels want of widths and of the number of centroids; a CPU is three times slower beside it
-_MIN_ROWS = 32  # of a product on a GPU
+_MIN_ROWS = 32  # a GPU refuses fewer than 17
 _FLOAT32_DIM = (1 << 24) // (INT8_MAX * INT8_MAX)
 
 
@@ -36,10 +36,10 @@ def padded_rows(int8_KD: torch.Tensor) -> torch.Tensor:
 
 def products(int8_ND: torch.Tensor, int8_KD: torch.Tensor) -> torch.Tensor:
     """int32 [N, K]: every row with every other row; both padded."""
-    if int8_ND.is_cuda:
-        missing = max(_MIN_ROWS - len(int8_ND), 0)
-        return torch._int_mm(_padded(int8_ND, missing, 0), int8_KD.t())[: len(int8_ND)]
-    return torch._int_mm(int8_ND, int8_KD.t()) if has_int8_units() else float_products(int8_ND, int8_KD)
+    if not int8_ND.is_cuda and not has_int8_units():
+        return float_products(int8_ND, int8_KD)
+    missing = max(_MIN_ROWS - len(int8_ND), 0)
+    return torch._int_mm(_padded(int8_ND, missing, 0), int8_KD.t())[: len(int8_ND)]
 
 
 def float_products(int8_ND: torch.Tensor, int8_KD: torch.Tensor) -> torch.Tensor:
