@@ -1,6 +1,6 @@
 """Ranking metrics on numpy arrays: AUC, GAUC (ChoirRec, training and metric), log loss, calibration.
 
-Pure functions, one sort each. Where a metric has no value (one class only, no rows) it is nan, never a made-up number.
+Pure functions; each sorts once. Where a metric has no value (one class only, no rows) it is nan, never a made-up number.
 Letters: N rows, U users, K score values, Q bins.
 """
 
@@ -9,20 +9,30 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from longtail.pair_wins import coarse, keys, ordinals, pair_wins
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PROBABILITY_FLOOR = 1e-7  # float32 rounds 1 - 1e-8 to 1, so a log loss without a floor is infinite on a saturated ranker
+ROWS_PER_RANGE = 1 << 13  # of scores that AUC sorts at once: small enough for a core's cache, large enough to hide numpy's calls
 
 
-def auc(labels: ArrayLike, scores: ArrayLike) -> float:
+def auc(labels: ArrayLike, scores: ArrayLike, threads: int = 1) -> float:
     """Share of (positive, negative) pairs that [N] `scores` order rightly, ties counting one half; nan unless both classes are there.
 
     Raises:
         ValueError: shapes differ, a label is not 0 or 1, or a score is not finite.
     """
-    labels_N, scores_N = _checked(labels, scores)
-    return float(PresortedAuc(labels_N, scores_N)(np.ones(len(labels_N))))
+    labels_N, scores_N = _refused(labels, scores)
+    if len(labels_N) == 0:
+        return float("nan")
+    ordinal_N = ordinals(scores_N)
+    found = pair_wins(keys(ordinal_N, labels_N), coarse(ordinal_N, ROWS_PER_RANGE), threads)
+    negatives_G = found.rows_G - found.positives_G
+    below_G = np.cumsum(negatives_G) - negatives_G
+    pairs = float(found.positives_G.sum()) * float(negatives_G.sum())
+    return (float(found.wins_G.sum()) + float(found.positives_G @ below_G)) / pairs if pairs > 0 else float("nan")
 
 
 class PresortedAuc:
@@ -69,40 +79,36 @@ class UserAucs:
         return weighted_mean(self.auc_U, self.rows_U.astype(np.float64))
 
 
-def user_aucs(labels: ArrayLike, scores: ArrayLike, users: ArrayLike) -> UserAucs:
-    """AUC per user from [N] labels, scores and integer user numbers, by one sort.
+def user_aucs(labels: ArrayLike, scores: ArrayLike, users: ArrayLike, threads: int = 1) -> UserAucs:
+    """AUC per user from [N] labels, scores and integer user numbers.
 
     Raises:
         ValueError: shapes differ, a label is not 0 or 1, or a score is not finite.
     """
-    labels_N, scores_N = _checked(labels, scores)
+    labels_N, scores_N = _refused(labels, scores)
     users_N = np.asarray(users)
     if users_N.shape != labels_N.shape:
         raise ValueError(f"users has shape {users_N.shape}, labels {labels_N.shape}: give one user per row.")
     if len(users_N) == 0:
         return UserAucs(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    order_N = np.lexsort((scores_N, users_N))
-    users_s, scores_s, positive_s = users_N[order_N], scores_N[order_N], labels_N[order_N]
-    new_user_N = np.concatenate([[True], users_s[1:] != users_s[:-1]])
-    new_value_N = new_user_N | np.concatenate([[True], scores_s[1:] != scores_s[:-1]])
-    starts_U, starts_K = np.flatnonzero(new_user_N), np.flatnonzero(new_value_N)
-    # A row's rank within its user, 1-based; tied rows share the mean of the ranks that they cover.
-    rows_U = np.diff(np.append(starts_U, len(users_s)))
-    rows_K = np.diff(np.append(starts_K, len(users_s)))
-    user_of_K = np.cumsum(new_user_N)[starts_K] - 1
-    rank_K = starts_K - starts_U[user_of_K] + (rows_K + 1) / 2
-    positives_K = np.add.reduceat(positive_s, starts_K)
-    rank_sum_U = np.bincount(user_of_K, weights=rank_K * positives_K, minlength=len(starts_U))
-    positives_U = np.add.reduceat(positive_s, starts_U)
-    pairs_U = positives_U * (rows_U - positives_U)
-    wins_U = rank_sum_U - positives_U * (positives_U + 1) / 2
-    auc_U = np.divide(wins_U, pairs_U, out=np.full(len(starts_U), np.nan), where=pairs_U > 0)
-    return UserAucs(users_s[starts_U].astype(np.int64), auc_U, rows_U.astype(np.int64), positives_U.astype(np.int64))
+    users_U, number_N = _numbered(users_N)
+    found = pair_wins(keys(ordinals(scores_N), labels_N), number_N, threads)
+    there = found.rows_G > 0
+    return UserAucs(users_U[there], found.shares()[there], found.rows_G[there], found.positives_G[there])
 
 
-def gauc(labels: ArrayLike, scores: ArrayLike, users: ArrayLike) -> float:
+def _numbered(users_N: NDArray[np.integer]) -> tuple[Ints, NDArray[np.integer]]:
+    """Ascending users, and the place of each row's [N] among them; users without rows are among them where the numbers lie close together."""
+    first, last = int(users_N.min()), int(users_N.max())
+    if last - first < 4 * len(users_N):
+        return np.arange(first, last + 1), users_N - first if first else users_N
+    distinct_U, number_N = np.unique(users_N, return_inverse=True)
+    return distinct_U.astype(np.int64), number_N
+
+
+def gauc(labels: ArrayLike, scores: ArrayLike, users: ArrayLike, threads: int = 1) -> float:
     """AUC per user, averaged with weight = that user's samples, users with one class left out (ChoirRec's metric); nan where none is left."""
-    return user_aucs(labels, scores, users).gauc
+    return user_aucs(labels, scores, users, threads).gauc
 
 
 def weighted_mean(values: Floats, weights: Floats) -> float:
@@ -168,14 +174,23 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike, num_bins: int = 10)
     )
 
 
-def _checked(labels: ArrayLike, scores: ArrayLike, *, probability: bool = False) -> tuple[Ints, Floats]:
-    labels_N, scores_N = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+def _refused(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.generic], NDArray[np.number]]:
+    """Labels and scores as arrays of the types that they came in, or why they are none."""
+    labels_N, scores_N = np.asarray(labels), np.asarray(scores)
     if labels_N.ndim != 1 or labels_N.shape != scores_N.shape:
         raise ValueError(f"labels have shape {labels_N.shape}, scores {scores_N.shape}: both must be [N].")
-    if not np.isin(labels_N, (0, 1)).all():
+    if len(labels_N) == 0:
+        return labels_N, scores_N
+    whole = labels_N.dtype.kind in "biu"  # then least and greatest say it, at a tenth of the time
+    if not (labels_N.min() >= 0 and labels_N.max() <= 1 if whole else np.isin(labels_N, (0, 1)).all()):
         raise ValueError(f"labels hold {np.unique(labels_N)[:5].tolist()}: only 0 and 1 are labels. Drop rows without a label first.")
-    if not np.isfinite(scores_N).all():
+    if not (np.isfinite(scores_N.min()) and np.isfinite(scores_N.max())):  # nan is the least and the greatest
         raise ValueError(f"{int((~np.isfinite(scores_N)).sum())} of {len(scores_N)} scores are not finite: the ranker diverged. Look at its training curve.")
+    return labels_N, scores_N
+
+
+def _checked(labels: ArrayLike, scores: ArrayLike, *, probability: bool = False) -> tuple[Ints, Floats]:
+    labels_N, scores_N = _refused(labels, scores)
     if probability and len(scores_N) and (scores_N.min() < 0 or scores_N.max() > 1):
         raise ValueError(f"probabilities run from {scores_N.min():.4g} to {scores_N.max():.4g}: they must lie in [0, 1]. Pass sigmoid(logits).")
-    return labels_N.astype(np.int64), scores_N
+    return labels_N.astype(np.int64), scores_N.astype(np.float64)
