@@ -36,6 +36,7 @@ from pipelines.stage import Context, Result, Stage, main_for
 logger = logging.getLogger(__name__)
 
 USER_VECTORS_TABLE = "user_vectors"
+BLOCKS_AT_ONCE = 16  # in one profile actor: a twentieth of their prompts is about what an engine takes at once
 FACT_ITEM_COLUMNS = ["item_id", "category", "price"]  # of the logs' tables, which may hold pictures
 FACT_EVENT_COLUMNS = ["user_id", "ts", "kind", "item_id", "query", "price"]
 
@@ -55,7 +56,7 @@ def build(context: Context, draft: Draft) -> Result:
     plan = blocks.tasks(plan, add_prompts, settings=settings, kind=kind)
     if settings.generator == "llm":
         key = engine_key(settings, weights)
-        plan = blocks.actors(plan, ProfileActor, settings.compute, settings=settings, cache_uri=context.store.uri, engine_key=key, names=names)
+        plan = asked(plan, settings, cache_uri=context.store.uri, engine_key=key, names=names)
     else:
         plan = blocks.tasks(plan, deterministic_profiles)
     plan = blocks.tasks(plan, blocks.write_part, uri=context.store.uri, folder=folder, columns=schema.PROFILES.names)
@@ -78,6 +79,20 @@ def build(context: Context, draft: Draft) -> Result:
         info |= {"engines_started": len(loads), "engine_start_s": round(sum(loads), 3)}
     logger.info("profiles: %s, %d of %d from the cache", info["outcomes"], info["cached"], len(facts))
     return Result(len(facts) + sum(dropped.values()), len(facts), dropped, info)
+
+
+def asked(plan: "ray.data.Dataset", settings: ProfilesSettings, **constructor: Any) -> "ray.data.Dataset":
+    """The step of the language model: each actor has several blocks at once, whose prompts share its engine.
+
+    So the engine is as full at a block's end as at its beginning, and in a run in which few users changed, a few prompts of many blocks fill it.
+    """
+    compute = settings.compute
+    pool = ray.data.ActorPoolStrategy(
+        size=compute.num_actors, max_tasks_in_flight_per_actor=BLOCKS_AT_ONCE, max_concurrent_calls_per_actor=BLOCKS_AT_ONCE, enable_true_multi_threading=True
+    )
+    reserved = blocks.options(compute) | {"num_gpus": compute.num_gpus or None}
+    constructor |= {"settings": settings}
+    return plan.map_batches(ProfileActor, fn_constructor_kwargs=constructor, compute=pool, batch_size=None, batch_format="pyarrow", **reserved)
 
 
 def facts_of_snapshots(logs: Artifact, settings: ProfilesSettings) -> tuple[pa.Table, str, list[str], dict[str, int]]:

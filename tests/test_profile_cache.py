@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -102,6 +104,50 @@ def test_equal_prompts_of_a_block_are_asked_once(tmp_path: Path) -> None:
     twins = pa.concat_tables([block(0, 2), block(0, 2)])
     assert len(actor(tmp_path, engine)(twins)) == 4
     assert len(engine.asked) == 2
+
+
+class SlowEngine(CountingEngine):
+    """Answers when it is told to, or fails."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.begun, self.go, self._fails = threading.Event(), threading.Event(), fails
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        self.begun.set()
+        assert self.go.wait(10)
+        if self._fails:
+            raise RuntimeError("no memory")
+        return super().answer(prompts)
+
+
+def test_blocks_at_once_ask_for_a_common_prompt_once(tmp_path: Path) -> None:
+    engine = SlowEngine()
+    run = actor(tmp_path, engine)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run, block(0, 3))
+        engine.begun.wait(10)
+        second = pool.submit(run, block(2, 2))  # the first of them is on its way
+        while len(run._asked) < 4:
+            assert not second.done()
+        engine.go.set()
+        assert first.result(10).column("cached").to_pylist() == [False] * 3
+        assert second.result(10).column("cached").to_pylist() == [True, False]
+    assert len(engine.asked) == 4
+    assert not run._asked
+
+
+def test_blocks_that_wait_for_a_failed_one_fail_too_and_leave_nothing_behind(tmp_path: Path) -> None:
+    engine = SlowEngine(fails=True)
+    run = actor(tmp_path, engine)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(run, block(0, 2)), pool.submit(run, block(0, 2))]
+        engine.begun.wait(10)
+        engine.go.set()
+        for one in waiting:
+            with pytest.raises(RuntimeError, match="no memory"):
+                one.result(10)
+    assert not run._asked
 
 
 def test_another_key_asks_anew(tmp_path: Path) -> None:

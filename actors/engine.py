@@ -1,0 +1,182 @@
+"""Profile engines: what writes answers to prompts, a vLLM engine above all.
+
+A step of an engine takes few sequences hardly faster than many, so whoever waited for the last answer of a block before the next one is handed over
+would have it half empty most of the time. `Feed` steps an engine for all who ask it: what one block leaves free, the next one's prompts take at once.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from actors import metrics
+from longtail.packaged_models import resolve
+from longtail.profile_cache import Answer
+from longtail.profiles import SYSTEM_PROMPT, ProfilesSettings, decoding
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What differs between users: the facts as text, and the pattern that the answer is decoded under."""
+
+    facts: str
+    pattern: str
+
+
+class Engine(Protocol):
+    """What writes answers, one for each prompt, in order; several threads may ask at once."""
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]: ...
+
+
+class VllmEngine:
+    """A vLLM engine with prefix caching, in this process on CPU.
+
+    Raises:
+        ValueError: prompt and answer do not fit profiles.max_model_len.
+    """
+
+    def __init__(self, settings: ProfilesSettings) -> None:
+        compute = settings.compute
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        arguments: dict[str, Any] = {"tensor_parallel_size": compute.tensor_parallel_size, "gpu_memory_utilization": compute.gpu_memory_utilization}
+        if compute.num_gpus == 0:
+            # In process the engine starts in 5 s instead of 20 and takes 3.7 GB instead of 5.4; by default every engine of a node would bind the same core.
+            os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(compute.threads)}
+            from actors.cpu_norms import in_place_norms
+
+            arguments = {
+                "enforce_eager": True,  # compiling takes a minute at every start, saves less than a twentieth of a second a prompt, and rounds otherwise
+                "kv_cache_memory_bytes": int(compute.kv_cache_gib * 2**30),
+                "block_size": compute.kv_block_size,  # 128 by default: the end of the shared prompt would miss the cache
+                **in_place_norms(),
+            }
+        import torch
+
+        if compute.num_gpus == 0:
+            torch.set_num_threads(compute.threads)
+        from vllm import LLM
+
+        self.llm = LLM(
+            resolve(settings.model),
+            dtype=compute.dtype,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=compute.max_num_seqs,
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            structured_outputs_config={"backend": "guidance"},  # computes masks as they are asked for: a pattern of one's own for every user is cheap
+            **arguments,
+        )
+        self._feed = Feed(self.llm)
+        self._decoding = decoding(settings)
+        shared = len(self.llm.get_tokenizer().encode(SYSTEM_PROMPT))
+        if shared + settings.max_fact_tokens + settings.max_output_tokens + 64 > settings.max_model_len:
+            raise ValueError(
+                f"profiles.max_model_len = {settings.max_model_len} does not hold the shared prompt ({shared} tokens), max_fact_tokens = "
+                f"{settings.max_fact_tokens} and max_output_tokens = {settings.max_output_tokens}. Raise it, or lower max_fact_tokens."
+            )
+
+    def answer(self, prompts: Sequence[Prompt], max_tokens: int | None = None) -> list[Answer]:
+        """One answer a prompt, in order; `max_tokens` stands in for the settings' own."""
+        outputs = self._feed.ask([conversation(prompt) for prompt in prompts], self.sampling(prompts, max_tokens))
+        metrics.PROFILE_TOKENS.add(sum(out.num_cached_tokens or 0 for out in outputs), kind="prompt_cached")
+        return [Answer(out.outputs[0].text, len(out.prompt_token_ids or ()), len(out.outputs[0].token_ids)) for out in outputs]
+
+    def sampling(self, prompts: Sequence[Prompt], max_tokens: int | None = None) -> list[Any]:
+        """vLLM's SamplingParams of each prompt."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        decode = self._decoding
+        return [
+            SamplingParams(
+                temperature=decode["temperature"],
+                frequency_penalty=decode["frequency_penalty"],
+                max_tokens=max_tokens or decode["max_tokens"],
+                structured_outputs=StructuredOutputsParams(regex=prompt.pattern),
+            )
+            for prompt in prompts
+        ]
+
+
+def conversation(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as the messages that a chat template takes."""
+    return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": prompt.facts}]
+
+
+@dataclass
+class Asked:
+    """Conversations that were asked together, and what has come back of them."""
+
+    messages: Sequence[Any]
+    sampling: Sequence[Any]
+    requests: Sequence[str] = ()
+    outputs: dict[str, Any] = field(default_factory=dict)  # by request
+    done: Future[list[Any]] = field(default_factory=Future)  # in the order of the conversations
+
+    def take(self, output: Any) -> None:
+        """Keep the output of one request; the last one makes `done`."""
+        self.outputs[output.request_id] = output
+        if len(self.outputs) == len(self.requests):
+            self.done.set_result([self.outputs[request] for request in self.requests])
+
+
+class Feed:
+    """Steps a vLLM engine for all who wait for it, in a thread that lives as long as anybody does; what is asked meanwhile joins the running requests."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._lock = threading.Lock()  # of the two below
+        self._inbox: list[Asked] = []
+        self._running = False
+        self._of_request: dict[str, Asked] = {}  # the thread's own
+
+    def ask(self, messages: Sequence[Any], sampling: Sequence[Any]) -> list[Any]:
+        """vLLM's RequestOutput of each conversation, in order; an engine that fails raises for all who wait."""
+        if not messages:
+            return []
+        asked = Asked(messages, sampling)
+        with self._lock:
+            self._inbox.append(asked)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="profile-engine", daemon=True).start()
+        return asked.done.result()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                fresh, self._inbox = self._inbox, []
+                self._running = bool(fresh or self._of_request)
+                if not self._running:
+                    return
+            began = time.monotonic()
+            for asked in fresh:
+                self._hand_over(asked)
+            self._step()
+            metrics.ENGINE_SECONDS.add(time.monotonic() - began)
+
+    def _hand_over(self, asked: Asked) -> None:
+        try:
+            ids = self._llm.enqueue_chat(asked.messages, asked.sampling, use_tqdm=False, chat_template_kwargs={"enable_thinking": False})
+        except Exception as error:  # refused before it runs, such as a prompt that is too long: the others go on
+            asked.done.set_exception(error)
+            return
+        asked.requests = [name.rpartition("-")[0] or name for name in ids]  # an output has the name without the random ending that vLLM adds inside
+        self._of_request |= dict.fromkeys(asked.requests, asked)
+
+    def _step(self) -> None:
+        try:
+            outputs = self._llm.llm_engine.step() if self._of_request else []
+        except Exception as error:  # what was running is lost
+            for asked in {id(one): one for one in self._of_request.values()}.values():
+                asked.done.set_exception(error)
+            self._of_request.clear()
+            return
+        for output in outputs:
+            if output.finished:
+                self._of_request.pop(output.request_id).take(output)
