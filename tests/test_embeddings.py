@@ -76,6 +76,16 @@ def test_another_architecture_runs_as_sentence_transformers_runs_it(encoder: Tex
         TextEncoder(WHOLE.model_copy(update={"dtype": "int8"}))
 
 
+@pytest.mark.parametrize(("num_gpus", "device"), [(0.0, "cpu"), (0.5, "cuda")])
+def test_reserved_gpus_choose_the_device(num_gpus: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loading(name: str, device: str) -> None:
+        raise LookupError(device)
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", loading)
+    with pytest.raises(LookupError, match=device):
+        TextEncoder(WHOLE.model_copy(update={"compute": EncoderCompute(num_gpus=num_gpus)}))
+
+
 def test_a_cut_wider_than_the_model_is_refused() -> None:
     with pytest.raises(ValueError, match=r"embeddings dim = 1024, but .* gives 384 numbers"):
         TextEncoder(WHOLE.model_copy(update={"dim": 1024}))

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from longtail.int8_bert import int8_dense, quantised, vocabulary_texts
-from longtail.packed_bert import Dense, PackedBert, attend, is_plain_bert, packed_bert
+from longtail.packed_bert import Dense, PackedBert, attend, is_plain_bert, packed_bert, placed
 from longtail.packing import Run, packs
 
 CONFIG = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=24)
@@ -77,6 +77,23 @@ def test_another_device_holds_the_weights_in_the_products_type_and_is_guarded(be
     assert layer.qkv.ordered is None
     found = pooled(model)
     assert (found.shape, found.dtype, found.device.type) == ((4, 32), torch.float32, "meta")
+
+
+def test_ids_go_to_a_gpu_from_pinned_memory() -> None:
+    told: list[object] = []
+
+    class Ids:
+        def pin_memory(self) -> "Ids":
+            told.append("pinned")
+            return self
+
+        def to(self, device: torch.device, non_blocking: bool = False) -> "Ids":
+            told.append((device.type, non_blocking))
+            return self
+
+    placed(Ids(), torch.device("cuda"))  # type: ignore[arg-type]
+    placed(Ids(), torch.device("meta"))  # type: ignore[arg-type]
+    assert told == ["pinned", ("cuda", True), ("meta", False)]
 
 
 def test_integers_by_hand() -> None:
