@@ -7,7 +7,7 @@ make-up round otherwise, so a few may differ, which are counted; more than a fif
 as many new tokens at most and without patterns, which it has none of: its answers are longer, so the ratio by new token stands beside.
 Also: many prompts once for ours (`whole`), a rerun in which few households changed, and the Ray stage.
 
-    python -m bench.profiles                     about seven minutes
+    python -m bench.profiles                     about eight minutes
     python -m bench.profiles --prompts 32 --users 200 --round-prompts 16 --rounds 1 --part-rounds 1 --stage-prompts 16
 """
 
@@ -246,8 +246,8 @@ def line(bench: Bench, args: argparse.Namespace, stage: Mapping[str, float]) -> 
 def main() -> None:
     parser = rounds.arguments(__doc__)
     for name, default, told in (
-        ("round-prompts", 64, "of a round beside LLM.chat"),
-        ("part-rounds", 3, f"rounds of {PART} prompts beside transformers"),
+        ("round-prompts", 48, "of a round beside LLM.chat"),
+        ("part-rounds", 2, f"rounds of {PART} prompts beside transformers, which takes a minute for each"),
         ("prompts", 256, "of the whole run of ours"),
         ("users", 2000, "households of the rerun, of which the rounds take theirs"),
         ("stage-prompts", 48, "of the Ray stage"),
