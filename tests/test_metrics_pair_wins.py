@@ -72,8 +72,11 @@ def test_coarse_groups_ascend_and_keep_equal_scores_together() -> None:
     assert len(np.unique(group)) > 10
 
 
-def test_groups_of_all_sizes_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longtail.pair_wins.BLOCK_ROWS", 16)
+@pytest.mark.parametrize(("few_groups", "many_rows"), [(1, 4096), (1000, 4096), (1, 20), (1000, 20)])
+def test_groups_of_all_sizes_in_many_shares(few_groups: int, many_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longtail.pair_wins.FEW_GROUPS", few_groups)
+    monkeypatch.setattr("longtail.pair_wins.MANY_ROWS", many_rows)
+    monkeypatch.setattr("longtail.pair_wins.SHARE_ROWS", 16)
     rng = np.random.default_rng(7)
     group, labels, scores = rng.integers(0, 40, 300) // 3, rng.integers(0, 2, 300), rng.integers(0, 5, 300).astype(np.float32)
     found = pair_wins(keys(ordinals(scores), labels), group, threads=2)
