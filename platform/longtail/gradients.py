@@ -39,12 +39,14 @@ def distributed(ranker: Ranker, apart: Iterable[str], device: torch.device) -> n
     """The ranker under DDP, which leaves the gradients of the parameters `apart` to `collect`."""
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(ranker, list(apart))  # type: ignore[no-untyped-call]
     devices = [device] if device.type == "cuda" else None
-    # Views save a copy of every gradient; the graph is the same at every step, so nothing is searched for in it.
-    return DistributedDataParallel(ranker, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True, static_graph=True)
+    # Views save a copy of every gradient. Not `static_graph`: what the first step leaves without a gradient would never be brought together.
+    return DistributedDataParallel(ranker, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def collect(parameters: Sequence[torch.Tensor], workers: Workers) -> None:
     """Put each touched row once into the parameters' gradients, and the mean over the workers, as DDP has it."""
+    if not parameters:
+        return
     found = [_merged(parameter.grad._indices()[0], parameter.grad._values()) for parameter in parameters if parameter.grad is not None]
     if workers.size > 1:
         found = [_merged(rows_V, values_VD / workers.size) for rows_V, values_VD in _of_all_workers(found, workers)]
