@@ -141,8 +141,8 @@ def test_threads_memory_and_files_change_nothing(threads: int, memory_mb: int, r
 
 
 def test_cells_of_a_weaker_kind_give_way() -> None:
-    weak = Cells.summed(np.array([3, 1]), np.array([1, 1]), np.array([5, 6]), np.array([1, 1]), False)
-    strong = Cells.summed(np.array([3, 3]), np.array([1, 1]), np.array([5, 6]), np.array([1, 1]), True)
+    weak = Cells(np.array([3, 1]), np.array([1, 1]), np.array([5, 6]), np.array([1, 1]), False)
+    strong = Cells(np.array([3, 3]), np.array([1, 1]), np.array([5, 6]), np.array([1, 1]), True)
     merged = Cells.merged([weak, strong, weak])
     assert (merged.key_K.tolist(), merged.num_K.tolist(), merged.age_K.tolist(), merged.strongest) == ([3], [2], [11], True)
     assert Cells.merged([weak, weak]).num_K.tolist() == [2, 2]

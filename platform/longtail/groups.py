@@ -5,6 +5,7 @@ Reads user codes, users and the events before each as_of; writes one row per (as
 Letters: R users with codes, S code stages, A attributes, U statistics, G groups of one depth, K cells (an item in a group).
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,14 +70,20 @@ def build_groups(codes_RS: Ints, user_row_R: Ints, stats_RU: Floats, cells: Cell
 
     `cells` are of the groups of whole codes (`Prefixes.by_depth`), and of what lies strictly before `as_of_us`.
     """
-    tables = []
+    tables, by_depth = [], Prefixes.by_depth(codes_RS)
     attributes_RA = entities.attribute_codes_MA[user_row_R]
-    for prefixes in reversed(Prefixes.by_depth(codes_RS)):
+    with ThreadPoolExecutor(settings.threads) as pool:
+        waiting = []
+        for prefixes in reversed(by_depth):
+            waiting.append(pool.submit(_sequences, cells, entities, len(prefixes.codes_GD), settings))
+            if prefixes.codes_GD.shape[1]:
+                cells = cells.rolled_up(prefixes.parent_G, len(entities.items) + 1)
+        sequences = [one.result() for one in reversed(waiting)]
+    for prefixes, (ends, items, weights) in zip(by_depth, sequences, strict=True):
         group_R, (num_groups, depth) = prefixes.group_R, prefixes.codes_GD.shape
         size = np.bincount(group_R, minlength=num_groups)
         majority, support = majority_values(group_R, attributes_RA, [a.size for a in entities.attributes], num_groups, settings)
         stats = np.stack([np.bincount(group_R, column, num_groups) / np.maximum(size, 1) for column in stats_RU.T], 1)
-        ends, items, weights = _sequences(cells, entities, num_groups, settings)
         tables.append(
             pa.table(
                 {
@@ -93,8 +100,7 @@ def build_groups(codes_RS: Ints, user_row_R: Ints, stats_RU: Floats, cells: Cell
                 schema=schema.GROUPS,
             )
         )
-        cells = cells.rolled_up(prefixes.parent_G, len(entities.items) + 1)
-    return pa.concat_tables(reversed(tables))
+    return pa.concat_tables(tables)
 
 
 def _lists(values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.ListArray:
