@@ -39,7 +39,7 @@ class EncoderSettings(Settings):
     max_tokens: int = Field(128, ge=8)
     dtype: Literal["float32", "bfloat16", "int8"] = Field(
         "bfloat16",
-        description="of the matrix products; int8: on CPU, BERT models alone, two thirds of bfloat16's time at a cosine of at least about 0.99 to float32",
+        description="of the matrix products; int8: on CPU, BERT models alone, about seven tenths of bfloat16's time, at a cosine of about 0.998 to float32",
     )
     compute: EncoderCompute = EncoderCompute()
 
