@@ -1,9 +1,9 @@
 """Text vectors beside `SentenceTransformer.encode` with its defaults (fp32, batches of 32, sorted by length): the same texts, model, threads and most tokens.
 
 Texts: distinct item texts of Complete Journey as its adapter makes them (a random draw), and its households' profiles over the whole year as the platform
-writes them without a language model. All sides take turns on a stated part of them; the whole is embedded by ours alone, in every dtype, and timed under `quality`. Cosines
-are over the whole, to ours in float32, which is itself compared with the peer's vectors on the part; a difference raises. `stage_s` is the stage in Ray Data
-on a part of the item texts, from its first block to its last, and `core_s` the same texts in this process.
+writes them without a language model. All sides take turns on a stated part of them; the whole is embedded by ours alone, in every dtype, and timed under
+`quality`. Cosines are over the whole, to ours in float32, which is itself compared with the peer's vectors on the part; a difference raises. `stage_s` is the
+stage in Ray Data on a part of the item texts, from its first block to its last, and `core_s` the same texts in this process.
 Run: python -m bench.embeddings
 """
 
