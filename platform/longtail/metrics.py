@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PROBABILITY_FLOOR = 1e-7  # float32 rounds 1 - 1e-8 to 1, so a log loss without a floor is infinite on a saturated ranker
-ROWS_PER_RANGE = 1 << 13  # of scores that AUC sorts at once: small enough for a core's cache, large enough to hide numpy's calls
+ROWS_PER_RANGE = 1 << 15  # of scores that AUC sorts at once: they stay in a core's cache, and hide what numpy's calls cost
 
 
 def auc(labels: ArrayLike, scores: ArrayLike, threads: int = 1) -> float:

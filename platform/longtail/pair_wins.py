@@ -5,9 +5,11 @@ rows of up to some hundred values go through sorting networks, which take a tent
 Letters: N rows, G groups, B groups of one size n.
 """
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,8 +86,9 @@ def pair_wins(key_N: Keys, group_N: npt.NDArray[np.integer], threads: int = 1) -
     ends = np.linspace(0, len(key_N), (threads if len(key_N) > SHARE_ROWS else 1) + 1).astype(np.int64)
     parts = [slice(start, end) for start, end in pairwise(ends)]
     with ThreadPoolExecutor(threads) as pool:
+        each: Callable[..., Iterator[Any]] = pool.map if len(parts) > 1 else map  # few rows are done before a thread has started
         num_groups = int(group_N.max()) + 1
-        rows_G = sum(pool.map(lambda part: np.bincount(group_N[part], minlength=num_groups), parts), np.zeros(num_groups, np.int64))
+        rows_G = sum(each(lambda part: np.bincount(group_N[part], minlength=num_groups), parts), np.zeros(num_groups, np.int64))
         by_size_G = np.argsort(rows_G, kind="stable")
         place_G = np.empty(num_groups, np.int32)
         place_G[by_size_G] = np.arange(num_groups)
@@ -99,7 +102,7 @@ def pair_wins(key_N: Keys, group_N: npt.NDArray[np.integer], threads: int = 1) -
             values = [key_N[part]] if num_groups <= FEW_GROUPS else [key_N[part], place_G[group_N[part]]]
             return [_dealt(value, share_P, len(first_S)) for value in values]
 
-        dealt = list(pool.map(deal, parts))
+        dealt = list(each(deal, parts))
         positives_G, wins_G = np.zeros(num_groups, np.int64), np.zeros(num_groups)
 
         def count(share: int) -> None:
@@ -111,7 +114,7 @@ def pair_wins(key_N: Keys, group_N: npt.NDArray[np.integer], threads: int = 1) -
                 sorted_P = _dealt(sorted_P, place_P[0] - np.int32(groups.start), groups.stop - groups.start).data
             positives_G[by_size_G[groups]], wins_G[by_size_G[groups]] = _by_size(sorted_P, sizes_G[groups])
 
-        list(pool.map(count, range(len(first_S))))
+        list(each(count, range(len(first_S))))
     return PairWins(rows_G, positives_G, wins_G)
 
 
