@@ -1,9 +1,10 @@
 """Sample rows of a made-up world for the bench of training, as the stages `samples`, `matches` and `lent` write them.
 
-Users have a taste for one topic of items, half of what they are shown is of it, and what they choose follows it with noise: so there is something to learn from
-histories, IDs and categories alike. Items are as popular as Zipf's law says (exponent 1), every history is full.
+What users choose follows, with noise, statistics, how good an item and how liked its topic is, and the taste of the user, who is shown it half the time and whose
+history is full of it. Taste weighs little: a network finds it all at once after some hundred steps, earlier or later by the draw of its weights, and a comparison
+of two networks would be one of their draws. Items are as popular as Zipf's law says (exponent 1), every history is full.
 
-Letters: N rows, M users + 1, K items + 1, L history length.
+Letters: N rows, M users + 1, K items + 1, T topics, L history length.
 """
 
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ class World:
     taste_M: Ints
     topic_K: Ints
     quality_K: npt.NDArray[np.float64]
+    appeal_T: npt.NDArray[np.float64]
     row_K: Ints  # of the items by popularity within their topic: popular ones stand anywhere in a table
     sequence_MP: npt.NDArray[np.int32]
 
@@ -75,7 +77,7 @@ class World:
         length = history_length + POOL
         any_topic = rng.integers(0, NUM_TOPICS, (num_users + 1, length))
         sequence = row[_items(rng, np.where(rng.random(any_topic.shape) < 0.5, taste[:, None], any_topic), num_items)]
-        return World(spec, taste, topic, rng.normal(0, 0.7, num_items + 1), row, sequence.astype(np.int32))
+        return World(spec, taste, topic, rng.normal(0, 0.7, num_items + 1), rng.normal(0, 0.7, NUM_TOPICS), row, sequence.astype(np.int32))
 
     def catalogue(self) -> Catalogue:
         """All users and items have an ID of their own."""
@@ -112,7 +114,7 @@ class World:
         match = self.topic_K[item] == self.taste_M[user]
         user_stats, cross_stats, item_stats = (rng.standard_normal((num, len(names)), np.float32) for names in (USER_STATS, CROSS_STATS, ITEM_STATS))
         cross_stats[:, 0] += match
-        score = -1.3 + 1.8 * match + self.quality_K[item] + 0.3 * user_stats[:, 0] + 0.3 * item_stats[:, 0]
+        score = -1.0 + 0.5 * match + self.quality_K[item] + self.appeal_T[self.topic_K[item]] + 0.6 * user_stats[:, 0] + 0.6 * item_stats[:, 0]
         outcome = rng.random(num) < 1 / (1 + np.exp(-score))
         attributes = np.stack([rng.integers(1, size, num) for size in ATTRIBUTES.values()], axis=1)
         codes = np.stack([self.taste_M[user] % GROUP_CODES[0], self.taste_M[user] // GROUP_CODES[0]], axis=1) + 1

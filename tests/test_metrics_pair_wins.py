@@ -1,11 +1,11 @@
-"""Pair wins: ordinals keep the order of any scores, and whatever their type, AUC and GAUC are those of all pairs."""
+"""Pair wins: numbers keep the order of any scores, and whatever their type, AUC and GAUC are those of all pairs."""
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from longtail.metrics import auc, user_aucs
-from longtail.pair_wins import coarse, keys, ordinals, pair_wins
+from longtail.pair_wins import Order, Ranges, pair_wins
 
 SCORES = {
     "probabilities": lambda rng: rng.random(400, dtype=np.float32),
@@ -40,9 +40,9 @@ def test_any_scores_give_the_aucs_of_all_pairs(kind: str, threads: int) -> None:
 
 
 @pytest.mark.parametrize("kind", SCORES)
-def test_ordinals_order_as_the_scores_do(kind: str) -> None:
+def test_numbers_order_as_the_scores_do(kind: str) -> None:
     scores = SCORES[kind](np.random.default_rng(4))
-    number = ordinals(scores).astype(np.int64)
+    number = Order(scores).numbers().astype(np.int64)
     assert number.min() == 0
     np.testing.assert_array_equal(np.sign(number[:, None] - number), np.sign(scores[:, None].astype(np.float64) - scores))
 
@@ -61,25 +61,37 @@ def test_users_far_apart_are_numbered() -> None:
     assert (found.users_U.tolist(), found.auc_U.tolist()) == ([-5, 2**40], [0.0, 1.0])
 
 
-def test_coarse_groups_ascend_and_keep_equal_scores_together() -> None:
-    ordinal = np.random.default_rng(6).integers(0, 2**31, 5_000).astype(np.uint32)
-    ordinal[:3_000] = 77
-    group = coarse(ordinal, 100)
-    order = np.argsort(ordinal)
-    assert set(np.diff(group[order])) == {0, 1}
-    assert group.min() == 0
-    assert len(np.unique(group[:3_000])) == 1
-    assert len(np.unique(group)) > 10
+def test_ranges_ascend_and_keep_equal_scores_together() -> None:
+    scores = np.random.default_rng(6).random(5_000, dtype=np.float32)
+    scores[:3_000] = 0.25
+    order = Order(scores)
+    ranges = Ranges(order, 5_000, 100)
+    found = ranges.of(order.numbers())
+    assert set(np.diff(found[np.argsort(scores)])) == {0, 1}
+    assert (found.min(), found.max()) == (0, ranges.num - 1)
+    assert len(np.unique(found[:3_000])) == 1
+    assert ranges.num > 10
 
 
-@pytest.mark.parametrize(("few_groups", "many_rows"), [(1, 4096), (1000, 4096), (1, 20), (1000, 20)])
-def test_groups_of_all_sizes_in_many_shares(few_groups: int, many_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longtail.pair_wins.FEW_GROUPS", few_groups)
+@pytest.mark.parametrize("kind", SCORES)
+def test_many_small_parts_and_ranges(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longtail.pair_wins.PART_ROWS", 30)
+    monkeypatch.setattr("longtail.pair_wins.ROWS_PER_RANGE", 20)
+    monkeypatch.setattr("longtail.pair_wins.MANY_ROWS", 40)
+    rng = np.random.default_rng(8)
+    scores, labels = SCORES[kind](rng), (rng.random(400) < 0.3).astype(np.int8)
+    assert auc(labels, scores, threads=2) == pytest.approx(all_pairs(labels, scores), rel=1e-12)
+
+
+@pytest.mark.parametrize("many_rows", [4096, 20])
+@pytest.mark.parametrize("part_rows", [1000, 50])
+def test_groups_of_all_sizes_in_many_shares(part_rows: int, many_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longtail.pair_wins.PART_ROWS", part_rows)
     monkeypatch.setattr("longtail.pair_wins.MANY_ROWS", many_rows)
     monkeypatch.setattr("longtail.pair_wins.SHARE_ROWS", 16)
     rng = np.random.default_rng(7)
     group, labels, scores = rng.integers(0, 40, 300) // 3, rng.integers(0, 2, 300), rng.integers(0, 5, 300).astype(np.float32)
-    found = pair_wins(keys(ordinals(scores), labels), group, threads=2)
+    found = pair_wins(Order(scores), labels, group, threads=2)
     for one in range(14):
         mine = group == one
         assert (found.rows_G[one], found.positives_G[one]) == (mine.sum(), labels[mine].sum())

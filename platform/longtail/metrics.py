@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from longtail.pair_wins import coarse, keys, ordinals, pair_wins
+from longtail.pair_wins import Order, pair_wins, pair_wins_overall
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PROBABILITY_FLOOR = 1e-7  # float32 rounds 1 - 1e-8 to 1, so a log loss without a floor is infinite on a saturated ranker
-ROWS_PER_RANGE = 1 << 15  # of scores that AUC sorts at once: they stay in a core's cache, and hide what numpy's calls cost
 
 
 def auc(labels: ArrayLike, scores: ArrayLike, threads: int = 1) -> float:
@@ -27,12 +26,8 @@ def auc(labels: ArrayLike, scores: ArrayLike, threads: int = 1) -> float:
     labels_N, scores_N = _refused(labels, scores)
     if len(labels_N) == 0:
         return float("nan")
-    ordinal_N = ordinals(scores_N)
-    found = pair_wins(keys(ordinal_N, labels_N), coarse(ordinal_N, ROWS_PER_RANGE), threads)
-    negatives_G = found.rows_G - found.positives_G
-    below_G = np.cumsum(negatives_G) - negatives_G
-    pairs = float(found.positives_G.sum()) * float(negatives_G.sum())
-    return (float(found.wins_G.sum()) + float(found.positives_G @ below_G)) / pairs if pairs > 0 else float("nan")
+    wins, positives, negatives = pair_wins_overall(Order(scores_N), labels_N, threads)
+    return wins / (positives * negatives) if positives and negatives else float("nan")
 
 
 class PresortedAuc:
@@ -92,7 +87,7 @@ def user_aucs(labels: ArrayLike, scores: ArrayLike, users: ArrayLike, threads: i
     if len(users_N) == 0:
         return UserAucs(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
     users_U, number_N = _numbered(users_N)
-    found = pair_wins(keys(ordinals(scores_N), labels_N), number_N, threads)
+    found = pair_wins(Order(scores_N), labels_N, number_N, threads)
     there = found.rows_G > 0
     return UserAucs(users_U[there], found.shares()[there], found.rows_G[there], found.positives_G[there])
 
