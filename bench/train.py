@@ -158,9 +158,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     everything = train_rows.scan(folder, world.spec)
     files = train_rows.first_parts(everything, math.ceil(options.steps / options.steps_per_part))
     rate = RATES[options.optimizer]
-    settings = TrainSettings(
-        epochs=1, batch_size=options.batch_size, optimizer=options.optimizer, learning_rate=rate, final_learning_rate=rate, keep="last"
-    )
+    settings = TrainSettings(epochs=1, batch_size=options.batch_size, optimizer=options.optimizer, learning_rate=rate, final_learning_rate=rate, keep="last")
 
     rankers = {name: Ours(name, world, files, settings) for name in WANTED}
     theirs = Theirs(rankers["base"])

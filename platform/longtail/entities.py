@@ -181,17 +181,35 @@ def _coding(name: str, values: pa.ChunkedArray, numeric: bool, bins: int) -> Att
 
 def _category_levels(paths: pa.Array) -> tuple[tuple[Vocabulary, ...], Ints]:
     """Vocabularies of the path prefixes by level, and codes [N, C] with row 0 unknown."""
-    lists = [[part for part in path or () if part] for path in paths.to_pylist()]
+    number_N, first_D = _distinct(paths)
+    lists = [[part for part in path or () if part] for path in paths.take(pa.array(first_D)).to_pylist()]
     depth = min(max((len(path) for path in lists if path), default=0), MAX_CATEGORY_LEVELS)
     vocabularies, columns = [], []
-    by_row = [_path_prefixes(path, depth) if path else [None] * depth for path in lists]
+    by_path = [_path_prefixes(path, depth) if path else [None] * depth for path in lists]
     for level in range(depth):
-        prefixes = pa.array([row[level] for row in by_row], pa.string())
+        prefixes = pa.array([row[level] for row in by_path], pa.string())
         vocabulary = Vocabulary.of(prefixes)
         vocabularies.append(vocabulary)
-        columns.append(np.concatenate([[0], vocabulary.encode(prefixes)]))
-    codes = np.stack(columns, 1).astype(np.int32) if columns else np.zeros((len(lists) + 1, 0), np.int32)
+        columns.append(np.concatenate([[0], vocabulary.encode(prefixes)[number_N]]))
+    codes = np.stack(columns, 1).astype(np.int32) if columns else np.zeros((len(paths) + 1, 0), np.int32)
     return tuple(vocabularies), codes
+
+
+def _distinct(paths: pa.ListArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The number [N] of each row's path, and a row [D] of each distinct one: a catalogue has few, whatever its size. Empty parts do not count."""
+    parts = pc.fill_null(paths.flatten(), "")
+    kept = pc.not_equal(parts, "").to_numpy(zero_copy_only=False)
+    row_P = pc.list_parent_indices(paths).to_numpy()[kept]
+    code_P = parts.dictionary_encode().indices.to_numpy()[kept].astype(np.int64) + 1
+    starts = np.flatnonzero(np.diff(row_P, prepend=-1))
+    level_P = np.arange(len(row_P)) - np.repeat(starts, np.diff(np.append(starts, len(row_P))))
+    number_N, first_D = np.zeros(len(paths), np.int64), np.zeros(min(len(paths), 1), np.int64)
+    for level in range(int(level_P.max(initial=-1)) + 1):
+        there = level_P == level
+        code_N = np.zeros(len(paths), np.int64)
+        code_N[row_P[there]] = code_P[there]
+        _, first_D, number_N = np.unique(number_N * (int(code_P.max()) + 1) + code_N, return_index=True, return_inverse=True)
+    return number_N, first_D
 
 
 def _path_prefixes(path: Sequence[str], depth: int) -> list[str | None]:

@@ -58,7 +58,8 @@ class Order:
 
     def _numbers(self, value_P: npt.NDArray[np.float32] | npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         if value_P.dtype == np.uint32:
-            return value_P - self._least
+            rank_P: npt.NDArray[np.uint32] = (value_P - self._least).astype(np.uint32, copy=False)
+            return rank_P
         bits_P = (value_P + np.float32(0)).view(np.int32)  # +0: -0.0 equals 0.0 and has other bits
         if self._negative:  # the larger a negative float's bits, the less it is
             bits_P ^= (bits_P >> 31) & np.int32(0x7FFFFFFF)
@@ -78,7 +79,7 @@ class Order:
 def _single_or_rank(scores_N: npt.NDArray[np.number]) -> npt.NDArray[np.float32] | npt.NDArray[np.uint32]:
     """The scores in float32 where that loses nothing, their ranks elsewhere."""
     if scores_N.dtype == np.float32:
-        return scores_N
+        return scores_N.astype(np.float32, copy=False)
     scores_N = scores_N.astype(np.float64)
     if np.abs(scores_N).max(initial=0) < np.finfo(np.float32).max:
         single_N = scores_N.astype(np.float32)
@@ -101,7 +102,8 @@ class Ranges:
 
     def of(self, number_P: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
         """The range [P] of each number."""
-        return self._range_C[number_P >> self._shift]
+        range_P: npt.NDArray[np.int32] = self._range_C[number_P >> self._shift]
+        return range_P
 
 
 def pair_wins_overall(order: Order, labels_N: npt.NDArray[np.generic], threads: int = 1) -> tuple[float, int, int]:
