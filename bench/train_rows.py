@@ -1,8 +1,8 @@
 """Sample rows of a made-up world for the bench of training, as the stages `samples`, `matches` and `lent` write them.
 
-What users choose follows, with noise, statistics, how good an item and how liked its topic is, and the taste of the user, who is shown it half the time and whose
-history is full of it. Taste weighs little: a network finds it all at once after some hundred steps, earlier or later by the draw of its weights, and a comparison
-of two networks would be one of their draws. Items are as popular as Zipf's law says (exponent 1), every history is full.
+What users choose follows, with noise, statistics, how good an item and how liked its topic is, and the taste of the user, who is shown it half the time and
+whose history is full of it. Taste weighs little: a network finds it all at once after some hundred steps, earlier or later by the draw of its weights, and a
+comparison of two networks would be one of their draws. Items are as popular as Zipf's law says (exponent 1), every history is full.
 
 Letters: N rows, M users + 1, K items + 1, T topics, L history length.
 """
