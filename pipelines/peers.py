@@ -18,7 +18,7 @@ from longtail.peers import peer_levels
 from longtail.run_state import load_behaviour, load_entities, logs_info
 from longtail.settings import own_seed
 from longtail.snapshots import as_of_us, of_snapshot
-from pipelines import work
+from pipelines import blocks, work
 from pipelines.codes import USER_CODES
 from pipelines.logs import LOGS
 from pipelines.stage import Context, Result, Stage, main_for
@@ -76,7 +76,9 @@ def _build(context: Context, draft: Draft) -> Result:
             num_users,
         )
     as_of = as_of_us(context.inputs["user_codes"].read("codes", ["as_of"]))
-    tables = work.tasks(one_snapshot, [(dict(context.inputs), int(time), context.config) for time in np.unique(as_of)])
+    if not work.is_in_place():
+        blocks.check_room({"peers": settings.compute}, context.config.cluster)
+    tables = work.tasks(one_snapshot, [(dict(context.inputs), int(time), context.config) for time in np.unique(as_of)], settings.compute)
     table = schema.check(pa.concat_tables(tables), schema.PEERS, "peers")
     draft.write("peers", table)
     return Result(rows_in=len(table), rows_out=len(table), info={"snapshots": len(tables)})

@@ -18,6 +18,8 @@ from longtail.config import ClusterSettings
 from longtail.settings import Compute
 from pipelines import blocks
 
+ONE_CPU = Compute()
+
 _IN_PLACE: ContextVar[bool] = ContextVar("in_place", default=False)
 
 
@@ -40,11 +42,11 @@ def is_in_place() -> bool:
     return _IN_PLACE.get()
 
 
-def tasks(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """What `function` returns for each job, in their order; a task's memory goes back when it ends."""
+def tasks(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], compute: Compute = ONE_CPU) -> list[Any]:
+    """What `function` returns for each job, in their order, each with what `compute` reserves for an actor; a task's memory goes back when it ends."""
     if is_in_place():
         return [function(*job) for job in jobs]
-    task: Any = ray.remote(num_cpus=1, max_calls=1)(function)
+    task: Any = ray.remote(**blocks.options(compute), max_calls=1)(function)
     return list(ray.get([task.remote(*job) for job in jobs]))
 
 

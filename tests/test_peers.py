@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -23,6 +24,7 @@ from longtail.peers import (
     peer_levels,
     same_prefix,
 )
+from longtail.settings import Compute
 from tests import small_world
 from tests.small_features import CLUSTER_N, MILK, TEA
 
@@ -157,6 +159,24 @@ def test_sharpness_weighs_the_nearest_most() -> None:
     assert (sharp.weight_MP[1] > 0).all(), "who looks the other way counts for nearly nothing, and is there"
     narrow = sharp.first(2)
     assert (narrow.row_MP[1].tolist(), narrow.weight_MP[1].tolist()) == ([2, 3], sharp.weight_MP[1, :2].tolist())
+
+
+def test_neighbours_are_searched_on_gpus_where_some_are_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, everybody = np.random.default_rng(0).standard_normal((9, 8)).astype(np.float32), mask_of(9, *range(1, 9))
+    with pytest.raises(ValueError, match=r"peers.compute.num_gpus = 1, but the installed faiss finds no GPU. Install .*faiss-gpu"):
+        nearest(vectors, everybody, everybody, 3, num_gpus=1)
+    moved = []
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", lambda index: moved.append(index) or index, raising=False)
+    settings = PeersSettings(form="neighbours", num_peers=(3,), compute=Compute(num_gpus=1))
+    (found,) = peer_levels(vectors, everybody, np.zeros((9, 1), np.int64), settings, seed=0)
+    assert len(moved) == 1
+    np.testing.assert_array_equal(found.row_MP, nearest(vectors, everybody, everybody, 3).row_MP)
+
+
+def test_gpus_change_no_key() -> None:
+    assert PeersSettings(compute=Compute(num_gpus=1)).key_fields() == PeersSettings().key_fields()
 
 
 def test_few_users_leave_places_empty() -> None:

@@ -12,7 +12,7 @@ Letters: M users + 1, N items + 1, C targets (items, clusters, categories), V le
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from longtail.behaviour import Behaviour, CountIndex, first_meetings
 from longtail.entities import Entities
-from longtail.settings import Settings
+from longtail.settings import Compute, Settings
 from longtail.snapshots import as_of_us
 
 Ints = npt.NDArray[np.int64]
@@ -51,6 +51,7 @@ class PeersSettings(Settings):
     prior_users: float = Field(10.0, ge=1e-3, description="pseudo-users at the wider level's share")
     sharpness: float = Field(0.0, ge=0, description="neighbours: how much nearer ones count for more, by cosine to this power; 0: all alike")
     seed: int | None = Field(None, ge=0, description="of what is drawn; without it run.seed")
+    compute: Compute = Field(Compute(), description="of the search for neighbours; GPUs need faiss's GPU build")
 
     @model_validator(mode="after")
     def _narrowing(self) -> Self:
@@ -75,15 +76,32 @@ class Peers:
         return Peers(self.row_MP[:, :num], self.weight_MP[:, :num])
 
 
-def nearest(vectors_MD: Floats, borrower_M: Bools, lender_M: Bools, num: int, sharpness: float = 0.0) -> Peers:
-    """The lenders nearest to each borrower by cosine, never oneself; weights are cosines (from 0) to the power of `sharpness`, the nearest counting 1."""
+def flat_index(dim: int, num_gpus: float) -> Any:
+    """An empty faiss index of inner products, on every GPU that the process sees where it has reserved some.
+
+    Raises:
+        ValueError: GPUs are reserved, and faiss's CPU build is installed or sees none.
+    """
     import faiss
 
+    index = faiss.IndexFlatIP(dim)
+    if num_gpus == 0:
+        return index
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        raise ValueError(
+            f"peers.compute.num_gpus = {num_gpus:g}, but the installed faiss finds no GPU. Install faiss's GPU build in place of faiss-cpu "
+            "(faiss-gpu-cu12 on PyPI), or set peers.compute.num_gpus = 0: the search is exact on both."
+        )
+    return faiss.index_cpu_to_all_gpus(index)
+
+
+def nearest(vectors_MD: Floats, borrower_M: Bools, lender_M: Bools, num: int, sharpness: float = 0.0, num_gpus: float = 0) -> Peers:
+    """The lenders nearest to each borrower by cosine, never oneself; weights are cosines (from 0) to the power of `sharpness`, the nearest counting 1."""
     borrowers, lenders = np.flatnonzero(borrower_M), np.flatnonzero(lender_M)
     row_MP, cosine_MP = np.zeros((len(borrower_M), num), np.int64), np.zeros((len(borrower_M), num), np.float32)
     if len(borrowers) == 0 or len(lenders) == 0:
         return Peers.alike(row_MP)
-    index = faiss.IndexFlatIP(vectors_MD.shape[1])
+    index = flat_index(vectors_MD.shape[1], num_gpus)
     index.add(vectors_MD[lenders])
     # One more than asked for: oneself is nearly always among the nearest. Where copies crowd it out, or for one who does not lend, the last is left over.
     cosine, near = index.search(vectors_MD[borrowers], min(num + 1, len(lenders)))
@@ -166,7 +184,7 @@ def peer_levels(vectors_MD: Floats, lender_M: Bools, codes_MS: npt.NDArray[np.in
     if settings.form == "leaves":
         widest = nearest_leaves(vectors_MD, codes_MS, borrower_M, lender_M, widths[0])
     else:
-        widest = nearest(vectors_MD, borrower_M, lender_M, widths[0], settings.sharpness)
+        widest = nearest(vectors_MD, borrower_M, lender_M, widths[0], settings.sharpness, settings.compute.num_gpus)
     return tuple(widest.first(num) for num in widths)
 
 
