@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from longtail.int8_products import INT8_MAX, float_products, padded_rows, products, to_int8
 from longtail.kmeans import CoarseCentroids, Space, VectorShard, grid_of, int8_step
-from longtail.nearest import NearestCentroid
+from longtail.nearest import NearestCentroids
 
 
 def by_all_distances(rows: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
@@ -32,23 +32,49 @@ def test_it_is_that_of_all_distances(dtype: torch.dtype, seed: int, size: int, d
     rows = centroids[torch.randint(size, (60,), generator=draw)] + 0.3 * torch.randn(60, dim, generator=draw)
     rows[0] = 0.0
     rows, centroids = rows * scale, centroids * scale
-    torch.testing.assert_close(NearestCentroid(centroids, dtype)(rows), by_all_distances(rows, centroids), rtol=0, atol=0)
+    torch.testing.assert_close(NearestCentroids(centroids[None], dtype)(rows)[:, 0], by_all_distances(rows, centroids), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(
+    seed=st.integers(0, 2**16),
+    num_stages=st.integers(2, 4),
+    size=st.integers(1, 30),
+    dim=st.integers(1, 40),
+    scale=st.sampled_from([1e-12, 1e-3, 1.0, 1e6]),
+    shrink=st.sampled_from([1.0, 0.1, 1e-3]),
+)
+@settings(max_examples=40, deadline=None)
+def test_each_stage_has_the_nearest_to_what_the_last_left(
+    dtype: torch.dtype, seed: int, num_stages: int, size: int, dim: int, scale: float, shrink: float
+) -> None:
+    """Stages much smaller than the rows too, where a residual is a small difference of large numbers; near ties in each of them."""
+    draw = torch.Generator().manual_seed(seed)
+    codebook = torch.randn(num_stages, size, dim, generator=draw) * torch.tensor([shrink**stage for stage in range(num_stages)])[:, None, None]
+    codebook[:, size // 2 :] = codebook[:, : size - size // 2] * (1 + 1e-6)
+    picked = torch.randint(size, (num_stages, 60), generator=draw)
+    rows = sum(codebook[stage][picked[stage]] for stage in range(num_stages)) + 0.3 * shrink**num_stages * torch.randn(60, dim, generator=draw)
+    rows, codebook = rows * scale, codebook * scale
+    found, left = NearestCentroids(codebook, dtype)(rows), rows.clone()
+    for stage, centroids in enumerate(codebook):
+        torch.testing.assert_close(found[:, stage], by_all_distances(left, centroids), rtol=0, atol=0)
+        left -= centroids[found[:, stage]]
 
 
 def test_ties_go_to_the_lowest_number() -> None:
     centroids = torch.tensor([[0.0, 2.0], [0.0, -2.0], [0.0, 2.0], [5.0, 0.0]])
     rows = torch.tensor([[0.0, 0.0], [0.0, 2.0], [1.0, 0.0], [4.9, 0.0]])
-    assert NearestCentroid(centroids)(rows).tolist() == [0, 0, 0, 3]
+    assert NearestCentroids(centroids[None])(rows)[:, 0].tolist() == [0, 0, 0, 3]
 
 
 def test_a_row_has_one_code_whatever_stands_beside_it() -> None:
     draw = torch.Generator().manual_seed(0)
     rows, centroids = torch.randn(5000, 24, generator=draw), torch.randn(64, 24, generator=draw)
-    whole = NearestCentroid(centroids)(rows)
+    whole = NearestCentroids(centroids[None])(rows)[:, 0]
     order = torch.randperm(5000, generator=draw)
-    assert torch.equal(NearestCentroid(centroids)(rows[order]), whole[order])
-    assert torch.equal(NearestCentroid(centroids)(rows[4999:]), whole[4999:])
-    assert len(NearestCentroid(centroids)(rows[:0])) == 0
+    assert torch.equal(NearestCentroids(centroids[None])(rows[order])[:, 0], whole[order])
+    assert torch.equal(NearestCentroids(centroids[None])(rows[4999:])[:, 0], whole[4999:])
+    assert len(NearestCentroids(centroids[None])(rows[:0])[:, 0]) == 0
 
 
 @pytest.mark.parametrize("dim", [3, 384, 3000])

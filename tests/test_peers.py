@@ -163,6 +163,7 @@ def test_sharpness_weighs_the_nearest_most() -> None:
 
 def test_neighbours_are_searched_on_gpus_where_some_are_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, everybody = np.random.default_rng(0).standard_normal((9, 8)).astype(np.float32), mask_of(9, *range(1, 9))
+    vectors[0] = 0
     with pytest.raises(ValueError, match=r"peers.compute.num_gpus = 1, but the installed faiss finds no GPU. Install .*faiss-gpu"):
         nearest(vectors, everybody, everybody, 3, num_gpus=1)
     moved = []

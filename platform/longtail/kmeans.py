@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from longtail.int8_products import INT8_MAX, padded_rows, products, to_int8
-from longtail.nearest import NearestCentroid, argmax
+from longtail.nearest import NearestCentroids, argmax
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -141,7 +141,7 @@ class VectorShard:
         return found
 
     def _nearest(self, centroids_KD: Floats) -> torch.Tensor:
-        return NearestCentroid(torch.tensor(centroids_KD, device=self._rows_ND.device))(self._rows_ND)
+        return NearestCentroids(torch.tensor(centroids_KD, device=self._rows_ND.device)[None])(self._rows_ND)[:, 0]
 
     def _squared(self, centroids_KD: Floats, codes_N: torch.Tensor) -> Doubles:
         """Squared distances float64 [N] of rows from their centroids; each row's numbers are added in one order, whatever rows stand beside it."""
