@@ -7,7 +7,6 @@ Letters: N rows, R rows asked for, K centroids, D vector width, S stages.
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +26,7 @@ from longtail.storage import Place
 logger = logging.getLogger(__name__)
 
 _FAR_ROWS = 8  # that are looked at for each dead centroid, since some may be equal
-_ENCODE_ROWS = 8192
+_ENCODE_ROWS = 1 << 18
 _FEW_ROWS = 32  # whose distances cost less than a codebook's tables
 
 
@@ -186,20 +185,9 @@ def encode(vectors_ND: Floats, codebook_SKD: Floats) -> NDArray[np.int32]:
             left_RD -= centroids_KD[codes_R]
         return codes_NS
     nearest = NearestCentroids(codebook)
-
-    def part(start: int) -> None:
+    for start in range(0, len(vectors_ND), _ENCODE_ROWS):
         rows = torch.as_tensor(vectors_ND[start : start + _ENCODE_ROWS], dtype=torch.float32)
         codes_NS[start : start + len(rows)] = nearest(rows).numpy()
-
-    starts, threads = range(0, len(vectors_ND), _ENCODE_ROWS), torch.get_num_threads()
-    if threads == 1 or len(starts) == 1:
-        for start in starts:
-            part(start)
-        return codes_NS
-    # A block's products are small: two threads do two blocks in half of the time that they need for one after the other.
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(part, starts))
-    torch.set_num_threads(threads)
     return codes_NS
 
 
