@@ -185,10 +185,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     del theirs, sides
     if options.pair_steps:
         with Pair(world, files, settings, options.pair_steps) as pair:
-            found = in_turns({"one": Side(pair.one), "two": Side(pair.two)}, options.rounds)
-        speed_up = [2 * ratio for ratio in ratios(found, "two", "one")]
+            found = in_turns({"one": Side(pair.one), "apart": Side(pair.apart), "two": Side(pair.two)}, options.rounds)
+        speed_up, apart = ([2 * ratio for ratio in ratios(found, name, "one")] for name in ("two", "apart"))
         per_s = {name: rounded(pair.rows(name) / one.median_s) for name, one in found.items()}
         quality["two_workers"] = {"rows_per_s": per_s, "ratio": least_and_most(speed_up)}
+        quality["two_workers"] |= {"apart_ratio": rounded(statistics.median(apart)), "apart_spread": least_and_most(apart)}
         goals["two_workers"] = reach(WANTED_PAIR, statistics.median(speed_up))
     if options.stage:
         quality["stage_rows_per_s"] = stage_rows_per_s(world, files, settings, options.threads)

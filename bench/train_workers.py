@@ -36,7 +36,7 @@ class Some(SampleFiles):
 
 
 class Pair:
-    """Two processes; `one` trains in the first alone, `two` in both, each with the settings' batch size to itself."""
+    """Two processes; `one` trains in the first alone, `apart` in each for itself, `two` in both; each has the settings' batch size to itself."""
 
     def __init__(self, world: train_rows.World, files: SampleFiles, settings: TrainSettings, num_steps: int) -> None:
         self.num_steps, self.batch_size = num_steps, settings.batch_size
@@ -69,19 +69,23 @@ class Pair:
 
     def one(self) -> None:
         """Train in one process."""
-        self._run(self.pipes[:1])
+        self._run(self.pipes[:1], 1)
+
+    def apart(self) -> None:
+        """Train in both, which know nothing of each other: what the machine's memory allows two workers at most."""
+        self._run(self.pipes, 1)
 
     def two(self) -> None:
         """Train in both, under DDP."""
-        self._run(self.pipes)
+        self._run(self.pipes, SIZE)
 
     def rows(self, name: str) -> int:
-        """Rows of a run of `one` or `two`."""
-        return self.num_steps * self.batch_size * (SIZE if name == "two" else 1)
+        """Rows of a run, by its method's name."""
+        return self.num_steps * self.batch_size * (1 if name == "one" else SIZE)
 
-    def _run(self, pipes: list[Connection]) -> None:
+    def _run(self, pipes: list[Connection], size: int) -> None:
         for pipe in pipes:
-            pipe.send(len(pipes))
+            pipe.send(size)
         for pipe in pipes:
             pipe.recv()
 
