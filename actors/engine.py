@@ -126,11 +126,14 @@ class Asked:
 
 
 class Feed:
-    """Steps a vLLM engine for all who wait for it, in a thread that lives as long as anybody does; what is asked meanwhile joins the running requests."""
+    """Steps a vLLM engine for all who wait for it, in one thread; what is asked meanwhile joins the running requests.
+
+    The thread lives as long as the process: libraries prepare matrix products for each thread by itself, and a new one would be a sixth slower for a while.
+    """
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
-        self._lock = threading.Lock()  # of the two below
+        self._asked = threading.Condition()  # of the two below
         self._inbox: list[Asked] = []
         self._running = False
         self._of_request: dict[str, Asked] = {}  # the thread's own
@@ -140,8 +143,9 @@ class Feed:
         if not messages:
             return []
         asked = Asked(messages, sampling)
-        with self._lock:
+        with self._asked:
             self._inbox.append(asked)
+            self._asked.notify()
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._run, name="profile-engine", daemon=True).start()
@@ -149,11 +153,9 @@ class Feed:
 
     def _run(self) -> None:
         while True:
-            with self._lock:
+            with self._asked:
+                self._asked.wait_for(lambda: self._inbox or self._of_request)
                 fresh, self._inbox = self._inbox, []
-                self._running = bool(fresh or self._of_request)
-                if not self._running:
-                    return
             began = time.monotonic()
             for asked in fresh:
                 self._hand_over(asked)
