@@ -79,14 +79,15 @@ def test_what_is_asked_meanwhile_joins_the_running() -> None:
     assert len(llm.met) == len("first block")  # and not the sum of both
 
 
-def test_the_thread_ends_when_nobody_waits() -> None:
-    feed = Feed(FakeLlm())
-    texts(feed, "once")
-    for thread in threading.enumerate():
-        if thread.name == "profile-engine":
-            thread.join(10)
-    assert not any(thread.name == "profile-engine" for thread in threading.enumerate())
-    assert texts(feed, "again") == ["again"]
+def test_one_thread_steps_whoever_asks_and_whenever() -> None:
+    llm, threads = FakeLlm(), set()
+    feed, step = Feed(llm), llm.llm_engine.step
+    llm.llm_engine.step = lambda: threads.add(threading.get_ident()) or step()
+    assert texts(feed, "once") == ["once"]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda text: texts(feed, text), ["again", "beside"])) == [["again"], ["beside"]]
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 def test_a_refused_block_leaves_the_others_alone_and_a_broken_step_tells_everybody() -> None:
