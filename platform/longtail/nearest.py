@@ -59,9 +59,11 @@ class NearestCentroids:
                 self._part(rows, codes)
             return codes_BS
         # A block's products are small: two threads do two blocks in half of the time that they need for one after the other.
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(self._part, *zip(*parts, strict=True)))
-        torch.set_num_threads(threads)
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.map(self._part, *zip(*parts, strict=True)))
+        finally:
+            torch.set_num_threads(threads)
         return codes_BS
 
     def _part(self, rows_BD: torch.Tensor, codes_BS: torch.Tensor) -> None:
