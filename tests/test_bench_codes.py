@@ -21,7 +21,7 @@ def test_codes_fit() -> None:
 
 def test_codes_encode() -> None:
     line = codes_encode.bench(argparse.Namespace(**SIZES, rows=600, fit_rows=300, stage_rows=0))
-    assert line["peers"].keys() == {"faiss.IndexFlatL2", "bare_products"}
+    assert line["peers"].keys() == {"faiss.IndexFlatL2", "bare_int8_products", "bare_bfloat16_products"}
     assert line["quality"]["beside_float32"]["rows_that_differ"] == line["quality"]["beside_float32"]["of_these_nearer_or_as_near"]
 
 

@@ -1,5 +1,8 @@
 """The nearest centroid: equal to all float64 distances, whatever multiplies, and ties to the lowest number."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +12,17 @@ from hypothesis import strategies as st
 from longtail.int8_products import INT8_MAX, float_products, padded_rows, products, to_int8
 from longtail.kmeans import CoarseCentroids, Space, VectorShard, grid_of, int8_step
 from longtail.nearest import NearestCentroids
+from longtail.nearest_device import DeviceCentroids
+
+Made = Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
+MADE = [NearestCentroids, partial(DeviceCentroids, dtype=torch.float32), partial(DeviceCentroids, dtype=torch.bfloat16)]
 
 
 def by_all_distances(rows: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     return (rows.double()[:, None] - centroids.double()[None]).square().sum(2).argmin(1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("made", MADE)
 @given(
     seed=st.integers(0, 2**16),
     size=st.integers(1, 40),
@@ -24,7 +31,7 @@ def by_all_distances(rows: torch.Tensor, centroids: torch.Tensor) -> torch.Tenso
     shift=st.sampled_from([0.0, 30.0]),
 )
 @settings(max_examples=40, deadline=None)
-def test_it_is_that_of_all_distances(dtype: torch.dtype, seed: int, size: int, dim: int, scale: float, shift: float) -> None:
+def test_it_is_that_of_all_distances(made: Made, seed: int, size: int, dim: int, scale: float, shift: float) -> None:
     """Near ties too: half of the centroids lie within a millionth of another."""
     draw = torch.Generator().manual_seed(seed)
     centroids = torch.randn(size, dim, generator=draw) + shift
@@ -32,10 +39,10 @@ def test_it_is_that_of_all_distances(dtype: torch.dtype, seed: int, size: int, d
     rows = centroids[torch.randint(size, (60,), generator=draw)] + 0.3 * torch.randn(60, dim, generator=draw)
     rows[0] = 0.0
     rows, centroids = rows * scale, centroids * scale
-    torch.testing.assert_close(NearestCentroids(centroids[None], dtype)(rows)[:, 0], by_all_distances(rows, centroids), rtol=0, atol=0)
+    torch.testing.assert_close(made(centroids[None])(rows)[:, 0], by_all_distances(rows, centroids), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("made", MADE)
 @given(
     seed=st.integers(0, 2**16),
     num_stages=st.integers(2, 4),
@@ -45,9 +52,7 @@ def test_it_is_that_of_all_distances(dtype: torch.dtype, seed: int, size: int, d
     shrink=st.sampled_from([1.0, 0.1, 1e-3]),
 )
 @settings(max_examples=40, deadline=None)
-def test_each_stage_has_the_nearest_to_what_the_last_left(
-    dtype: torch.dtype, seed: int, num_stages: int, size: int, dim: int, scale: float, shrink: float
-) -> None:
+def test_each_stage_has_the_nearest_to_what_the_last_left(made: Made, seed: int, num_stages: int, size: int, dim: int, scale: float, shrink: float) -> None:
     """Stages much smaller than the rows too, where a residual is a small difference of large numbers; near ties in each of them."""
     draw = torch.Generator().manual_seed(seed)
     codebook = torch.randn(num_stages, size, dim, generator=draw) * torch.tensor([shrink**stage for stage in range(num_stages)])[:, None, None]
@@ -55,7 +60,7 @@ def test_each_stage_has_the_nearest_to_what_the_last_left(
     picked = torch.randint(size, (num_stages, 60), generator=draw)
     rows = sum(codebook[stage][picked[stage]] for stage in range(num_stages)) + 0.3 * shrink**num_stages * torch.randn(60, dim, generator=draw)
     rows, codebook = rows * scale, codebook * scale
-    found, left = NearestCentroids(codebook, dtype)(rows), rows.clone()
+    found, left = made(codebook)(rows), rows.clone()
     for stage, centroids in enumerate(codebook):
         torch.testing.assert_close(found[:, stage], by_all_distances(left, centroids), rtol=0, atol=0)
         left -= centroids[found[:, stage]]

@@ -34,10 +34,12 @@ def padded_rows(int8_KD: torch.Tensor) -> torch.Tensor:
     return _padded(int8_KD, -int8_KD.shape[0] % _MULTIPLE, 0)
 
 
-def products(int8_ND: torch.Tensor, int8_KD: torch.Tensor) -> torch.Tensor:
-    """int32 [N, K]: every row with every other row; both padded."""
+def products(int8_ND: torch.Tensor, int8_KD: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """int32 [N, K]: every row with every other row; both padded. `out` int32 [N, K], N at least 32, is where to put it if need be."""
     if not int8_ND.is_cuda and not has_int8_units():
         return float_products(int8_ND, int8_KD)
+    if out is not None:
+        return torch._int_mm(int8_ND, int8_KD.t(), out=out)
     missing = max(_MIN_ROWS - len(int8_ND), 0)
     return torch._int_mm(_padded(int8_ND, missing, 0), int8_KD.t())[: len(int8_ND)]
 

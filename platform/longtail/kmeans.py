@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from longtail import kmeans_cpu
 from longtail.int8_products import INT8_MAX, padded_rows, products, to_int8
-from longtail.nearest import NearestCentroids, argmax
+from longtail.nearest import NearestCentroids
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -173,20 +174,14 @@ class _CoarseRows:
         self._rows_ND, self._step = rows_ND, step
         self._int8_ND = torch.cat([to_int8(rows / step) for rows in torch.split(rows_ND, _PIECE_ROWS)])
         self._wide = _wide_rows(rows_ND, step)
-        self._codes_N: torch.Tensor | None = None
+        self._codes_N = torch.full((len(rows_ND),), -1, device=rows_ND.device)
         self._tally = _Tally(num_centroids, rows_ND.shape[1], rows_ND.device)
 
     def step(self, centroids_KD: Floats) -> Sums:
-        coarse = CoarseCentroids(centroids_KD, self._step, self._rows_ND.device)
-        now_N = torch.cat([coarse.nearest(int8) for int8 in torch.split(self._int8_ND, _PIECE_ROWS)])
+        now_N = CoarseCentroids(centroids_KD, self._step, self._rows_ND.device).nearest(self._int8_ND)
         for doublings, (place_R, int8_RD) in self._wide.items():
             now_N[place_R] = CoarseCentroids(centroids_KD, self._step * 2**doublings, self._rows_ND.device).nearest(int8_RD)
-        if self._codes_N is None:
-            for rows, codes in zip(torch.split(self._rows_ND, _PIECE_ROWS), torch.split(now_N, _PIECE_ROWS), strict=True):
-                self._tally.add(rows, codes)
-        else:
-            for moved_M in torch.split((now_N != self._codes_N).nonzero().flatten(), _PIECE_ROWS):
-                self._tally.move(self._rows_ND.index_select(0, moved_M), self._codes_N[moved_M], now_N[moved_M])
+        self._tally.move(self._rows_ND, self._codes_N, now_N)
         self._codes_N = now_N
         return self._tally.sums()
 
@@ -201,29 +196,29 @@ def _wide_rows(rows_ND: torch.Tensor, step: float) -> dict[int, tuple[torch.Tens
 
 
 class _Tally:
-    """Sums and counts by centroid, to which rows are added and between which they move; exact, and so the same in any order."""
+    """Sums and counts by centroid, between which rows move; exact, and so the same in any order."""
 
     def __init__(self, num_centroids: int, dim: int, device: torch.device) -> None:
         self._sums_KD = torch.zeros(num_centroids, dim, dtype=torch.float64, device=device)
         self._counts_K = torch.zeros(num_centroids, dtype=torch.int64, device=device)
-        self._double_MD = torch.empty(_PIECE_ROWS, dim, dtype=torch.float64, device=device)  # fresh memory costs more than what is done with it
 
-    def add(self, rows_MD: torch.Tensor, codes_M: torch.Tensor) -> None:
-        self._count(self._double(rows_MD), codes_M, 1)
-
-    def move(self, rows_MD: torch.Tensor, before_M: torch.Tensor, now_M: torch.Tensor) -> None:
-        double_MD = self._double(rows_MD)
-        self._count(double_MD, now_M, 1)
-        self._count(double_MD, before_M, -1)
+    def move(self, rows_ND: torch.Tensor, before_N: torch.Tensor, now_N: torch.Tensor) -> None:
+        """`before_N` is -1 for rows that are new."""
+        if not rows_ND.is_cuda:
+            sums_KD, counts_K = kmeans_cpu.moves(rows_ND.numpy(), before_N.numpy(), now_N.numpy(), len(self._counts_K))
+            self._sums_KD += torch.from_numpy(sums_KD)
+            self._counts_K += torch.from_numpy(counts_K)
+            return
+        for moved_M in torch.split((now_N != before_N).nonzero().flatten(), _PIECE_ROWS):
+            self._count(rows_ND, moved_M, now_N, 1)
+            self._count(rows_ND, moved_M[before_N[moved_M] >= 0], before_N, -1)
 
     def sums(self) -> Sums:
         return Sums(self._sums_KD.cpu().numpy().copy(), self._counts_K.cpu().numpy().copy())
 
-    def _double(self, rows_MD: torch.Tensor) -> torch.Tensor:
-        return self._double_MD[: len(rows_MD)].copy_(rows_MD)
-
-    def _count(self, double_MD: torch.Tensor, codes_M: torch.Tensor, sign: int) -> None:
-        self._sums_KD.index_add_(0, codes_M, double_MD, alpha=sign)
+    def _count(self, rows_ND: torch.Tensor, moved_M: torch.Tensor, codes_N: torch.Tensor, sign: int) -> None:
+        codes_M = codes_N[moved_M]
+        self._sums_KD.index_add_(0, codes_M, rows_ND[moved_M].double(), alpha=sign)
         self._counts_K.index_add_(0, codes_M, torch.ones_like(codes_M), alpha=sign)
 
 
@@ -245,7 +240,9 @@ class CoarseCentroids:
 
     def nearest(self, int8_BD: torch.Tensor) -> torch.Tensor:
         """int64 [B]: each row's nearest centroid, the lowest where several are as near."""
-        return argmax(products(int8_BD, self._int8_KD).sub_(self._offset_K))
+        if not int8_BD.is_cuda:
+            return torch.from_numpy(kmeans_cpu.nearest(int8_BD, self._int8_KD, self._offset_K))
+        return torch.cat([products(piece, self._int8_KD).sub_(self._offset_K).argmax(1) for piece in torch.split(int8_BD, _PIECE_ROWS)])
 
 
 def kmeans_plus_plus(rows_ND: Floats, size: int, rng: np.random.Generator) -> Floats:
@@ -258,20 +255,26 @@ def kmeans_plus_plus(rows_ND: Floats, size: int, rng: np.random.Generator) -> Fl
     squares_N = int8_ND.float().square().sum(1, dtype=torch.float64).numpy()
     tries = 8 * -(-(2 + int(np.log(size))) // 8)  # at least those of scikit-learn's greedy k-means++, and a number that the product likes
 
-    def squared(chosen: Ints) -> Doubles:
-        between = products(int8_ND, int8_ND[torch.from_numpy(chosen)]).numpy()
-        distances: Doubles = squares_N[:, None] - 2.0 * between + squares_N[chosen]
-        return distances
+    def between(chosen: Ints) -> NDArray[np.int32]:
+        found: NDArray[np.int32] = products(int8_ND, int8_ND[torch.from_numpy(chosen)]).numpy()
+        return found
 
-    picked = [int(rng.integers(len(rows_ND)))]
-    closest_N = squared(np.repeat(picked, 8))[:, 0]
-    while len(picked) < size and closest_N.sum() > 0:
+    def closer(row: int, between_N: NDArray[np.int32]) -> Doubles:
+        found: Doubles = np.minimum(closest_N, squares_N - 2.0 * between_N + squares_N[row])
+        return found
+
+    picked, closest_N, left_T = [int(rng.integers(len(rows_ND)))], np.full(len(rows_ND), np.inf), np.empty(tries)
+    closest_N = closer(picked[0], between(np.repeat(picked, 8))[:, 0])
+    while len(picked) < size:
         cumulative = np.cumsum(closest_N)
+        if cumulative[-1] == 0:
+            break
         draws = np.minimum(np.searchsorted(cumulative, rng.random(tries) * cumulative[-1], side="right"), len(rows_ND) - 1)
-        left = np.minimum(closest_N[:, None], squared(draws))
-        best = int(left.sum(axis=0).argmin())
+        between_NT = between(draws)
+        kmeans_cpu.closer_by(closest_N, squares_N, between_NT, squares_N[draws], left_T)
+        best = int(left_T.argmin())
         picked.append(int(draws[best]))
-        closest_N = left[:, best].copy()
+        closest_N = closer(picked[-1], between_NT[:, best])
     picked += [picked[0]] * (size - len(picked))
     return rows_ND[picked].astype(np.float32)
 
