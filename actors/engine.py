@@ -7,15 +7,17 @@ would have it half empty most of the time. `Feed` steps an engine for all who as
 import os
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from actors import metrics
 from longtail.packaged_models import resolve
 from longtail.profile_cache import Answer
 from longtail.profiles import SYSTEM_PROMPT, ProfilesSettings, decoding
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -54,24 +56,28 @@ class VllmEngine:
                 "block_size": compute.kv_block_size,  # 128 by default: the end of the shared prompt would miss the cache
                 **in_place_norms(),
             }
-        import torch
 
-        if compute.num_gpus == 0:
-            torch.set_num_threads(compute.threads)
-        from vllm import LLM
+        def make() -> Any:
+            import torch
 
-        self.llm = LLM(
-            resolve(settings.model),
-            dtype=compute.dtype,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=compute.max_num_seqs,
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            structured_outputs_config={"backend": "guidance"},  # computes masks as they are asked for: a pattern of one's own for every user is cheap
-            **arguments,
-        )
-        self._feed = Feed(self.llm)
+            if compute.num_gpus == 0:
+                torch.set_num_threads(compute.threads)
+            from vllm import LLM
+
+            return LLM(
+                resolve(settings.model),
+                dtype=compute.dtype,
+                max_model_len=settings.max_model_len,
+                max_num_seqs=compute.max_num_seqs,
+                enable_prefix_caching=True,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                structured_outputs_config={"backend": "guidance"},  # computes masks as they are asked for: a pattern of one's own for every user is cheap
+                **arguments,
+            )
+
+        self.feed = Feed(make)
+        self.llm = self.feed.llm
         self._decoding = decoding(settings)
         shared = len(self.llm.get_tokenizer().encode(SYSTEM_PROMPT))
         if shared + settings.max_fact_tokens + settings.max_output_tokens + 64 > settings.max_model_len:
@@ -82,7 +88,7 @@ class VllmEngine:
 
     def answer(self, prompts: Sequence[Prompt], max_tokens: int | None = None) -> list[Answer]:
         """One answer a prompt, in order; `max_tokens` stands in for the settings' own."""
-        outputs = self._feed.ask([conversation(prompt) for prompt in prompts], self.sampling(prompts, max_tokens))
+        outputs = self.feed.ask([conversation(prompt) for prompt in prompts], self.sampling(prompts, max_tokens))
         metrics.PROFILE_TOKENS.add(sum(out.num_cached_tokens or 0 for out in outputs), kind="prompt_cached")
         return [Answer(out.outputs[0].text, len(out.prompt_token_ids or ()), len(out.outputs[0].token_ids)) for out in outputs]
 
@@ -126,17 +132,22 @@ class Asked:
 
 
 class Feed:
-    """Steps a vLLM engine for all who wait for it, in one thread; what is asked meanwhile joins the running requests.
+    """A vLLM engine, made and stepped in one thread for all who wait for it; what is asked meanwhile joins the running requests.
 
-    The thread lives as long as the process: libraries prepare matrix products for each thread by itself, and a new one would be a sixth slower for a while.
+    That thread alone multiplies (longtail.threads), and libraries prepare matrix products for each thread by itself.
     """
 
-    def __init__(self, llm: Any) -> None:
-        self._llm = llm
-        self._asked = threading.Condition()  # of the two below
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._thread = ThreadPoolExecutor(1, "profile-engine")
+        self._asked = threading.Lock()  # of the two below
         self._inbox: list[Asked] = []
-        self._running = False
+        self._stepping = False
         self._of_request: dict[str, Asked] = {}  # the thread's own
+        self.llm = self.call(make)
+
+    def call(self, work: Callable[[], Result]) -> Result:
+        """Something else that multiplies, in the engine's thread, once nobody waits for an answer."""
+        return self._thread.submit(work).result()
 
     def ask(self, messages: Sequence[Any], sampling: Sequence[Any]) -> list[Any]:
         """vLLM's RequestOutput of each conversation, in order; an engine that fails raises for all who wait."""
@@ -145,17 +156,18 @@ class Feed:
         asked = Asked(messages, sampling)
         with self._asked:
             self._inbox.append(asked)
-            self._asked.notify()
-            if not self._running:
-                self._running = True
-                threading.Thread(target=self._run, name="profile-engine", daemon=True).start()
+            if not self._stepping:
+                self._stepping = True
+                self._thread.submit(self._run)
         return asked.done.result()
 
     def _run(self) -> None:
         while True:
             with self._asked:
-                self._asked.wait_for(lambda: self._inbox or self._of_request)
                 fresh, self._inbox = self._inbox, []
+                self._stepping = bool(fresh or self._of_request)
+                if not self._stepping:
+                    return
             began = time.monotonic()
             for asked in fresh:
                 self._hand_over(asked)
@@ -164,7 +176,7 @@ class Feed:
 
     def _hand_over(self, asked: Asked) -> None:
         try:
-            ids = self._llm.enqueue_chat(asked.messages, asked.sampling, use_tqdm=False, chat_template_kwargs={"enable_thinking": False})
+            ids = self.llm.enqueue_chat(asked.messages, asked.sampling, use_tqdm=False, chat_template_kwargs={"enable_thinking": False})
         except Exception as error:  # refused before it runs, such as a prompt that is too long: the others go on
             asked.done.set_exception(error)
             return
@@ -173,7 +185,7 @@ class Feed:
 
     def _step(self) -> None:
         try:
-            outputs = self._llm.llm_engine.step() if self._of_request else []
+            outputs = self.llm.llm_engine.step() if self._of_request else []
         except Exception as error:  # what was running is lost
             for asked in {id(one): one for one in self._of_request.values()}.values():
                 asked.done.set_exception(error)

@@ -201,7 +201,7 @@ def compared(bench: Bench, args: argparse.Namespace) -> tuple[dict[str, rounds.T
 def beside_generate(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """The part of the slow peer: seconds of both, and the ratio, also by new token."""
     rest = bench.prompts.slice((args.rounds + 1) * args.round_prompts)
-    peer = Generate(bench.homes.config.profiles)
+    peer = Generate(bench.engine, bench.homes.config.profiles)
     taken, _, _, outputs = bench.in_turns(cut(rest, [PART] * args.part_rounds), peer, GENERATE, 0)
     compare_ids([one.prompt_token_ids for own in outputs for one in own], peer.ids)
     ours = sum(len(one.outputs[0].token_ids) for own in outputs for one in own)

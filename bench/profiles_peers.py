@@ -1,4 +1,7 @@
-"""What else answers profile prompts, for the bench: vLLM asked directly, and transformers' generate in batches of 8."""
+"""What else answers profile prompts, for the bench: vLLM asked directly, and transformers' generate in batches of 8.
+
+Each has the process's OpenMP threads to itself, as it would in a process of its own: a second thread with a team of them would slow all sides.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,9 +44,9 @@ class Chat:
 
     def run(self, prompts: Sequence[Prompt]) -> list[str]:
         """The texts, in order."""
-        outputs = self.engine.llm.chat(
-            [conversation(prompt) for prompt in prompts], self.engine.sampling(prompts), use_tqdm=False, chat_template_kwargs={"enable_thinking": False}
-        )
+        options = {"use_tqdm": False, "chat_template_kwargs": {"enable_thinking": False}}
+        messages, sampling = [conversation(prompt) for prompt in prompts], self.engine.sampling(prompts)
+        outputs = self.engine.feed.call(lambda: self.engine.llm.chat(messages, sampling, **options))
         self.outputs.append(self.watch.taken())
         return [output.outputs[0].text for output in outputs]
 
@@ -52,6 +55,7 @@ class Chat:
 class Generate:
     """transformers' generate, greedy, in the weights' own dtype, padded on the left."""
 
+    engine: VllmEngine  # whose thread it borrows
     settings: ProfilesSettings
     ids: list[list[int]] = field(default_factory=list)  # of all prompts
     new_tokens: int = 0
@@ -65,6 +69,9 @@ class Generate:
 
     def run(self, prompts: Sequence[Prompt]) -> None:
         """Answer them all."""
+        self.engine.feed.call(lambda: self._run(prompts))
+
+    def _run(self, prompts: Sequence[Prompt]) -> None:
         import torch
 
         for start in range(0, len(prompts), BATCH):

@@ -91,7 +91,8 @@ def train_resources(compute: Compute) -> dict[str, float]:
 
 def actors(dataset: "ray.data.Dataset", actor: Any, compute: Compute, **constructor: Any) -> "ray.data.Dataset":
     """The next step of a plan: a pool of actors of one class, each taking whole blocks."""
-    pool = ray.data.ActorPoolStrategy(size=compute.num_actors)
+    # Calls run in the thread that made the actor; by default they would run in a second one, with a team of OpenMP threads of its own (longtail.threads).
+    pool = ray.data.ActorPoolStrategy(size=compute.num_actors, enable_true_multi_threading=True)
     reserved = options(compute) | {"num_gpus": compute.num_gpus or None}
     return dataset.map_batches(actor, fn_constructor_kwargs=constructor, compute=pool, batch_size=None, batch_format="pyarrow", **reserved)
 

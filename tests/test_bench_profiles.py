@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from actors.engine import Prompt
+from actors.engine import Feed, Prompt
 from bench import profiles
 from bench.profiles_checks import UnequalError, compare, compare_ids, shareable
 from bench.profiles_households import Households, plant
@@ -56,6 +56,7 @@ class Llm:
 class Engine:
     def __init__(self) -> None:
         self.llm = Llm()
+        self.feed = Feed(lambda: self.llm)
 
     def answer(self, prompts: Sequence[Prompt], max_tokens: int | None = None) -> list[Answer]:
         del max_tokens
@@ -68,8 +69,8 @@ class Engine:
 class Generate:
     """Stands in for transformers."""
 
-    def __init__(self, settings: Any) -> None:
-        del settings
+    def __init__(self, engine: Engine, settings: Any) -> None:
+        del engine, settings
         self.ids: list[list[int]] = []
         self.new_tokens = 0
 

@@ -54,7 +54,7 @@ def texts(feed: Feed, *asked: str) -> list[str]:
 
 
 def test_answers_come_in_order_and_to_whom_they_belong() -> None:
-    feed = Feed(FakeLlm())
+    feed = Feed(FakeLlm)
     assert texts(feed) == []
     assert texts(feed, "long", "a", "mid") == ["long", "a", "mid"]
     with ThreadPoolExecutor(8) as pool:
@@ -64,7 +64,7 @@ def test_answers_come_in_order_and_to_whom_they_belong() -> None:
 
 def test_what_is_asked_meanwhile_joins_the_running() -> None:
     llm = FakeLlm()
-    feed = Feed(llm)
+    feed = Feed(lambda: llm)
     llm.go.clear()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(texts, feed, "first block")
@@ -81,17 +81,24 @@ def test_what_is_asked_meanwhile_joins_the_running() -> None:
 
 def test_one_thread_steps_whoever_asks_and_whenever() -> None:
     llm, threads = FakeLlm(), set()
-    feed, step = Feed(llm), llm.llm_engine.step
+    feed, step = Feed(lambda: llm), llm.llm_engine.step
     llm.llm_engine.step = lambda: threads.add(threading.get_ident()) or step()
     assert texts(feed, "once") == ["once"]
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda text: texts(feed, text), ["again", "beside"])) == [["again"], ["beside"]]
-    assert len(threads) == 1
+    assert threads == {feed.call(threading.get_ident)}
     assert threading.get_ident() not in threads
 
 
+def test_the_thread_that_steps_an_engine_made_it_and_an_engine_that_cannot_be_made_says_why() -> None:
+    feed = Feed(threading.get_ident)
+    assert feed.llm == feed.call(threading.get_ident) != threading.get_ident()
+    with pytest.raises(MemoryError, match="no room"):
+        Feed(lambda: (_ for _ in ()).throw(MemoryError("no room")))
+
+
 def test_a_refused_block_leaves_the_others_alone_and_a_broken_step_tells_everybody() -> None:
-    feed = Feed(FakeLlm())
+    feed = Feed(FakeLlm)
     with pytest.raises(ValueError, match="too long"):
         texts(feed, "fine", "refused")
     with ThreadPoolExecutor(2) as pool:

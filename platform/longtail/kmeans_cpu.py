@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from longtail.int8_products import products
-from longtail.loops import by_parts, compiled
+from longtail.loops import compiled
+from longtail.threads import by_parts
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

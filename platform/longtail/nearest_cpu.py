@@ -8,14 +8,16 @@ Letters: B rows of a block, S stages, K centroids, D vector width, C = S K colum
 """
 
 import threading
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from longtail.int8_products import INT8_MAX, padded_rows, products, to_int8
-from longtail.loops import by_parts, compiled
+from longtail.loops import compiled
 from longtail.nearest_bounds import FLOAT32, StageBounds
+from longtail.threads import by_parts
 
 Floats = NDArray[np.float32]
 
@@ -205,7 +207,7 @@ def _take_off(left_D: Floats, centroid_D: Floats) -> None:
 
 
 @compiled(any_order=True)
-def _nearest_of(left_D: Floats, centroids_KD: Floats, candidates_K: NDArray[np.int64], squared_K: Floats) -> int:
+def _nearest_of(left_D: Floats, centroids_KD: Floats, candidates_K: NDArray[np.int64], squared_K: Floats) -> Any:
     """The nearest of the candidates, the lowest of those that are as near; `squared_K` is memory to work in."""
     least, dim = np.float32(np.inf), len(left_D)
     for place in range(len(candidates_K)):
@@ -217,20 +219,16 @@ def _nearest_of(left_D: Floats, centroids_KD: Floats, candidates_K: NDArray[np.i
         squared_K[place] = squared
         least = min(least, squared)
     close = least * np.float32(1 + 4 * dim * FLOAT32)
-    num, nearest = 0, candidates_K[0]
+    num = 0
     for place in range(len(candidates_K)):
         if squared_K[place] <= close:
             candidates_K[num] = candidates_K[place]
             num += 1
-    if num:
-        nearest = candidates_K[0]
-    if num > 1:
-        nearest = _nearest_exactly(left_D, centroids_KD, candidates_K[:num])
-    return nearest
+    return candidates_K[0] if num < 2 else _nearest_exactly(left_D, centroids_KD, candidates_K[:num])
 
 
 @compiled()
-def _nearest_exactly(left_D: Floats, centroids_KD: Floats, candidates_K: NDArray[np.int64]) -> int:
+def _nearest_exactly(left_D: Floats, centroids_KD: Floats, candidates_K: NDArray[np.int64]) -> Any:
     """By float64 sums in the order of the columns, as longtail.nearest.among has them."""
     least, nearest = np.inf, candidates_K[0]
     for k in candidates_K:

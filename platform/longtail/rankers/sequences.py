@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from longtail.rankers.batch import is_shared
 
+_PIECE = 1 << 18  # numbers
+
 
 class TableValues(torch.autograd.Function):
     """Rows of a small table [V, W] at [..]: each of its rows stands at many places, which its gradient adds up ten times as fast as torch's embedding does."""
@@ -162,11 +164,14 @@ class SequenceHidden(torch.autograd.Function):
         sequence_BLD: torch.Tensor,
         places: Places,
     ) -> torch.Tensor:
-        if recency_K is None or age_BL is None:
-            hidden_BLK = torch.baddbmm(shift_BK.unsqueeze(1), sequence_BLD, matrix_BDK)
-        else:
-            hidden_BLK = torch.addcmul(shift_BK.unsqueeze(1), age_BL.unsqueeze(2), recency_K).baddbmm_(sequence_BLD, matrix_BDK)
-        torch.relu_(hidden_BLK)
+        hidden_BLK = torch.empty(*sequence_BLD.shape[:2], matrix_BDK.shape[2], dtype=matrix_BDK.dtype, device=matrix_BDK.device)
+        for piece in _pieces(hidden_BLK):
+            shift, hidden = shift_BK[piece].unsqueeze(1), hidden_BLK[piece]
+            if recency_K is None or age_BL is None:
+                torch.baddbmm(shift, sequence_BLD[piece], matrix_BDK[piece], out=hidden)
+            else:
+                torch.addcmul(shift, age_BL[piece].unsqueeze(2), recency_K, out=hidden).baddbmm_(sequence_BLD[piece], matrix_BDK[piece])
+            hidden.relu_()
         ctx.save_for_backward(sequence_BLD, matrix_BDK, hidden_BLK, age_BL)
         ctx.places = places
         return hidden_BLK
@@ -174,12 +179,24 @@ class SequenceHidden(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         sequence_BLD, matrix_BDK, hidden_BLK, age_BL = ctx.saved_tensors
-        sums_BLK = torch.ops.aten.threshold_backward(gradients[0], hidden_BLK, 0)
-        of_values = ctx.places.back(_full(torch.bmm(sums_BLK, matrix_BDK.transpose(1, 2)).flatten(0, 1)))
+        of_sequence, of_matrix, of_shift = torch.empty_like(sequence_BLD), torch.empty_like(matrix_BDK), torch.empty_like(matrix_BDK[:, 0])
+        of_recency = None if age_BL is None else matrix_BDK.new_zeros(matrix_BDK.shape[2])
+        for piece in _pieces(hidden_BLK):
+            sums_BLK = torch.ops.aten.threshold_backward(gradients[0][piece], hidden_BLK[piece], 0)
+            torch.bmm(sums_BLK, matrix_BDK[piece].transpose(1, 2), out=of_sequence[piece])
+            torch.bmm(sequence_BLD[piece].transpose(1, 2), sums_BLK, out=of_matrix[piece])
+            torch.sum(sums_BLK, dim=1, out=of_shift[piece])
+            if of_recency is not None:
+                of_recency.addmv_(sums_BLK.flatten(0, 1).t(), age_BL[piece].reshape(-1))
+        of_values = ctx.places.back(_full(of_sequence.flatten(0, 1)))
         of_values[0] = 0
-        of_matrix = torch.bmm(sequence_BLD.transpose(1, 2), sums_BLK)
-        of_recency = None if age_BL is None else age_BL.reshape(-1) @ sums_BLK.flatten(0, 1)
-        return of_values, of_matrix, sums_BLK.sum(dim=1), of_recency, None, None, None
+        return of_values, of_matrix, of_shift, of_recency, None, None, None
+
+
+def _pieces(hidden_BLK: torch.Tensor) -> list[slice]:
+    """Rows that are worked on at a time, so that they stay in a CPU's cache."""
+    rows = len(hidden_BLK) if hidden_BLK.is_cuda else max(_PIECE // max(hidden_BLK[:1].numel(), 1), 1)
+    return [slice(start, start + rows) for start in range(0, len(hidden_BLK), max(rows, 1))]
 
 
 def summed(table_RW: torch.Tensor, place_BL: torch.Tensor, weights_BL: torch.Tensor) -> torch.Tensor:
