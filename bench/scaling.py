@@ -23,8 +23,9 @@ import numpy as np
 from bench.rounds import rounded, say
 from longtail.config import Config, load
 from pipelines.cluster import ROOT, ray_session
+from pipelines.errors import clear_errors
 from pipelines.full import stages
-from pipelines.stage import clear_errors, ensure, open_store
+from pipelines.stage import ensure, open_store
 
 FACTORS = (1, 2, 4, 8)
 TIME_EXPONENT, MEMORY_EXPONENT = 1.05, 0.2

@@ -33,8 +33,9 @@ from bench.rounds import OURS, Taken, report
 from longtail.artifacts import Artifact
 from longtail.config import Config, load
 from pipelines.cluster import ROOT, ray_session
+from pipelines.errors import clear_errors
 from pipelines.logs import LOGS
-from pipelines.stage import clear_errors, ensure, find, open_store
+from pipelines.stage import ensure, find, open_store
 from pipelines.study import machine
 from pipelines.train import RANKER_STAGES
 from serve_apps.access import Access

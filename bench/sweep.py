@@ -18,7 +18,8 @@ from longtail.artifacts import Store
 from longtail.config import Config, load
 from longtail.sweep_results import SweepResults, Trial
 from pipelines.cluster import ROOT, ray_session
-from pipelines.stage import clear_errors, ensure, line
+from pipelines.errors import clear_errors
+from pipelines.stage import ensure, line
 from pipelines.train import RANKER_STAGES
 
 RANDOM = ("sweep.searcher=random", "sweep.scheduler=none")

@@ -35,8 +35,9 @@ from longtail.times import to_us
 from longtail.training_loop import train_ranker
 from pipelines import work
 from pipelines.cluster import ray_session
+from pipelines.errors import clear_errors
 from pipelines.lent import LENT
-from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, kept, line, open_store
+from pipelines.stage import Context, Result, Stage, arguments, config_from, ensure, kept, line, open_store
 from pipelines.train import RANKER_STAGES, TrainJob
 from pipelines.trial import built_here, is_plan
 

@@ -28,9 +28,10 @@ from longtail.storage import local_folder
 from longtail.vectors import to_numpy
 from pipelines import work
 from pipelines.cluster import ray_session
+from pipelines.errors import clear_errors
 from pipelines.item_z import ITEM_Z
 from pipelines.logs import LOGS
-from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, kept, open_store, summary
+from pipelines.stage import Context, Result, Stage, arguments, config_from, ensure, kept, open_store, summary
 
 
 def _build(context: Context, draft: Draft) -> Result:

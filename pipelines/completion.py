@@ -34,9 +34,10 @@ from longtail.vectors import to_numpy
 from pipelines import work
 from pipelines.codes import USER_CODES
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
+from pipelines.errors import clear_errors
 from pipelines.logs import LOGS
 from pipelines.profiles import PROFILES
-from pipelines.stage import Context, Result, Stage, built, clear_errors, summary
+from pipelines.stage import Context, Result, Stage, built, summary
 from pipelines.user_spaces import USER_SPACES
 
 

@@ -23,8 +23,9 @@ from longtail.storage import below, local_folder
 from pipelines import work
 from pipelines.cluster import ray_session
 from pipelines.embeddings import ITEM_VECTORS
+from pipelines.errors import clear_errors
 from pipelines.item_encoder import ITEM_ENCODER
-from pipelines.stage import clear_errors, ensure, open_store
+from pipelines.stage import ensure, open_store
 from pipelines.trial import built_here
 
 logger = logging.getLogger(__name__)

@@ -1,11 +1,26 @@
-"""Which errors a user can mend: ValueErrors that our own code raised, also in a worker."""
+"""Which errors a user can mend: ValueErrors that our own code raised, also in a worker; and commands that end with them."""
 
+import logging
 import re
+import sys
 
 from ray.exceptions import RayTaskError
 
 _OWN = re.compile(r"/(longtail|actors|pipelines|tuning|serve_apps)/([a-z_]+/)?[a-z_]+\.py$")
 _RAISED_AT = re.compile(r'File "([^"]+)", line \d+')
+
+
+class clear_errors:
+    """A block in which errors that a user can mend end the command with their message and exit code 2 instead of a traceback."""
+
+    def __enter__(self) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        told = mendable(error)
+        if told is not None:
+            print(f"error: {told}", file=sys.stderr)
+            raise SystemExit(2) from error
 
 
 def mendable(error: BaseException | None) -> ValueError | None:

@@ -15,9 +15,10 @@ from longtail.config import Config
 from longtail.faithfulness import Catalogue, FaithfulnessResults, Tally, added, results, table, tally
 from longtail.run_state import logs_info
 from pipelines import work
+from pipelines.errors import clear_errors
 from pipelines.logs import LOGS
 from pipelines.profiles import PROFILES
-from pipelines.stage import Context, Result, Stage, built, clear_errors, summary
+from pipelines.stage import Context, Result, Stage, built, summary
 
 COLUMNS = ["identity", "interests", "philosophy", "facts", "raw_text", "outcome", "prompt_tokens", "output_tokens"]
 

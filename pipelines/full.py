@@ -19,6 +19,7 @@ from pipelines.cluster import ray_session
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.collaborative import COLLABORATIVE
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
+from pipelines.errors import clear_errors
 from pipelines.evaluate import evaluation_stage
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_ENCODER
@@ -31,7 +32,7 @@ from pipelines.matches import MATCHES
 from pipelines.peers import PEERS
 from pipelines.profiles import PROFILES
 from pipelines.samples import SAMPLES
-from pipelines.stage import Outcome, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
+from pipelines.stage import Outcome, Stage, arguments, config_from, ensure, open_store, summary
 from pipelines.tracking import record_stages
 from pipelines.train import RANKER_STAGES
 from pipelines.user_spaces import USER_SPACES

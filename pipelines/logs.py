@@ -22,7 +22,8 @@ from longtail.logs import LogsSettings, build_logs, fingerprint, read_source
 from longtail.sources import tables
 from pipelines import work
 from pipelines.cluster import ray_session
-from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
+from pipelines.errors import clear_errors
+from pipelines.stage import Context, Result, Stage, arguments, config_from, ensure, open_store, summary
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from longtail.token_count import token_counter
 from pipelines import plan_check
 from pipelines.calibration import calibrate, item_dim, text_dim, user_dim
 from pipelines.cluster import ray_session
+from pipelines.errors import clear_errors
 from pipelines.parts_alone import optimizer_copies, shared_tokens
-from pipelines.stage import clear_errors
 
 GIVEN = ("workload", "shape", "room", "price")  # flags of name=number
 SIZES = ("users", "items", "events_per_day")

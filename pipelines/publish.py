@@ -29,11 +29,12 @@ from longtail.run_state import load_entities, load_feature_state, logs_info
 from pipelines.cluster import ray_session
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.collaborative import COLLABORATIVE
+from pipelines.errors import clear_errors
 from pipelines.groups import GROUPS
 from pipelines.item_z import ITEM_Z
 from pipelines.logs import LOGS
 from pipelines.peers import PEERS
-from pipelines.stage import Context, Outcome, Result, Stage, arguments, clear_errors, config_from, ensure, open_store, summary
+from pipelines.stage import Context, Outcome, Result, Stage, arguments, config_from, ensure, open_store, summary
 from pipelines.train import RANKER_STAGES
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from longtail.artifacts import Artifact, Draft, Store
 from longtail.config import Config, load
 from longtail.hashing import digest
 from pipelines.cluster import in_job, ray_session
-from pipelines.errors import mendable
+from pipelines.errors import clear_errors
 
 logger = logging.getLogger(__name__)
 
@@ -212,16 +211,3 @@ def built(stage: Stage, description: str) -> Outcome:
     store = open_store(config)
     with ray_session(config.cluster):
         return ensure(stage, config, store, build_inputs=True)
-
-
-class clear_errors:
-    """A block in which errors that a user can mend end the command with their message and exit code 2 instead of a traceback."""
-
-    def __enter__(self) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        told = mendable(error)
-        if told is not None:
-            print(f"error: {told}", file=sys.stderr)
-            raise SystemExit(2) from error

@@ -31,6 +31,7 @@ from pipelines.cluster import ray_session
 from pipelines.codes import ITEM_CODES, USER_CODES
 from pipelines.collaborative import COLLABORATIVE
 from pipelines.embeddings import ITEM_VECTORS, USER_VECTORS
+from pipelines.errors import clear_errors
 from pipelines.groups import GROUPS
 from pipelines.item_encoder import ITEM_ENCODER
 from pipelines.item_texts import ITEM_TEXTS
@@ -41,7 +42,7 @@ from pipelines.logs import LOGS
 from pipelines.matches import MATCHES
 from pipelines.peers import PEERS
 from pipelines.samples import SAMPLES
-from pipelines.stage import Stage, arguments, clear_errors, config_from, ensure, line, open_store, provenance
+from pipelines.stage import Stage, arguments, config_from, ensure, line, open_store, provenance
 from pipelines.study_arms import Run, arm_config, check, runs_of, there, worlds
 from pipelines.study_measures import earlier_openings, files_of, results, results_folder, write
 from pipelines.trial import built_here, is_plan

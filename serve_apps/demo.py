@@ -20,8 +20,9 @@ from longtail.logs import LogsInfo
 from longtail.report import text_table
 from longtail.run_state import logs_info
 from pipelines.cluster import ray_session
+from pipelines.errors import clear_errors
 from pipelines.full import run, time_table
-from pipelines.stage import Outcome, arguments, clear_errors, config_from, open_store, summary
+from pipelines.stage import Outcome, arguments, config_from, open_store, summary
 from serve_apps.client import RankClient
 from serve_apps.memory import PeakMemory
 from serve_apps.ranking import deployed, served_run

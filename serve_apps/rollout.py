@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.stage import clear_errors
+from pipelines.errors import clear_errors
 from serve_apps.access import TOKEN_VARIABLE
 from serve_apps.client import RankClient
 

@@ -14,8 +14,9 @@ import ray
 from longtail.artifacts import Store
 from longtail.config import Config
 from pipelines.cluster import ray_session
+from pipelines.errors import clear_errors
 from pipelines.evaluate import evaluation_stage
-from pipelines.stage import arguments, clear_errors, config_from, find, open_store
+from pipelines.stage import arguments, config_from, find, open_store
 from serve_apps.access import Access
 from serve_apps.ranking import Deployed, deployed, served_run
 

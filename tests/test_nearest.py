@@ -82,6 +82,16 @@ def test_a_row_has_one_code_whatever_stands_beside_it() -> None:
     assert len(NearestCentroids(centroids[None])(rows[:0])[:, 0]) == 0
 
 
+def test_codes_are_the_same_without_int8_units_and_for_rows_that_lie_apart_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(1)
+    rows, codebook = torch.randn(3000, 40, generator=draw), torch.randn(2, 32, 40, generator=draw)
+    found = NearestCentroids(codebook)(rows)
+    assert torch.equal(NearestCentroids(codebook)(rows.t().contiguous().t()), found)
+    monkeypatch.setattr("longtail.int8_products.has_int8_units", lambda: False)
+    assert torch.equal(NearestCentroids(codebook)(rows), found)
+    assert torch.equal(DeviceCentroids(codebook, torch.bfloat16)(rows), found)
+
+
 @pytest.mark.parametrize("dim", [3, 384, 3000])
 def test_products_are_exact_whatever_multiplies(dim: int) -> None:
     draw = torch.Generator().manual_seed(dim)

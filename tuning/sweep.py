@@ -38,8 +38,9 @@ from longtail.sweep_page import best_of, best_toml, markdown, page, table
 from longtail.sweep_results import Goal, SweepResults, Trial, ranked
 from longtail.sweeping import Range
 from pipelines.cluster import ray_session, submission_id
+from pipelines.errors import clear_errors
 from pipelines.logs import LOGS
-from pipelines.stage import Context, Result, Stage, arguments, clear_errors, config_from, ensure, find, line, open_store, provenance, stage_key, summary
+from pipelines.stage import Context, Result, Stage, arguments, config_from, ensure, find, line, open_store, provenance, stage_key, summary
 from pipelines.study import machine
 from pipelines.tracking import record_sweep, tune_callbacks
 from pipelines.train import RANKER_STAGES

@@ -1,6 +1,6 @@
 """The nearest centroids on a CPU: int8 products, and loops compiled for the machine that read each product once.
 
-Rows in steps of their own and centroids in steps of their stage meet as int8, whose products are exact. What rounding has lost is known for every row and every
+Rows and centroids, each in steps of its own, meet as int8, whose products are exact. What rounding has lost is known for every row and every
 pair of centroids, so that most codes are certain from the products alone; the centroids that are left are compared by their distances, in float32 and, where
 that leaves a doubt, in float64. Loops are compiled when they first run, and kept beside this file or in the user's cache.
 Reads and writes nothing; longtail.nearest calls it.
@@ -34,8 +34,7 @@ class CpuCentroids:
 
     def __init__(self, codebook_SKD: Floats) -> None:
         exact_SKD = torch.from_numpy(codebook_SKD).double()
-        num_stages, num_centroids, self._dim = codebook_SKD.shape
-        self._num_columns = num_stages * num_centroids
+        num_stages, _, self._dim = codebook_SKD.shape
         int8_SKD, bounds = [], []
         for number in range(num_stages):
             apart_KD = exact_SKD[number] - exact_SKD[number].mean(0)
@@ -57,7 +56,7 @@ class CpuCentroids:
 
     def __call__(self, rows_BD: Floats) -> NDArray[np.int64]:
         """int64 [B, S]."""
-        codes_BS = np.empty((len(rows_BD), len(self._tables[0])), np.int64)
+        rows_BD, codes_BS = np.ascontiguousarray(rows_BD), np.empty((len(rows_BD), len(self._tables[0])), np.int64)
 
         def part(where: slice) -> None:
             self._part(rows_BD[where], codes_BS[where])
@@ -188,7 +187,7 @@ def _decide(
                     if word_W[word] != 0:
                         for k in range(8 * word, min(8 * word + 8, num_centroids)):
                             candidates_K[found] = k
-                            found += np.int64(near_K[k])
+                            found += int(near_K[k])
                 if num_left < 0:
                     left_D[:] = rows_BD[b]
                     num_left = 0
