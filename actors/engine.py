@@ -146,7 +146,7 @@ class Feed:
         self.llm = self.call(make)
 
     def call(self, work: Callable[[], Result]) -> Result:
-        """Something else that multiplies, in the engine's thread, once nobody waits for an answer."""
+        """Something else that multiplies, in the engine's thread, once nobody waits for an answer; not from within it."""
         return self._thread.submit(work).result()
 
     def ask(self, messages: Sequence[Any], sampling: Sequence[Any]) -> list[Any]:
@@ -169,9 +169,15 @@ class Feed:
                 if not self._stepping:
                     return
             began = time.monotonic()
-            for asked in fresh:
-                self._hand_over(asked)
-            self._step()
+            try:
+                for asked in fresh:
+                    self._hand_over(asked)
+                self._step()
+            except Exception as error:  # what was running is lost, and nobody waits for it
+                for asked in [*fresh, *self._of_request.values()]:
+                    if not asked.done.done():
+                        asked.done.set_exception(error)
+                self._of_request.clear()
             metrics.ENGINE_SECONDS.add(time.monotonic() - began)
 
     def _hand_over(self, asked: Asked) -> None:
@@ -184,13 +190,8 @@ class Feed:
         self._of_request |= dict.fromkeys(asked.requests, asked)
 
     def _step(self) -> None:
-        try:
-            outputs = self.llm.llm_engine.step() if self._of_request else []
-        except Exception as error:  # what was running is lost
-            for asked in {id(one): one for one in self._of_request.values()}.values():
-                asked.done.set_exception(error)
-            self._of_request.clear()
-            return
+        outputs = self.llm.llm_engine.step() if self._of_request else []
         for output in outputs:
-            if output.finished:
-                self._of_request.pop(output.request_id).take(output)
+            asked = self._of_request.pop(output.request_id, None) if output.finished else None
+            if asked is not None:  # an engine may go on with what was lost in a step that failed
+                asked.take(output)

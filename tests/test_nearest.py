@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longtail.codes import CodebookSettings, encode, fit_here
 from longtail.int8_products import INT8_MAX, float_products, padded_rows, products, to_int8
 from longtail.kmeans import CoarseCentroids, Space, VectorShard, grid_of, int8_step
 from longtail.nearest import NearestCentroids
@@ -90,6 +91,39 @@ def test_codes_are_the_same_without_int8_units_and_for_rows_that_lie_apart_in_me
     monkeypatch.setattr("longtail.int8_products.has_int8_units", lambda: False)
     assert torch.equal(NearestCentroids(codebook)(rows), found)
     assert torch.equal(DeviceCentroids(codebook, torch.bfloat16)(rows), found)
+
+
+def test_many_parts_and_threads_say_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty centroids, which products pad to 24."""
+    draw = torch.Generator().manual_seed(3)
+    rows, codebook = torch.randn(3000, 30, generator=draw), torch.randn(3, 20, 30, generator=draw)
+    shard, space = VectorShard([(0, rows.numpy().copy())]), Space(grid_of(6.0), np.zeros((0, 20, 30), np.float32), 0.04)
+    found, sums = NearestCentroids(codebook)(rows), shard.step(space, codebook[0].numpy())
+    small = {"nearest_cpu._PART_BLOCKS": 1, "nearest_cpu._BLOCK_SCORES": 1 << 12, "kmeans_cpu._PART_ROWS": 64, "kmeans_cpu._BLOCK_SCORES": 1 << 10}
+    for name, value in small.items():
+        monkeypatch.setattr(f"longtail.{name}", value)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(NearestCentroids(codebook)(rows), found)
+        in_parts = VectorShard([(0, rows.numpy().copy())]).step(space, codebook[0].numpy())
+    finally:
+        torch.set_num_threads(before)
+    assert in_parts.sums_KD.tobytes() == sums.sums_KD.tobytes()
+    assert in_parts.counts_K.tolist() == sums.counts_K.tolist()
+    assert sums.counts_K.sum() == 3000
+
+
+@pytest.mark.parametrize("num_rows", [5, 500])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_vectors_that_are_not_finite_are_refused(num_rows: int, number: float) -> None:
+    rows = np.random.default_rng(0).standard_normal((num_rows, 12)).astype(np.float32)
+    codebook = rows[None, :4].copy()
+    rows[3, 7] = number
+    with pytest.raises(ValueError, match="not finite"):
+        encode(rows, codebook)
+    with pytest.raises(ValueError, match="not finite"):
+        fit_here(rows, CodebookSettings(num_stages=1, codebook_size=4), 1)
 
 
 @pytest.mark.parametrize("dim", [3, 384, 3000])

@@ -109,6 +109,23 @@ def test_a_refused_block_leaves_the_others_alone_and_a_broken_step_tells_everybo
     assert texts(feed, "later") == ["later"]
 
 
+def test_what_an_engine_goes_on_with_after_a_step_that_failed_hurts_nobody() -> None:
+    llm = FakeLlm()
+    feed, step = Feed(lambda: llm), llm.llm_engine.step
+    failing = [True]
+
+    def fails_once() -> list[Any]:
+        if failing.pop() if failing else False:
+            raise RuntimeError("out of memory")
+        return step()
+
+    llm.llm_engine.step = fails_once
+    with pytest.raises(RuntimeError, match="out of memory"):
+        texts(feed, "lost")
+    assert texts(feed, "longer than it") == ["longer than it"]
+    assert {"lost", "longer than it"} in llm.met
+
+
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[FakeLlm]:
     """The engines that are made, in place of vLLM's."""

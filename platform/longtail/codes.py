@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from longtail.kmeans import Assignment, FarRows, Floats, Space, Sums, VectorShard, grid_of, int8_step, kmeans_plus_plus
-from longtail.nearest import NearestCentroids, among
+from longtail.nearest import NOT_FINITE, NearestCentroids, among
 from longtail.settings import Compute, Settings
 from longtail.storage import Place
 
@@ -168,7 +168,7 @@ def encode(vectors_ND: Floats, codebook_SKD: Floats) -> NDArray[np.int32]:
     """Code tuples int32 [N, S] of vectors: the nearest centroid, then the nearest to what it leaves, and so on.
 
     Raises:
-        ValueError: the vectors' width is not the codebook's.
+        ValueError: the vectors' width is not the codebook's, or a number of theirs is not finite.
     """
     if vectors_ND.ndim != 2 or vectors_ND.shape[1] != codebook_SKD.shape[2]:
         raise ValueError(
@@ -177,6 +177,8 @@ def encode(vectors_ND: Floats, codebook_SKD: Floats) -> NDArray[np.int32]:
     codebook = torch.from_numpy(np.asarray(codebook_SKD, np.float32))
     codes_NS = np.empty((len(vectors_ND), len(codebook)), np.int32)
     if len(vectors_ND) <= _FEW_ROWS:
+        if not np.isfinite(vectors_ND).all():
+            raise ValueError(NOT_FINITE)
         left_RD = torch.tensor(vectors_ND, dtype=torch.float32)
         row_P, code_P = (places.flatten() for places in torch.meshgrid(torch.arange(len(left_RD)), torch.arange(codebook.shape[1]), indexing="ij"))
         for stage, centroids_KD in enumerate(codebook):
@@ -207,9 +209,15 @@ def fit_codebook(shards: Shards, num_rows: int, dim: int, settings: CodebookSett
     """Fit [num_stages, codebook_size, dim] by Lloyd's iterations, stage by stage on residuals; `initial_SKD` replaces k-means++.
 
     The mean squared residual never grows from stage to stage: a stage's centroids are the means of their rows, or lie nearer than those.
+
+    Raises:
+        ValueError: a number of the vectors is not finite.
     """
     rng = np.random.default_rng([seed, settings.num_stages, settings.codebook_size])
-    space = Space(grid_of(max(shards.extents())), np.zeros((0, settings.codebook_size, dim), np.float32))
+    extents = shards.extents()
+    if not np.isfinite(extents).all():
+        raise ValueError(NOT_FINITE)
+    space = Space(grid_of(max(extents)), np.zeros((0, settings.codebook_size, dim), np.float32))
     whole = shards.assign(space, np.zeros((1, dim), np.float32))
     stages: list[_StageFit] = []
     for number in range(settings.num_stages):

@@ -35,7 +35,7 @@ def padded_rows(int8_KD: torch.Tensor) -> torch.Tensor:
 
 
 def products(int8_ND: torch.Tensor, int8_KD: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """int32 [N, K]: every row with every other row; both padded. `out` int32 [N, K], N at least 32, is where to put it if need be."""
+    """int32 [N, K]: every row with every other row; both padded. `out` int32 [N, K] is where to put it if need be, on a CPU."""
     if not int8_ND.is_cuda and not has_int8_units():
         return float_products(int8_ND, int8_KD)
     if out is not None:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longtail import kmeans_cpu
 from longtail.int8_products import INT8_MAX, padded_rows, products, to_int8
 from longtail.nearest import NearestCentroids
 
@@ -205,6 +204,8 @@ class _Tally:
     def move(self, rows_ND: torch.Tensor, before_N: torch.Tensor, now_N: torch.Tensor) -> None:
         """`before_N` is -1 for rows that are new."""
         if not rows_ND.is_cuda:
+            from longtail import kmeans_cpu
+
             sums_KD, counts_K = kmeans_cpu.moves(rows_ND.numpy(), before_N.numpy(), now_N.numpy(), len(self._counts_K))
             self._sums_KD += torch.from_numpy(sums_KD)
             self._counts_K += torch.from_numpy(counts_K)
@@ -233,6 +234,7 @@ class CoarseCentroids:
         apart_KD = centroids_KD - centroids_KD.mean(axis=0, where=near_K[:, None], dtype=np.float64) if near_K.any() else centroids_KD.astype(np.float64)
         step = min(float(np.abs(apart_KD).max()), reach) / INT8_MAX or 1.0
         self._int8_KD = padded_rows(to_int8(torch.tensor(apart_KD / step))).to(device)
+        self._num = len(centroids_KD)
         squares_K = np.einsum("kd,kd->k", centroids_KD, centroids_KD, dtype=np.float64)
         offset_K = np.full(len(self._int8_KD), _FARTHEST, np.float64)
         offset_K[: len(squares_K)] = np.minimum(np.rint((squares_K - squares_K.min()) / (2 * row_step * step)), _FARTHEST - 1)
@@ -241,7 +243,9 @@ class CoarseCentroids:
     def nearest(self, int8_BD: torch.Tensor) -> torch.Tensor:
         """int64 [B]: each row's nearest centroid, the lowest where several are as near."""
         if not int8_BD.is_cuda:
-            return torch.from_numpy(kmeans_cpu.nearest(int8_BD, self._int8_KD, self._offset_K))
+            from longtail import kmeans_cpu  # which compiles loops: whoever only reads settings does not import it
+
+            return torch.from_numpy(kmeans_cpu.nearest(int8_BD, self._int8_KD, self._offset_K[: self._num]))
         return torch.cat([products(piece, self._int8_KD).sub_(self._offset_K).argmax(1) for piece in torch.split(int8_BD, _PIECE_ROWS)])
 
 
@@ -250,6 +254,8 @@ def kmeans_plus_plus(rows_ND: Floats, size: int, rng: np.random.Generator) -> Fl
 
     Where there are fewer distinct rows than `size`, the first row fills the rest; those centroids stay dead.
     """
+    from longtail import kmeans_cpu
+
     rows = torch.from_numpy(rows_ND)
     int8_ND = to_int8(rows / int8_step(_rows_by_bucket(_largest(rows))))
     squares_N = int8_ND.float().square().sum(1, dtype=torch.float64).numpy()

@@ -21,7 +21,7 @@ _PART_ROWS = 8192  # that a thread takes at a time
 
 
 def nearest(int8_ND: torch.Tensor, int8_KD: torch.Tensor, offset_K: torch.Tensor) -> Ints:
-    """int64 [N]: the centroid of the largest product less offset, the lowest number where several are as large."""
+    """int64 [N]: the centroid of the largest product less offset, the lowest where several are as large; what int8_KD has beyond the offsets is padding."""
     codes_N = np.empty(len(int8_ND), np.int64)
     size = max(_BLOCK_SCORES // len(int8_KD), 32)
 
@@ -29,7 +29,7 @@ def nearest(int8_ND: torch.Tensor, int8_KD: torch.Tensor, offset_K: torch.Tensor
         product_BK = torch.empty(size, len(int8_KD), dtype=torch.int32)
         for start in range(where.start, where.stop, size):
             block = int8_ND[start : min(start + size, where.stop)]
-            _largest(products(block, int8_KD, out=product_BK[: len(block)]).numpy(), offset_K.numpy(), codes_N[start : start + len(block)])
+            _best(products(block, int8_KD, out=product_BK[: len(block)]).numpy(), offset_K.numpy(), codes_N[start : start + len(block)])
 
     by_parts(part, len(int8_ND), max(_PART_ROWS, size))
     return codes_N
@@ -49,7 +49,7 @@ def moves(rows_ND: Floats, before_N: Ints, now_N: Ints, num_centroids: int) -> t
 
 
 @compiled()
-def _largest(product_BK: NDArray[np.int32], offset_K: NDArray[np.int32], codes_B: Ints) -> None:
+def _best(product_BK: NDArray[np.int32], offset_K: NDArray[np.int32], codes_B: Ints) -> None:
     num_centroids = len(offset_K)
     none, score_K = np.int32(num_centroids), np.empty(num_centroids, np.int32)
     for b in range(len(codes_B)):

@@ -1,6 +1,7 @@
 """Loops over rows as machine code.
 
-A loop is compiled when it first runs in a process, and kept beside its file or in the user's cache for the next one.
+A loop is compiled when it first runs in a process, and kept beside its file or in the user's cache for the next one, until that file changes; constants that
+it reads of other modules stay what they were.
 Reads and writes nothing but that cache; longtail.nearest_cpu and longtail.kmeans_cpu are made of such loops.
 """
 

@@ -12,6 +12,8 @@ import torch
 
 from longtail.nearest_bounds import FLOAT32
 
+NOT_FINITE = "some vectors have numbers that are not finite: codes are of finite vectors. Look for NaN and infinite values where the vectors were made."
+
 
 class NearestCentroids:
     """A residual codebook float32 [S, K, D], made ready to be compared with many rows of its device."""
@@ -29,7 +31,11 @@ class NearestCentroids:
             self._find = DeviceCentroids(codebook_SKD, torch.bfloat16)
 
     def __call__(self, rows_BD: torch.Tensor) -> torch.Tensor:
-        """int64 [B, S]: the number of the centroid nearest to each row, then to what it leaves in float32; the lowest where several are as near."""
+        """int64 [B, S]: the number of the centroid nearest to each row, then to what it leaves in float32; the lowest where several are as near.
+
+        Raises:
+            ValueError: on a CPU, where a row's numbers are not finite.
+        """
         return self._find(rows_BD)
 
     def _by_loops(self, rows_BD: torch.Tensor) -> torch.Tensor:
@@ -46,7 +52,8 @@ def among(rows_RD: torch.Tensor, centroids_KD: torch.Tensor, row_P: torch.Tensor
     tied_P = (torch.bincount(row_P) > 1)[row_P]
     if tied_P.any():
         row_P, code_P = row_P[tied_P], code_P[tied_P]
-        float64_P = _squared(rows_RD[row_P].double(), centroids_KD[code_P].double()).cumsum(1)[:, -1]  # in the order of the columns, as nearest_cpu has it
+        # On a CPU in the order of the columns, as nearest_cpu has it.
+        float64_P = _squared(rows_RD[row_P].double(), centroids_KD[code_P].double()).cumsum(1)[:, -1]
         nearest_P = float64_P == _least(float64_P, row_P, len(rows_RD))
         lowest_R[row_P] = len(centroids_KD)
         lowest_R.scatter_reduce_(0, row_P[nearest_P], code_P[nearest_P], "amin")

@@ -38,4 +38,4 @@ def _distances(rows_KD: torch.Tensor) -> torch.Tensor:
     """float64 [K, K], never too small: what a product may lose of a square is added."""
     squares_K = (rows_KD**2).sum(1)
     squares_KK = squares_K[:, None] + squares_K[None]
-    return (squares_KK - 2 * (rows_KD @ rows_KD.t()) + 1e-13 * squares_KK).clamp_(min=0).sqrt_()
+    return (squares_KK - 2 * (rows_KD @ rows_KD.t()) + (1e-13 + 4 * rows_KD.shape[1] * 2.0**-53) * squares_KK).clamp_(min=0).sqrt_()

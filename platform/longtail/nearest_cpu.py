@@ -4,7 +4,7 @@ Rows and centroids, each in steps of its own, meet as int8, whose products are e
 pair of centroids, so that most codes are certain from the products alone; the centroids that are left are compared by their distances, in float32 and, where
 that leaves a doubt, in float64. Loops are compiled when they first run, and kept beside this file or in the user's cache.
 Reads and writes nothing; longtail.nearest calls it.
-Letters: B rows of a block, S stages, K centroids, D vector width, C = S K columns of the product.
+Letters: B rows of a block, S stages, K centroids, D vector width, C = S K columns of the product, P pairs of a stage and an earlier one, W words of 8 flags.
 """
 
 import threading
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from longtail.int8_products import INT8_MAX, padded_rows, products, to_int8
 from longtail.loops import compiled
+from longtail.nearest import NOT_FINITE
 from longtail.nearest_bounds import FLOAT32, StageBounds
 from longtail.threads import by_parts
 
@@ -26,13 +27,14 @@ _BLOCK_ROWS = (32, 2048)
 _PART_BLOCKS = 16  # that a thread takes at a time
 _LEAST_STEP = 1e-30
 _LOST = 1 / 128  # of a row's length, by rounding to int8, more or less
-_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
+_ALL_BUT_SIGN, _INFINITE = np.int32(0x7FFFFFFF), np.int32(0x7F800000)  # of a float32's bits
 
 
 class CpuCentroids:
     """A residual codebook float32 [S, K, D], made ready to be compared with many rows; each thread has memory of its own."""
 
     def __init__(self, codebook_SKD: Floats) -> None:
+        assert codebook_SKD.dtype == np.float32, codebook_SKD.dtype  # compiled loops check nothing
         exact_SKD = torch.from_numpy(codebook_SKD).double()
         num_stages, _, self._dim = codebook_SKD.shape
         int8_SKD, bounds = [], []
@@ -55,7 +57,12 @@ class CpuCentroids:
         self._of_thread = threading.local()
 
     def __call__(self, rows_BD: Floats) -> NDArray[np.int64]:
-        """int64 [B, S]."""
+        """int64 [B, S].
+
+        Raises:
+            ValueError: a row's numbers are not finite.
+        """
+        assert rows_BD.dtype == np.float32 and rows_BD.shape[1] == self._dim, (rows_BD.dtype, rows_BD.shape)  # noqa: PT018
         rows_BD, codes_BS = np.ascontiguousarray(rows_BD), np.empty((len(rows_BD), len(self._tables[0])), np.int64)
 
         def part(where: slice) -> None:
@@ -84,7 +91,8 @@ class _Block:
 
     def multiply(self, rows_BD: Floats) -> NDArray[np.int32]:
         """int32 [B, C], and what is known of each row."""
-        _to_steps(rows_BD, self._int8_BD.numpy(), self.step_B, self.length_B, self.lost_B)
+        if not _to_steps(rows_BD, self._int8_BD.numpy(), self.step_B, self.length_B, self.lost_B):
+            raise ValueError(NOT_FINITE)
         found: NDArray[np.int32] = products(self._int8_BD, self._int8_CD, out=self._product_BC).numpy()[: len(rows_BD)]
         return found
 
@@ -95,8 +103,8 @@ def _stacked(tables: list[torch.Tensor]) -> Floats:
 
 
 @compiled(any_order=True)
-def _to_steps(rows_BD: Floats, int8_BD: NDArray[np.int8], step_B: Floats, length_B: Floats, lost_B: Floats) -> None:
-    """Rows as int8 in steps of their own, their lengths and the lengths of what rounding took; neither length too small."""
+def _to_steps(rows_BD: Floats, int8_BD: NDArray[np.int8], step_B: Floats, length_B: Floats, lost_B: Floats) -> bool:
+    """Rows as int8 in steps of their own, their lengths and the lengths of what rounding took, neither length too small; False at a row that is not finite."""
     dim = rows_BD.shape[1]
     most_bits = np.empty(1, np.int32)
     margin, half_up = np.float32(1 + (dim + 8) * FLOAT32), np.float32(INT8_MAX + 1.5)
@@ -105,6 +113,8 @@ def _to_steps(rows_BD: Floats, int8_BD: NDArray[np.int8], step_B: Floats, length
         most = np.int32(0)
         for d in range(dim):
             most = max(most, bits_D[d] & _ALL_BUT_SIGN)
+        if most >= _INFINITE:
+            return False
         most_bits[0] = most
         step = max(most_bits.view(np.float32)[0] / np.float32(INT8_MAX), np.float32(_LEAST_STEP))
         per_step = np.float32(1) / step
@@ -118,6 +128,7 @@ def _to_steps(rows_BD: Floats, int8_BD: NDArray[np.int8], step_B: Floats, length
         step_B[b] = step
         length_B[b] = np.sqrt(squared) * margin
         lost_B[b] = np.sqrt(lost) * margin + np.float32(2 * FLOAT32) * length_B[b]
+    return True
 
 
 @compiled(any_order=True)

@@ -29,6 +29,8 @@ class DeviceCentroids:
         exact_SKD = codebook_SKD.double()
         self._stages = [_Stage(exact_SKD, stage, dtype) for stage in range(len(exact_SKD))]
         self._work: _Workspace | None = None
+        if codebook_SKD.is_cuda:
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # the bounds are of sums in float32
 
     def __call__(self, rows_BD: torch.Tensor) -> torch.Tensor:
         """int64 [B, S]."""

@@ -150,7 +150,7 @@ class SequenceSums(torch.autograd.Function):
 class SequenceHidden(torch.autograd.Function):
     """relu(shift + value @ matrix + age * recency) at every place, [B, L, K]: each row's own matrix [B, D, K] on the values [R, D] at its places.
 
-    In one piece, since each of its steps would read and write all of [B, L, K] once more, forth and back.
+    In one function, since each of its steps would read and write all of [B, L, K] once more, forth and back.
     """
 
     @staticmethod
@@ -180,14 +180,14 @@ class SequenceHidden(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         sequence_BLD, matrix_BDK, hidden_BLK, age_BL = ctx.saved_tensors
         of_sequence, of_matrix, of_shift = torch.empty_like(sequence_BLD), torch.empty_like(matrix_BDK), torch.empty_like(matrix_BDK[:, 0])
-        of_recency = None if age_BL is None else matrix_BDK.new_zeros(matrix_BDK.shape[2])
+        of_recency = None if age_BL is None else torch.zeros(matrix_BDK.shape[2], device=matrix_BDK.device)
         for piece in _pieces(hidden_BLK):
             sums_BLK = torch.ops.aten.threshold_backward(gradients[0][piece], hidden_BLK[piece], 0)
             torch.bmm(sums_BLK, matrix_BDK[piece].transpose(1, 2), out=of_sequence[piece])
             torch.bmm(sequence_BLD[piece].transpose(1, 2), sums_BLK, out=of_matrix[piece])
             torch.sum(sums_BLK, dim=1, out=of_shift[piece])
             if of_recency is not None:
-                of_recency.addmv_(sums_BLK.flatten(0, 1).t(), age_BL[piece].reshape(-1))
+                of_recency += age_BL[piece].reshape(-1).to(sums_BLK.dtype) @ sums_BLK.flatten(0, 1)
         of_values = ctx.places.back(_full(of_sequence.flatten(0, 1)))
         of_values[0] = 0
         return of_values, of_matrix, of_shift, of_recency, None, None, None
