@@ -89,19 +89,22 @@ def train_resources(compute: Compute) -> dict[str, float]:
     return {"CPU": compute.num_cpus} | ({"GPU": compute.num_gpus} if compute.num_gpus else {}) | pool_resources(compute.pool)
 
 
+def pool(compute: Compute, **more: Any) -> "ray.data.ActorPoolStrategy":
+    """Actors whose calls run in the thread that made them; by default they run in a second one, with a team of OpenMP threads of its own (longtail.threads)."""
+    return ray.data.ActorPoolStrategy(size=compute.num_actors, enable_true_multi_threading=True, **more)
+
+
 def actors(dataset: "ray.data.Dataset", actor: Any, compute: Compute, **constructor: Any) -> "ray.data.Dataset":
     """The next step of a plan: a pool of actors of one class, each taking whole blocks."""
-    # Calls run in the thread that made the actor; by default they would run in a second one, with a team of OpenMP threads of its own (longtail.threads).
-    pool = ray.data.ActorPoolStrategy(size=compute.num_actors, enable_true_multi_threading=True)
     reserved = options(compute) | {"num_gpus": compute.num_gpus or None}
-    return dataset.map_batches(actor, fn_constructor_kwargs=constructor, compute=pool, batch_size=None, batch_format="pyarrow", **reserved)
+    return dataset.map_batches(actor, fn_constructor_kwargs=constructor, compute=pool(compute), batch_size=None, batch_format="pyarrow", **reserved)
 
 
 def tasks(dataset: "ray.data.Dataset", function: Any, **arguments: Any) -> "ray.data.Dataset":
     """The next step of a plan: a light function of whole blocks, one at a time."""
     # At so small a reservation Ray would start a worker process for every block at once, and each costs seconds to start.
-    pool = ray.data.TaskPoolStrategy(size=1)
-    return dataset.map_batches(function, fn_kwargs=arguments, compute=pool, num_cpus=SMALL_CPUS, batch_size=None, batch_format="pyarrow")
+    one = ray.data.TaskPoolStrategy(size=1)
+    return dataset.map_batches(function, fn_kwargs=arguments, compute=one, num_cpus=SMALL_CPUS, batch_size=None, batch_format="pyarrow")
 
 
 def write_part(block: pa.Table, uri: str, folder: str, columns: Sequence[str]) -> pa.Table:

@@ -123,7 +123,7 @@ def image_vectors(logs: Artifact, item_ids: pa.Array, settings: ItemEncoderSetti
             batch_format="pyarrow",
             batch_size=compute.batch_size,
             **blocks.options(compute),
-            compute=ray.data.ActorPoolStrategy(size=compute.num_actors, enable_true_multi_threading=True),  # as in blocks.actors
+            compute=blocks.pool(compute),
         )
         .to_arrow_refs()
     )

@@ -87,9 +87,7 @@ def asked(plan: "ray.data.Dataset", settings: ProfilesSettings, **constructor: A
     So the engine is as full at a block's end as at its beginning, and in a run in which few users changed, a few prompts of many blocks fill it.
     """
     compute = settings.compute
-    pool = ray.data.ActorPoolStrategy(
-        size=compute.num_actors, max_tasks_in_flight_per_actor=BLOCKS_AT_ONCE, max_concurrent_calls_per_actor=BLOCKS_AT_ONCE, enable_true_multi_threading=True
-    )
+    pool = blocks.pool(compute, max_tasks_in_flight_per_actor=BLOCKS_AT_ONCE, max_concurrent_calls_per_actor=BLOCKS_AT_ONCE)
     reserved = blocks.options(compute) | {"num_gpus": compute.num_gpus or None}
     constructor |= {"settings": settings}
     return plan.map_batches(ProfileActor, fn_constructor_kwargs=constructor, compute=pool, batch_size=None, batch_format="pyarrow", **reserved)
